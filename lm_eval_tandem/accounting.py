@@ -1,0 +1,56 @@
+"""Tokens to TFLOPs: Eq. 12 of the paper, and beside it the whole bill.
+
+Eq. 12 counts generated tokens only. The bill counts every token that passed through a model: prompts read, judge
+passes, generated tokens, work that was thrown away. Both count what the question needed, whether or not a store had
+the result already, so that a resumed run reports the figures of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TERA = 1e12
+
+
+@dataclass
+class Tokens:
+    """What one question made the two models do.
+
+    mentor_new, intern_new: tokens generated (L_L and L_S of Eq. 12).
+    mentor_prefill, intern_prefill: prompt tokens computed for generation, without those found in a prefix cache.
+    judge_prefill: prompt tokens computed to judge, without those found in a prefix cache.
+    """
+
+    mentor_new: int = 0
+    intern_new: int = 0
+    mentor_prefill: int = 0
+    intern_prefill: int = 0
+    judge_prefill: int = 0
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+
+    def as_tuple(self) -> tuple[int, int, int, int, int]:
+        """All five counts in the order of the fields."""
+        return (self.mentor_new, self.intern_new, self.mentor_prefill, self.intern_prefill, self.judge_prefill)
+
+    @property
+    def length(self) -> int:
+        """Inference length of the paper: L_L + L_S tokens."""
+        return self.mentor_new + self.intern_new
+
+
+def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:
+    """Eq. 12: 2/10^12 (|theta_L| L_L + |theta_S| (L_L + L_S)), in TFLOPs.
+
+    The intern reads what the mentor writes, hence |theta_S| L_L. Where no intern takes part (the mentor alone, the
+    paper's "single model" rows) pass `intern_parameters=0`.
+    """
+    return 2 / TERA * (mentor_parameters * tokens.mentor_new + intern_parameters * tokens.length)
+
+
+def bill(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:
+    """TFLOPs of every token computed: 2 |theta| a token for prompts, judge passes and generation of both roles."""
+    mentor = tokens.mentor_new + tokens.mentor_prefill
+    intern = tokens.intern_new + tokens.intern_prefill + tokens.judge_prefill
+    return 2 / TERA * (mentor_parameters * mentor + intern_parameters * intern)

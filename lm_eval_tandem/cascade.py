@@ -1,0 +1,282 @@
+"""The method: one coroutine per question that reads like the algorithm of the paper (2.1 to 2.4).
+
+Judge; maybe let the mentor go on; judge again; stop; let the intern answer. Nothing here knows of batches, devices,
+the harness or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_eval_tandem.accounting import Tokens, bill, tflops
+from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling, TokenStats, common_prefix
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.ledger import Record, Stage
+from lm_eval_tandem.prompts import Prompts, Question, without_think_marks
+from lm_eval_tandem.sufficiency.features import features
+
+MENTOR = -1
+"""The stage of an answer that the mentor wrote itself."""
+
+
+class Judge(Protocol):
+    """A fitted sufficiency classifier with one threshold per stage, stage 0 included."""
+
+    thresholds: Sequence[float]
+
+    def score(self, features: NDArray[np.float64]) -> float:
+        """s_t of Eq. 8, between 0 and 1, for one feature vector of shape (18,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Who answers, and how that is decided. `stage` is the fixed stage of `stage:N`."""
+
+    name: str
+    stage: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, stages: int) -> Policy:
+        """A policy from its name; `stages` is the number of efforts.
+
+        Raises:
+            ArgumentError: no policy has this name, or it has no such stage.
+        """
+        name, _, number = str(text).partition(":")
+        if name in ("cascade", "intern", "mentor") and not number:
+            return cls(name)
+        if name == "stage" and number.isdigit() and int(number) <= stages:
+            return cls("stage", int(number))
+        raise ArgumentError(
+            f"policy={text} is not known; use cascade, intern, mentor, or stage:N with N from 0 to {stages}."
+        )
+
+    @property
+    def needs_mentor(self) -> bool:
+        """Whether the mentor has anything to do."""
+        return not (self.name == "intern" or self.stage == 0)
+
+    @property
+    def needs_intern(self) -> bool:
+        """Whether the intern has anything to do."""
+        return self.name != "mentor"
+
+    def __str__(self) -> str:
+        return self.name if self.stage is None else f"{self.name}:{self.stage}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question to answer: what is asked, how to generate, and what makes it unique within a run."""
+
+    question: Question
+    sampling: Sampling
+    task: str = ""
+    doc_id: int = 0
+    repeat: int = 0
+
+    @property
+    def session(self) -> str:
+        """The name under which engines keep what they computed for this question."""
+        return f"{self.task}/{self.doc_id}/{self.repeat}"
+
+    def sampling_of(self, role: str, stage: int) -> Sampling:
+        """The same settings with a random stream of its own; a greedy generation has no stream."""
+        if self.sampling.temperature == 0:
+            return replace(self.sampling, seed=0)
+        name = f"{self.sampling.seed}/{self.session}/{role}/{stage}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        return replace(self.sampling, seed=seed)
+
+
+@dataclass
+class Insight:
+    """What the mentor has written so far: I_t."""
+
+    passes: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    tokens: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """I_t as the intern reads it."""
+        return without_think_marks("".join(self.passes))
+
+
+@dataclass
+class Walk:
+    """One question on its way: what was said, read and spent. Each role's `read` is what a prefix cache would hold."""
+
+    task: Task
+    insight: Insight = field(default_factory=Insight)
+    tokens: Tokens = field(default_factory=Tokens)
+    stages: list[Stage] = field(default_factory=list)
+    judge_seconds: float = 0.0
+    generate_seconds: float = 0.0
+    read: dict[str, list[int]] = field(default_factory=dict)
+
+    def new_tokens(self, role: str, ids: list[int]) -> int:
+        """How many of a prompt's tokens the role has not read yet; from now on it has."""
+        new = len(ids) - common_prefix(self.read.get(role, []), ids)
+        self.read[role] = ids
+        return new
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Mentor, intern and judge, ready to answer.
+
+    efforts: mentor tokens in total at stages 1, 2, ... (rising).
+    judge: needed by the policy `cascade` alone.
+    record_features: also judge-read fixed stages and keep the features in the record (for fitting a classifier).
+    """
+
+    mentor: Engine | None
+    intern: Engine | None
+    prompts: Prompts
+    policy: Policy
+    efforts: tuple[int, ...]
+    judge: Judge | None = None
+    record_features: bool = False
+
+    async def answer(self, task: Task) -> tuple[str, Record]:
+        """The answer (only what the answering role wrote) and the record of how it came about."""
+        walk = Walk(task)
+        try:
+            if self.policy.name == "mentor":
+                return await self._mentor_alone(walk)
+            if self.policy.name == "cascade":
+                return await self._cascade(walk)
+            return await self._fixed(walk, self.policy.stage or 0)
+        finally:
+            for engine in (self.mentor, self.intern):
+                if engine is not None:
+                    engine.release(task.session)
+
+    async def _cascade(self, walk: Walk) -> tuple[str, Record]:
+        assert self.judge is not None
+        insights: list[str] = []
+        scores: list[float] = []
+        for stage in range(len(self.efforts) + 1):
+            if stage > 0:
+                if walk.insight.finish_reason == "stop":
+                    break  # the mentor had nothing to add: later stages are this one
+                await self._grow(walk, stage)
+            stats = await self._judge_reads(walk, walk.insight.text)
+            vector = features(stats, stage)
+            score = self.judge.score(vector)
+            self._look(walk, stage, stats, vector, score, self.judge.thresholds[stage])
+            insights.append(walk.insight.text)
+            scores.append(score)
+            if score > self.judge.thresholds[stage]:
+                return await self._intern_answers(walk, stage, insights[stage], "sufficient")
+        best = int(np.argmax(scores))
+        return await self._intern_answers(walk, best, insights[best], "best of all")
+
+    async def _fixed(self, walk: Walk, stage: int) -> tuple[str, Record]:
+        for effort in range(1, stage + 1):
+            if walk.insight.finish_reason != "stop":
+                await self._grow(walk, effort)
+        if self.record_features:
+            stats = await self._judge_reads(walk, walk.insight.text)
+            self._look(walk, stage, stats, features(stats, stage), None, None)
+        return await self._intern_answers(walk, stage, walk.insight.text, "fixed" if stage else "alone")
+
+    async def _grow(self, walk: Walk, stage: int) -> None:
+        """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""
+        assert self.mentor is not None
+        insight, task = walk.insight, walk.task
+        staged = self.prompts.insights == "staged"
+        text = self.prompts.mentor(self.mentor, task.question, insight.passes if staged else ())
+        continued = () if staged else insight.ids
+        budget = self.efforts[stage - 1] - insight.tokens
+        sampling = replace(task.sampling_of("mentor", stage), max_tokens=budget, stop=())
+        completion = await self.mentor.generate(Prompt(text, continued, task.session), sampling)
+        self._count(walk, self.mentor, "mentor", text, continued, completion)
+        ids = continued + completion.token_ids
+        written = self.mentor.decode(ids)
+        walk.insight = Insight(
+            passes=(*insight.passes, written) if staged else (written,),
+            ids=ids,
+            tokens=insight.tokens + completion.new_tokens,
+            # A pass of `staged` that ends by itself leaves the next, deeper one to come.
+            finish_reason="length" if staged and stage < len(self.efforts) else completion.finish_reason,
+        )
+
+    async def _judge_reads(self, walk: Walk, insights: str) -> TokenStats:
+        """The intern reads exactly the prompt that it would answer from (Eq. 3 to 6)."""
+        assert self.intern is not None
+        text = self.prompts.intern(self.intern, walk.task.question, insights)
+        stats = await self.intern.score(Prompt(text, session=walk.task.session))
+        walk.tokens.judge_prefill += walk.new_tokens("intern", self.intern.encode(text))
+        walk.judge_seconds += stats.seconds
+        return stats
+
+    def _look(
+        self,
+        walk: Walk,
+        stage: int,
+        stats: TokenStats,
+        vector: NDArray[np.float64],
+        score: float | None,
+        threshold: float | None,
+    ) -> None:
+        kept = vector.tolist() if self.record_features else None
+        walk.stages.append(Stage(stage, score, threshold, walk.insight.tokens, len(stats), stats.seconds, kept))
+
+    async def _intern_answers(self, walk: Walk, stage: int, insights: str, reason: str) -> tuple[str, Record]:
+        assert self.intern is not None
+        text = self.prompts.intern(self.intern, walk.task.question, insights)
+        prompt = Prompt(text, session=walk.task.session)
+        completion = await self.intern.generate(prompt, walk.task.sampling_of("intern", stage))
+        self._count(walk, self.intern, "intern", text, (), completion)
+        return completion.text, self._record(walk, stage, reason, completion)
+
+    async def _mentor_alone(self, walk: Walk) -> tuple[str, Record]:
+        assert self.mentor is not None
+        text = self.prompts.alone(self.mentor, walk.task.question)
+        completion = await self.mentor.generate(Prompt(text), walk.task.sampling_of("mentor", MENTOR))
+        self._count(walk, self.mentor, "mentor", text, (), completion)
+        return completion.text, self._record(walk, MENTOR, "alone", completion)
+
+    def _count(
+        self, walk: Walk, engine: Engine, role: str, text: str, continued: tuple[int, ...], completion: Completion
+    ) -> None:
+        ids = engine.encode(text) + list(continued)
+        new = walk.new_tokens(role, ids)
+        walk.read[role] = ids + list(completion.token_ids)
+        walk.generate_seconds += completion.seconds
+        if role == "mentor":
+            walk.tokens.mentor_prefill += new
+            walk.tokens.mentor_new += completion.new_tokens
+        else:
+            walk.tokens.intern_prefill += new
+            walk.tokens.intern_new += completion.new_tokens
+
+    def _record(self, walk: Walk, stage: int, reason: str, completion: Completion) -> Record:
+        mentor = self.mentor.parameters if self.mentor is not None else 0
+        intern = self.intern.parameters if self.intern is not None and stage != MENTOR else 0
+        return Record(
+            task=walk.task.task,
+            doc_id=walk.task.doc_id,
+            repeat=walk.task.repeat,
+            policy=str(self.policy),
+            stage=stage,
+            reason=reason,
+            finish_reason=completion.finish_reason,
+            mentor_finish_reason=walk.insight.finish_reason,
+            tokens=walk.tokens,
+            tflops=tflops(walk.tokens, mentor, intern),
+            bill=bill(walk.tokens, mentor, intern),
+            judge_seconds=walk.judge_seconds,
+            generate_seconds=walk.generate_seconds,
+            stages=walk.stages,
+        )

@@ -1,0 +1,156 @@
+"""The contract every engine keeps: `generate` and `score`, for any number of coroutines at once.
+
+The cascade knows nothing else of a model. Batching, caching of prefixes, devices and connections are the engine's
+business. `tests/engines/conformance.py` holds what every engine must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Messages = tuple[tuple[str, str], ...]
+"""A conversation as (role, content) pairs."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a role reads: rendered text, then optionally tokens that the role itself wrote before.
+
+    text: the rendered prompt (chat template applied where there is one).
+    continued: token ids that follow the text; growing a mentor's text is `generate` from text + continued.
+    session: questions with the same session share a prefix; an engine may keep what it computed for it until
+        `release(session)`. Never part of a store's key.
+    """
+
+    text: str
+    continued: tuple[int, ...] = ()
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. `temperature == 0` is greedy; None leaves a value to the model's own generation defaults.
+
+    `max_tokens` counts new tokens, the end token included.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished generation.
+
+    text: the decoded new tokens, special tokens left out, cut before the first stop string.
+    token_ids: the new tokens as generated (end token and stop string included).
+    finish_reason: "stop" (end token or stop string) or "length" (`max_tokens` reached).
+    prompt_tokens: tokens of the prompt; cached_tokens: those of them that an earlier call had already computed.
+    seconds: from submission to the end, waiting included.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens generated, as the engine counts them (L_L or L_S of Eq. 12)."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """The intern's view of a prompt of n tokens (paper, Eq. 3-5), natural logarithms.
+
+    logprob, entropy: float32 arrays of length n; entry i belongs to token i given the tokens before it. Entry 0 is
+        NaN where the first token has no token before it.
+    cached_tokens: leading tokens whose statistics an earlier call had computed.
+    seconds: the time of the forward pass that this prompt shared, divided by the prompts in its batch.
+    """
+
+    logprob: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    cached_tokens: int
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.logprob)
+
+
+@dataclass
+class Work:
+    """What an engine really computed since it was made (not what a store answered)."""
+
+    prefill_tokens: int = 0
+    recomputed_tokens: int = 0
+    """Prompt tokens computed again although an earlier call of the same session had computed them."""
+    decode_tokens: int = 0
+    judge_seconds: float = 0.0
+    generate_seconds: float = 0.0
+
+
+class Engine(Protocol):
+    """One loaded model. The two async calls come from one event loop; everything else is called from anywhere."""
+
+    name: str
+    """How the model is called in results, e.g. the path or hub id."""
+    parameters: int
+    """|theta| of Eq. 12: all parameters counted."""
+    window: int
+    """Tokens that prompt and new tokens may have together."""
+    identity: Mapping[str, Any]
+    """Everything besides prompt and sampling that can change an output; part of the store's key."""
+    work: Work
+    """What the engine has computed so far."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """Raises ContextError when prompt and `max_tokens` exceed the window."""
+        ...
+
+    async def score(self, prompt: Prompt) -> TokenStats:
+        """Raises ContextError when the prompt exceeds the window, EngineError when the engine cannot score."""
+        ...
+
+    def release(self, session: str) -> None:
+        """The question is finished: what was kept for it may go."""
+        ...
+
+    def render(self, messages: Messages, generation_prompt: bool = True) -> str:
+        """The conversation in the model's own chat template."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+        ...
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """The text of generated tokens, special tokens left out, an incomplete last character left out too."""
+        ...
+
+    def close(self) -> None:
+        """Stop worker threads and free what is kept."""
+        ...
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    n = min(len(a), len(b))
+    for i in range(n):
+        if a[i] != b[i]:
+            return i
+    return n

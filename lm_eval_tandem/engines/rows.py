@@ -1,0 +1,176 @@
+"""Rows of different lengths in one key-value cache: stacked for a forward pass, taken apart again to be kept.
+
+Shapes: a layer's keys and values are [B, H, T, D] in a batch and [H, n, D] for one row. A batch is padded on the left;
+a mask [B, T] of booleans says which cells hold a token, so a hole between kept cells and new tokens does no harm.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+SCORED_CELLS = 2**27
+"""Logits (rows x positions x vocabulary) that one forward pass of `score` may hold in float32: 512 MB."""
+
+
+@dataclass
+class Kept:
+    """What is computed of one sequence: its first tokens, their keys and values, and statistics where it was scored."""
+
+    ids: list[int]
+    layers: Layers
+    logprob: NDArray[Any] | None = None
+    entropy: NDArray[Any] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(cells.numel() * cells.element_size() for pair in self.layers for cells in pair)
+
+    def cut(self, n: int) -> Layers:
+        """The first n tokens' keys and values, as views; nothing for n = 0."""
+        return [(key[:, :n], value[:, :n]) for key, value in self.layers] if n else []
+
+
+class Prefixes:
+    """What is kept for each session, within a number of bytes; the longest unused goes first."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, session: str | None) -> Kept | None:
+        """What is kept for the session, if it is still there."""
+        if session is None or session not in self._kept:
+            return None
+        self._kept.move_to_end(session)
+        return self._kept[session]
+
+    def put(self, session: str, kept: Kept) -> None:
+        """Keep this instead of what was kept for the session."""
+        self.drop(session)
+        self._kept[session] = kept
+        self._bytes += kept.bytes
+        while self._bytes > self.room and self._kept:
+            self.drop(next(iter(self._kept)))
+
+    def drop(self, session: str) -> None:
+        """Forget the session."""
+        kept = self._kept.pop(session, None)
+        if kept is not None:
+            self._bytes -= kept.bytes
+
+
+class Rows:
+    """A batch of sequences in one cache, of one decoder-only model.
+
+    `stackable` is False for models whose cache is not plain attention over the whole prefix (sliding windows, state
+    spaces): their rows are computed together from the beginning and never taken apart.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.device = model.device
+        accepted = inspect.signature(model.forward).parameters
+        self._positions = "position_ids" in accepted
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.stackable = is_stackable(model)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.cache = DynamicCache() if self.stackable else DynamicCache(config=self.model.config)
+        self.mask = torch.zeros((0, 0), dtype=torch.bool, device=self.device)
+
+    def stack(self, kept: Sequence[Layers]) -> None:
+        """Put rows side by side: the cells of each, padded on the left to the longest. Replaces what was there."""
+        self.clear()
+        lengths = [layers[0][0].shape[1] if layers else 0 for layers in kept]
+        longest = max(lengths)
+        self.mask = torch.zeros((len(kept), longest), dtype=torch.bool, device=self.device)
+        for row, n in enumerate(lengths):
+            self.mask[row, longest - n :] = True
+        if longest == 0:
+            return
+        template = next(layers for layers in kept if layers)
+        for depth, pair in enumerate(template):
+            stacked = []
+            for side, cells in enumerate(pair):
+                heads, _, width = cells.shape
+                whole = cells.new_zeros((len(kept), heads, longest, width))
+                for row, n in enumerate(lengths):
+                    if n:
+                        whole[row, :, longest - n :] = kept[row][depth][side]
+                stacked.append(whole)
+            self.cache.update(stacked[0], stacked[1], depth)
+
+    def take(self, row: int) -> Layers:
+        """A copy of one row's cells without padding: [H, n, D] a layer."""
+        mask = self.mask[row]
+        return [(layer.keys[row][:, mask], layer.values[row][:, mask]) for layer in self.cache.layers]
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor, last_only: bool) -> torch.Tensor:
+        """One pass over new tokens `ids` [B, M] (`real` [B, M] says which are no padding); logits [B, M or 1, V]."""
+        before = self.mask.sum(1, keepdim=True)
+        self.mask = torch.cat([self.mask, real], dim=1)
+        arguments: dict[str, Any] = dict(self._last_only) if last_only else {}
+        if self._positions:
+            arguments["position_ids"] = (before + real.cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask.long(),
+            past_key_values=self.cache,
+            use_cache=True,
+            **arguments,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1:] if last_only else logits
+
+    def read(self, new: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+        """Read each row's new tokens, aligned on the right; logits after the last one, [B, V]."""
+        ids, real = self._align(new, pad)
+        return self.forward(ids, real, last_only=True)[:, -1]
+
+    def score(self, new: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read each row's new tokens; log-probability and entropy of each of them but the first, [B, M - 1] float32.
+
+        Aligned on the right: the last len(new[i]) - 1 entries of row i are its own.
+        """
+        ids, real = self._align(new, pad)
+        width = ids.shape[1]
+        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
+        step = max(1, SCORED_CELLS // (len(new) * vocabulary))
+        logprob, entropy = [], []
+        for start in range(0, width, step):
+            stop = min(width, start + step)
+            logits = self.forward(ids[:, start:stop], real[:, start:stop], last_only=False).float()
+            logits = logits[:, : min(stop, width - 1) - start]
+            log_p = torch.log_softmax(logits, dim=-1)
+            targets = ids[:, start + 1 : start + 1 + log_p.shape[1]]
+            logprob.append(log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
+            entropy.append(torch.special.entr(log_p.exp()).sum(-1))
+        return torch.cat(logprob, dim=1), torch.cat(entropy, dim=1)
+
+    def _align(self, new: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(len(tokens) for tokens in new)
+        ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in new], device=self.device)
+        real = torch.tensor(
+            [[False] * (width - len(tokens)) + [True] * len(tokens) for tokens in new], device=self.device
+        )
+        return ids, real
+
+
+def is_stackable(model: PreTrainedModel) -> bool:
+    """Whether every layer's cache is plain keys and values over the whole prefix."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)

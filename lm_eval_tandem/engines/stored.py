@@ -1,0 +1,103 @@
+"""An engine whose finished work is kept in a store, and found there again by a later run or another policy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from lm_eval_tandem.engines import Completion, Engine, Messages, Prompt, Sampling, TokenStats
+from lm_eval_tandem.store import Store, key_of
+
+
+class Stored:
+    """The same contract as the engine inside; equal calls that run at the same time are made once."""
+
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self.engine = engine
+        self.store = store
+        self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
+        self.identity, self.work = engine.identity, engine.work
+        self.found = 0
+        """Calls answered from the store."""
+        self._model = key_of(dict(engine.identity))
+        self._under_way: dict[str, asyncio.Future[dict[str, Any]]] = {}
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """See `Engine.generate`."""
+
+        async def fresh() -> dict[str, Any]:
+            return asdict(await self.engine.generate(prompt, sampling))
+
+        value = await self._once({"generate": asdict(sampling)}, prompt, fresh)
+        return Completion(**{**value, "token_ids": tuple(value["token_ids"])})
+
+    async def score(self, prompt: Prompt) -> TokenStats:
+        """See `Engine.score`."""
+
+        async def fresh() -> dict[str, Any]:
+            stats = await self.engine.score(prompt)
+            arrays = {"logprob": packed(stats.logprob), "entropy": packed(stats.entropy)}
+            return {**arrays, "cached_tokens": stats.cached_tokens, "seconds": stats.seconds}
+
+        value = await self._once({"score": "float32"}, prompt, fresh)
+        arrays = {name: unpacked(value[name]) for name in ("logprob", "entropy")}
+        return TokenStats(**{**value, **arrays})
+
+    async def _once(
+        self, call: dict[str, Any], prompt: Prompt, fresh: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        key = key_of({"model": self._model, "text": prompt.text, "continued": list(prompt.continued), **call})
+        found = self.store.get(key)
+        if found is not None:
+            self.found += 1
+            return found
+        if key in self._under_way:
+            return await asyncio.shield(self._under_way[key])
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._under_way[key] = future
+        try:
+            value = await fresh()
+            self.store.put(key, value)
+            future.set_result(value)
+            return value
+        except BaseException as error:
+            future.set_exception(error)
+            future.exception()  # whoever waits beside us sees it; nobody waiting is no fault
+            raise
+        finally:
+            del self._under_way[key]
+
+    def release(self, session: str) -> None:
+        """See `Engine.release`."""
+        self.engine.release(session)
+
+    def render(self, messages: Messages, generation_prompt: bool = True) -> str:
+        """See `Engine.render`."""
+        return self.engine.render(messages, generation_prompt)
+
+    def encode(self, text: str) -> list[int]:
+        """See `Engine.encode`."""
+        return self.engine.encode(text)
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """See `Engine.decode`."""
+        return self.engine.decode(token_ids)
+
+    def close(self) -> None:
+        """Close the engine; the store belongs to whoever opened it."""
+        self.engine.close()
+
+
+def packed(array: np.ndarray[Any, Any]) -> str:
+    """float32 values as base64 text, little endian."""
+    return base64.b64encode(array.astype("<f4").tobytes()).decode()
+
+
+def unpacked(text: str) -> np.ndarray[Any, Any]:
+    """The float32 array that `packed` wrote."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)

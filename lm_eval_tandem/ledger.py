@@ -1,0 +1,102 @@
+"""One record per question: what was judged, who wrote what, what it cost. JSON lines, and the totals of a run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tandem.accounting import Tokens
+
+FORMAT = "tandem-ledger/1"
+
+
+@dataclass
+class Stage:
+    """One look of the judge. `score` and `threshold` are None where nothing was judged, only recorded."""
+
+    stage: int
+    score: float | None
+    threshold: float | None
+    mentor_tokens: int
+    """Mentor tokens written up to this stage, in total."""
+    prompt_tokens: int
+    seconds: float
+    features: list[float] | None = None
+
+
+@dataclass
+class Record:
+    """Everything that happened to one question. Seconds are wall clock and overlap between questions."""
+
+    task: str
+    doc_id: int
+    repeat: int
+    policy: str
+    stage: int
+    """The stage answered from: 0 = no mentor; -1 = the mentor answered."""
+    reason: str
+    """Why there: "sufficient", "best of all" (no stage passed), "fixed", or "alone"."""
+    finish_reason: str
+    mentor_finish_reason: str | None
+    tokens: Tokens
+    tflops: float
+    bill: float
+    judge_seconds: float
+    generate_seconds: float
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What makes a record unique within a run."""
+        return self.task, self.doc_id, self.repeat
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a task shows beside its score."""
+        return {
+            "length": float(self.tokens.length),
+            "mentor_tokens": float(self.tokens.mentor_new),
+            "tflops": self.tflops,
+            "stage": float(self.stage),
+            "truncated": float(self.finish_reason == "length"),
+        }
+
+
+def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
+    """Write the ledger of a run atomically: a header line that describes the run, then one line per record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"format": FORMAT, **run}) + "\n")
+        for record in sorted(records, key=lambda record: record.key):
+            file.write(json.dumps(asdict(record)) + "\n")
+    unfinished.replace(path)
+
+
+def totals(records: Iterable[Record]) -> dict[str, Any]:
+    """What a run did in all: questions, mean length and cost, stage shares, truncation, the judge's share of time.
+
+    Means are per question. A question that lm-eval handed over twice (padding of uneven ranks) counts once.
+    """
+    unique = list({record.key: record for record in records}.values())
+    if not unique:
+        return {"questions": 0}
+    n = len(unique)
+    tokens = sum((record.tokens for record in unique), Tokens())
+    judge = sum(record.judge_seconds for record in unique)
+    stages = Counter(record.stage for record in unique)
+    return {
+        "questions": n,
+        "length": tokens.length / n,
+        "tflops": sum(record.tflops for record in unique) / n,
+        "bill_tflops": sum(record.bill for record in unique) / n,
+        "tokens": asdict(tokens),
+        "stage_share": {str(stage): stages[stage] / n for stage in sorted(stages)},
+        "truncated": sum(record.finish_reason == "length" for record in unique) / n,
+        "judge_seconds": judge,
+        "generate_seconds": sum(record.generate_seconds for record in unique),
+    }

@@ -1,0 +1,402 @@
+"""The model `tandem` of lm-evaluation-harness: the cascade behind the harness's own interface."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm import tqdm
+
+from lm_eval_tandem import __version__, errors, ledger, settings
+from lm_eval_tandem.cascade import Cascade, Task
+from lm_eval_tandem.engines import Engine, Sampling
+from lm_eval_tandem.engines.hf import HFEngine
+from lm_eval_tandem.engines.stored import Stored
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError
+from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.loop import LoopThread
+from lm_eval_tandem.prompts import Question
+from lm_eval_tandem.store import Store
+from lm_eval_tandem.sufficiency import classifier
+
+log = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Questions under way at once, in batches: enough that both engines always find a full one waiting."""
+FROM_PRETRAINED = (
+    "attn_implementation",
+    "device_map",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+    "low_cpu_mem_usage",
+    "use_safetensors",
+    "variant",
+    "token",
+)
+"""What HFLM hands on to transformers beside its own arguments."""
+GENERATION = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "until", "max_gen_toks")
+
+
+class ChatPrompt(str):
+    """A conversation as the harness carries it: rendered for the answering model, the messages kept beside it."""
+
+    messages: tuple[tuple[str, str], ...]
+    generation_prompt: bool
+
+    @classmethod
+    def of(cls, rendered: str, history: Sequence[dict[str, str]], generation_prompt: bool) -> ChatPrompt:
+        """The prompt with its messages."""
+        prompt = cls(rendered)
+        prompt.messages = tuple((turn["role"], turn["content"]) for turn in history)
+        prompt.generation_prompt = generation_prompt
+        return prompt
+
+
+class Answer(str):
+    """An answer as the harness carries it, with what it cost (`metrics`) for tasks that show it."""
+
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, text: str, metrics: dict[str, float]) -> Answer:
+        """The answer with its figures."""
+        answer = cls(text)
+        answer.metrics = metrics
+        return answer
+
+
+class TandemLM(LM):
+    """`--model tandem`: the mentor writes insights, a judge says when they suffice, the intern answers.
+
+    Args:
+        mentor, intern: folder or hub id of a causal language model; neither for the bundled pair.
+        backend, mentor_backend, intern_backend: "hf" (transformers).
+        policy: "cascade", "intern", "mentor", or "stage:N".
+        classifier: name or folder of a sufficiency classifier (`policy=cascade` needs one for a pair of your own).
+        thresholds: one per stage, the question alone first, as "0.5:0.5:0.6:0.7"; replaces the classifier's own.
+        efforts: mentor tokens in total after each stage, as "100:500:1000".
+        insights: "cutoff" (one text, cut at the efforts) or "staged" (each stage a deeper pass).
+        guidance: "guided" (insights in the intern's prompt) or "continuation" (the intern goes on in the text).
+        prompts: "gpra", or a JSON file with request, open, close, deepen.
+        thinking: "auto", "none", "mentor", "intern" or "both": `enable_thinking` of the roles' chat templates.
+        loglikelihood: the role that answers loglikelihood requests.
+        store: SQLite file of finished generations; a killed run goes on from there, policies share the mentor's text.
+        ledger: JSON-lines file with one record per question.
+        seed: for sampling; greedy generation needs none.
+        record_features: keep the judge's features in the ledger, at fixed stages too.
+        batch_size, max_batch_size, device, and every argument of `--model hf`: for both roles, or with the
+            prefix mentor_ or intern_ for one.
+
+    Raises:
+        TandemError: before a model is loaded where that is possible, in one sentence.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        errors.print_plainly()
+        self.settings = settings.read(arguments, engine_arguments())
+        chosen = self.settings
+        self.judge = self._load_judge() if chosen.policy.name == "cascade" else None
+        self.store = Store(chosen.store) if chosen.store is not None else None
+        self._mentor = self._load(chosen.mentor)
+        self._intern = self._load(chosen.intern)
+        self.cascade = Cascade(
+            mentor=self._wrapped(self._mentor),
+            intern=self._wrapped(self._intern),
+            prompts=chosen.prompts,
+            policy=chosen.policy,
+            efforts=chosen.efforts,
+            judge=self.judge,
+            record_features=chosen.record_features,
+        )
+        self.records: list[Record] = []
+        self._loop = LoopThread()
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> TandemLM:
+        """As the harness calls it; the run's name goes into its dictionary, from where result folders take theirs."""
+        lm = cls(**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v is not None})
+        arg_dict.setdefault("model", lm.settings.run_name)
+        return lm
+
+    def _load_judge(self) -> classifier.Sufficiency:
+        chosen = self.settings
+        if chosen.classifier is None:
+            raise ClassifierError(
+                f"policy=cascade needs a sufficiency classifier, and none is known for the pair {chosen.pair_name}; "
+                "fit one with `lm-eval-tandem collect` and `lm-eval-tandem fit` and give its folder as classifier=…, "
+                "or use policy=stage:N, which needs none."
+            )
+        if chosen.thresholds is None:
+            judge = classifier.load(chosen.classifier, stages=len(chosen.efforts) + 1)
+        else:
+            judge = replace(classifier.load(chosen.classifier), thresholds=chosen.thresholds)
+        assert chosen.mentor is not None and chosen.intern is not None
+        fitted = judge.pair.get("mentor"), judge.pair.get("intern")
+        ours = (chosen.pair_name,) * 2 if chosen.bundled else (chosen.mentor.model, chosen.intern.model)
+        if fitted != ours:
+            log.warning("classifier=%s was fitted on the pair %s, not on %s.", chosen.classifier, fitted, ours)
+        return judge
+
+    def _load(self, role: settings.Role | None) -> HFEngine | None:
+        if role is None:
+            return None
+        return HFEngine({"pretrained": role.model, **role.arguments})
+
+    def _wrapped(self, engine: HFEngine | None) -> Engine | None:
+        return engine if engine is None or self.store is None else Stored(engine, self.store)
+
+    # Generation
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """One answer per request, in order. Raises ContextError before anything runs if a prompt cannot fit."""
+        tasks = self._tasks(requests)
+        sizes = [self._check_fits(task) for task in tasks]
+        order = sorted(range(len(tasks)), key=lambda i: (-sizes[i], tasks[i].question.text))
+        bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
+        answers: list[Answer | None] = [None] * len(tasks)
+
+        async def one(i: int, places: asyncio.Semaphore) -> None:
+            async with places:
+                text, record = await self.cascade.answer(tasks[i])
+            self.records.append(record)
+            answers[i] = Answer.of(text, record.metrics)
+            self.cache_hook.add_partial("generate_until", requests[i].args, text)
+            bar.update(1)
+
+        async def everything() -> None:
+            places = asyncio.Semaphore(self._places)
+            running = [asyncio.ensure_future(one(i, places)) for i in order]
+            try:
+                await asyncio.gather(*running)
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+
+        try:
+            self._loop.run(everything())
+        finally:
+            bar.close()
+            self._write_ledger()
+        return [answer for answer in answers if answer is not None]
+
+    @property
+    def _places(self) -> int:
+        sizes = [engine.batch_size for engine in (self._mentor, self._intern) if engine is not None]
+        return AHEAD * max(sizes)
+
+    def _tasks(self, requests: list[Instance]) -> list[Task]:
+        seen: Counter[int] = Counter()
+        tasks = []
+        for request in requests:
+            context, generation = request.args
+            repeat = seen[id(request)] % (request.repeats or 1)
+            seen[id(request)] += 1
+            if isinstance(context, ChatPrompt):
+                question = Question(str(context), context.messages, context.generation_prompt)
+            else:
+                question = Question(context)
+            sampling = sampling_of(generation, self._answering.max_gen_toks, self.settings.seed)
+            doc_id = request.doc_id if request.doc_id is not None else len(tasks)
+            tasks.append(Task(question, sampling, request.task_name or "", doc_id, repeat))
+        return tasks
+
+    def _check_fits(self, task: Task) -> int:
+        """Tokens of the question; the whole prompt with the longest insights and the answer has to fit."""
+        chosen, size = self.settings, 0
+        policy, prompts = chosen.policy, chosen.prompts
+        longest = chosen.efforts[-1 if policy.stage is None else policy.stage - 1]
+        where = f"{task.task or 'request'} #{task.doc_id}"
+        checks = []
+        if self._mentor is not None and policy.name == "mentor":
+            checks.append((self._mentor, prompts.alone(self._mentor, task.question), 0, task.sampling.max_tokens))
+        elif self._mentor is not None:
+            checks.append((self._mentor, prompts.mentor(self._mentor, task.question), longest, 0))
+        if self._intern is not None and not policy.needs_mentor:
+            checks.append((self._intern, prompts.alone(self._intern, task.question), 0, task.sampling.max_tokens))
+        elif self._intern is not None:
+            text = prompts.intern(self._intern, task.question, " ")
+            checks.append((self._intern, text, longest, task.sampling.max_tokens))
+        for engine, text, insights, answer in checks:
+            size = len(engine.encode(text))
+            if size + insights + answer > engine.window:
+                parts = f"{size} tokens, up to {insights} of insights and max_gen_toks={answer} for the answer"
+                raise ContextError(
+                    f"{where} does not fit into the window of {engine.name}, {engine.window} tokens: the prompt has "
+                    f"{parts}; lower max_gen_toks (--gen_kwargs) or the efforts, or use a model with a longer window."
+                )
+        return size
+
+    def _write_ledger(self) -> None:
+        if self.settings.ledger is not None and self.rank == 0:
+            unique = {record.key: record for record in self.records}
+            ledger.write(self.settings.ledger, unique.values(), self.description)
+
+    # Everything the harness asks one model for goes to the model that answers
+
+    @property
+    def _answering(self) -> HFLM:
+        engine = self._mentor if self.settings.loglikelihood == "mentor" else self._intern
+        assert engine is not None
+        return engine.lm
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Answered by one role alone (`loglikelihood=`); nothing is cascaded."""
+        found: list[tuple[float, bool]] = self._answering.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Answered by one role alone (`loglikelihood=`); nothing is cascaded."""
+        found: list[float] = self._answering.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatPrompt:
+        """The conversation, for each role to render later; its text is the answering model's rendering."""
+        rendered = self._answering.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+        return ChatPrompt.of(rendered, chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template of the answering model; every role's is set."""
+        for engine in (self._mentor, self._intern):
+            if engine is not None:
+                engine.lm.chat_template(chat_template)
+        found: str | None = self._answering.chat_template(chat_template)
+        return found
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Fingerprint of the tokenizers, for the harness's request cache."""
+        names = [engine.lm.tokenizer_name for engine in (self._mentor, self._intern) if engine is not None]
+        return "tandem--" + "--".join(names)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The answering model's tokenizer."""
+        return self._answering.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        """The answering model's end token."""
+        return int(self._answering.eot_token_id)
+
+    @property
+    def max_length(self) -> int:
+        """The answering model's window in tokens."""
+        return int(self._answering.max_length)
+
+    @property
+    def device(self) -> Any:
+        """The answering model's device."""
+        return self._answering.device
+
+    # What the run was and did
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What ran: pair, policy, efforts, thresholds, classifier, parameters, versions."""
+        chosen = self.settings
+        engines = {"mentor": self._mentor, "intern": self._intern}
+        described: dict[str, Any] = {
+            "run": chosen.run_name,
+            "version": __version__,
+            "pair": chosen.pair_name,
+            "policy": str(chosen.policy),
+            "efforts": list(chosen.efforts),
+            "insights": chosen.prompts.insights,
+            "guidance": chosen.prompts.guidance,
+            "seed": chosen.seed,
+            "loglikelihood": chosen.loglikelihood,
+        }
+        if self.judge is not None:
+            described["classifier"] = self.judge.name
+            described["recipe"] = self.judge.recipe
+            described["thresholds"] = list(self.judge.thresholds)
+        for role, engine in engines.items():
+            if engine is not None:
+                described[role] = {
+                    "model": chosen.pair_name + " " + role if chosen.bundled else engine.name,
+                    "parameters": engine.parameters,
+                    "window": engine.window,
+                    **{key: engine.identity[key] for key in ("engine", "torch", "transformers", "dtype", "device")},
+                }
+        return described
+
+    def totals(self) -> dict[str, Any]:
+        """What the run did: the ledger's totals, and what the engines themselves computed in this process."""
+        found = ledger.totals(self.records)
+        engines = {"mentor": self._mentor, "intern": self._intern}
+        work = {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
+        generating = sum(part["generate_seconds"] for part in work.values())
+        judging = sum(part["judge_seconds"] for part in work.values())
+        found["computed"] = work
+        found["judge_share"] = judging / generating if generating else 0.0
+        if self.store is not None:
+            wrapped = (self.cascade.mentor, self.cascade.intern)
+            found["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, Stored))
+            found["refused_in_store"] = self.store.refused
+        return found
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Goes into `config` of the harness's results file."""
+        self._write_ledger()
+        return {"tandem": {**self.description, "totals": self.totals()}}
+
+    def close(self) -> None:
+        """End the engines' threads and close the store."""
+        for engine in (self._mentor, self._intern):
+            if engine is not None:
+                engine.close()
+        self._loop.close()
+        if self.store is not None:
+            self.store.close()
+
+
+def engine_arguments() -> set[str]:
+    """Names that the transformers engine takes."""
+    own = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs", "backend"}
+    return own | set(FROM_PRETRAINED)
+
+
+def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) -> Sampling:
+    """The harness's generation arguments as `--model hf` reads them.
+
+    Raises:
+        ArgumentError: an argument that this engine has no meaning for.
+    """
+    given = normalize_gen_kwargs(generation, default_max_tokens)
+    until = given.get("until") or []
+    unknown = {
+        name: value for name, value in given.items() if name not in GENERATION and not (name == "num_beams" and value == 1)
+    }
+    if unknown:
+        raise ArgumentError(
+            f"the generation arguments {', '.join(sorted(unknown))} are not known to tandem; "
+            f"use {', '.join(GENERATION)}."
+        )
+    sampled = bool(given.get("do_sample"))
+    return Sampling(
+        max_tokens=int(given["max_gen_toks"]),
+        stop=tuple(until if isinstance(until, list) else [until]),
+        temperature=float(given.get("temperature") or 1.0) if sampled else 0.0,
+        top_p=given.get("top_p"),
+        top_k=given.get("top_k"),
+        min_p=given.get("min_p"),
+        repetition_penalty=given.get("repetition_penalty"),
+        seed=seed,
+    )

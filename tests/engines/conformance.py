@@ -1,0 +1,164 @@
+"""What every engine must pass. Subclass `EngineConformance` and give it `engine` and `reference` fixtures.
+
+`engine` is a fresh engine in float32 with batch size 4; `reference` the same weights and tokenizer in transformers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_tandem.engines import Engine, Prompt, Sampling
+from lm_eval_tandem.errors import ContextError
+
+T = TypeVar("T")
+
+TEXTS = [
+    "Mira starts with 40 coins: 1) buys a lantern",
+    "x",
+    "0: x = 48\n1: x -= grape\n2: print(x)\nWhat does it print?",
+    "A prompt in other words, with Ünïcode and 12345 in it, somewhat longer than the others are.",
+    "Pia starts with 36 coins: 1) buys a redit, 2) sells a straw, 3) sells a bratug. How many coins does Pia have?",
+    "Say nothing.",
+    " leading space",
+]
+
+
+@dataclass
+class Reference:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def greedy(self, text: str, n: int) -> list[int]:
+        ids = self.tokenizer(text, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            out = self.model.generate(ids, max_new_tokens=n, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)
+        return list(out[0, ids.shape[1] :].tolist())
+
+    def stats(self, text: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Log-probability and entropy of every token but the first, in float64."""
+        ids = self.tokenizer(text, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            log_p = torch.log_softmax(self.model(ids).logits[0, :-1].double(), -1)
+        return log_p.gather(1, ids[0, 1:, None])[:, 0].numpy(), -(log_p.exp() * log_p).sum(-1).numpy()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    return list(await asyncio.gather(*work))
+
+
+class EngineConformance:
+    """The promises of `lm_eval_tandem.engines.Engine`."""
+
+    def test_greedy_equals_one_prompt_alone(self, engine: Engine, reference: Reference) -> None:
+        found = run(together(*(engine.generate(Prompt(text), Sampling(12)) for text in TEXTS)))
+        for text, completion in zip(TEXTS, found, strict=True):
+            assert list(completion.token_ids) == reference.greedy(text, 12), text
+            assert completion.prompt_tokens == len(engine.encode(text))
+
+    def test_growing_equals_one_uninterrupted_run(self, engine: Engine, reference: Reference) -> None:
+        async def grow(text: str) -> tuple[int, ...]:
+            ids: tuple[int, ...] = ()
+            for budget in (3, 7, 15):
+                completion = await engine.generate(Prompt(text, ids, text), Sampling(budget - len(ids)))
+                if ids and completion.prompt_tokens - completion.cached_tokens != 1:
+                    raise AssertionError(f"read {completion.prompt_tokens - completion.cached_tokens} tokens again")
+                ids += completion.token_ids
+                if completion.finish_reason == "stop":
+                    break
+            engine.release(text)
+            return ids
+
+        for text, ids in zip(TEXTS, run(together(*map(grow, TEXTS))), strict=True):
+            assert list(ids) == reference.greedy(text, 15), text
+
+    def test_score_is_exact_over_the_whole_vocabulary(self, engine: Engine, reference: Reference) -> None:
+        found = run(together(*(engine.score(Prompt(text)) for text in TEXTS)))
+        for text, stats in zip(TEXTS, found, strict=True):
+            logprob, entropy = reference.stats(text)
+            assert stats.logprob.dtype == stats.entropy.dtype == np.float32
+            assert len(stats) == len(engine.encode(text)) == len(logprob) + 1
+            assert np.isnan(stats.logprob[0]) and np.isnan(stats.entropy[0])
+            np.testing.assert_allclose(stats.logprob[1:], logprob, atol=2e-4)
+            np.testing.assert_allclose(stats.entropy[1:], entropy, atol=2e-4)
+
+    def test_a_grown_prompt_is_scored_as_if_read_at_once(self, engine: Engine, reference: Reference) -> None:
+        async def grow(text: str) -> Any:
+            half = text[: len(text) // 2]
+            await engine.score(Prompt(half + " end", session=text))
+            stats = await engine.score(Prompt(text, session=text))
+            again = await engine.score(Prompt(text, session=text))
+            answer = await engine.generate(Prompt(text, session=text), Sampling(9))
+            return stats, again, answer
+
+        for text, (stats, again, answer) in zip(TEXTS, run(together(*map(grow, TEXTS))), strict=True):
+            logprob, entropy = reference.stats(text)
+            for one in (stats, again):
+                np.testing.assert_allclose(one.logprob[1:], logprob, atol=2e-4)
+                np.testing.assert_allclose(one.entropy[1:], entropy, atol=2e-4)
+            assert again.cached_tokens >= len(again) - 2, "the same prompt was read again"
+            assert answer.prompt_tokens - answer.cached_tokens <= 1, "the answer did not start from the judge's pass"
+            assert list(answer.token_ids) == reference.greedy(text, 9)
+
+    def test_each_row_stops_at_its_own_stop(self, engine: Engine, reference: Reference) -> None:
+        plain = [reference.tokenizer.decode(reference.greedy(text, 20), skip_special_tokens=True) for text in TEXTS]
+        stops = [text[len(text) // 2 :][:3] for text in plain]
+        samplings = [Sampling(20, (stop,) if stop else ()) for stop in stops]
+        found = run(together(*(engine.generate(Prompt(t), s) for t, s in zip(TEXTS, samplings, strict=True))))
+        for text, stop, completion in zip(plain, stops, found, strict=True):
+            expected = text.split(stop)[0] if stop else text
+            assert completion.text == expected
+            if stop:
+                assert completion.finish_reason == "stop"
+
+    def test_the_limit_is_per_row_and_named(self, engine: Engine) -> None:
+        found = run(together(*(engine.generate(Prompt(t), Sampling(i + 1)) for i, t in enumerate(TEXTS))))
+        for i, completion in enumerate(found):
+            assert completion.new_tokens <= i + 1
+            assert completion.finish_reason == ("stop" if completion.new_tokens < i + 1 else completion.finish_reason)
+
+    def test_sampling_depends_on_its_seed_alone(self, engine: Engine) -> None:
+        def sampling(seed: int) -> Sampling:
+            return Sampling(16, temperature=1.5, top_k=0, top_p=1.0, seed=seed)
+
+        crowd = run(together(*(engine.generate(Prompt(t), sampling(5)) for t in TEXTS)))
+        alone = run(engine.generate(Prompt(TEXTS[3]), sampling(5)))
+        other = run(engine.generate(Prompt(TEXTS[3]), sampling(6)))
+        assert crowd[3].token_ids == alone.token_ids
+        assert other.token_ids != alone.token_ids
+
+    def test_what_exceeds_the_window_is_refused(self, engine: Engine) -> None:
+        long = Prompt("word " * (engine.window + 1))
+        with pytest.raises(ContextError, match="window"):
+            run(engine.generate(long, Sampling(1)))
+        with pytest.raises(ContextError, match="window"):
+            run(engine.score(long))
+        with pytest.raises(ContextError, match="max_gen_toks"):
+            run(engine.generate(Prompt("x"), Sampling(engine.window + 1)))
+        assert run(engine.generate(Prompt("x"), Sampling(2))).new_tokens >= 1
+
+    def test_decoded_text_leaves_special_tokens_out(self, engine: Engine) -> None:
+        completion = run(engine.generate(Prompt(TEXTS[0]), Sampling(30)))
+        assert engine.decode(completion.token_ids).startswith(completion.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+    def test_a_cancelled_call_leaves_the_engine_working(self, engine: Engine, reference: Reference) -> None:
+        async def cancel_some() -> list[int]:
+            tasks = [asyncio.ensure_future(engine.generate(Prompt(t), Sampling(30))) for t in TEXTS]
+            await asyncio.sleep(0.01)
+            for task in tasks[1:]:
+                task.cancel()
+            await asyncio.gather(*tasks[1:], return_exceptions=True)
+            return list((await engine.generate(Prompt(TEXTS[2]), Sampling(8))).token_ids)
+
+        assert run(cancel_some()) == reference.greedy(TEXTS[2], 8)

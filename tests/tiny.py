@@ -1,0 +1,44 @@
+"""Tiny random models of several architectures, made on the fly, with the bundled pair's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers.configuration_utils import PretrainedConfig
+
+from lm_eval_tandem import pair
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 256}
+
+
+def config(kind: str, vocabulary: int) -> PretrainedConfig:
+    """A configuration of the architecture `kind`: llama, qwen3 (grouped heads), mistral (sliding window) or gpt2."""
+    if kind == "gpt2":
+        return GPT2Config(vocab_size=vocabulary, n_embd=64, n_layer=2, n_head=2, n_positions=256)
+    if kind == "llama":
+        return LlamaConfig(vocab_size=vocabulary, intermediate_size=128, **SIZES)
+    if kind == "qwen3":
+        return Qwen3Config(
+            vocab_size=vocabulary, intermediate_size=128, num_key_value_heads=1, head_dim=32, layer_types=None, **SIZES
+        )
+    if kind == "mistral":
+        return MistralConfig(
+            vocab_size=vocabulary, intermediate_size=128, num_key_value_heads=1, sliding_window=8, **SIZES
+        )
+    raise ValueError(kind)
+
+
+def save(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
+    """Save a tiny random model with a tokenizer into the folder; weights large enough for varied text."""
+    tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
+    torch.manual_seed(seed)
+    settings = config(kind, len(tokenizer))
+    settings.initializer_range = 0.2
+    settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    settings.bos_token_id = None
+    model = AutoModelForCausalLM.from_config(settings).float()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
