@@ -28,7 +28,10 @@ MENTOR = -1
 class Judge(Protocol):
     """A fitted sufficiency classifier with one threshold per stage, stage 0 included."""
 
-    thresholds: Sequence[float]
+    @property
+    def thresholds(self) -> Sequence[float]:
+        """One threshold per stage."""
+        ...
 
     def score(self, features: NDArray[np.float64]) -> float:
         """s_t of Eq. 8, between 0 and 1, for one feature vector of shape (18,)."""
@@ -104,6 +107,7 @@ class Insight:
     ids: tuple[int, ...] = ()
     tokens: int = 0
     finish_reason: str | None = None
+    stages: int = 0
 
     @property
     def text(self) -> str:
@@ -209,6 +213,7 @@ class Cascade:
             tokens=insight.tokens + completion.new_tokens,
             # A pass of `staged` that ends by itself leaves the next, deeper one to come.
             finish_reason="length" if staged and stage < len(self.efforts) else completion.finish_reason,
+            stages=stage,
         )
 
     async def _judge_reads(self, walk: Walk, insights: str) -> TokenStats:
@@ -273,6 +278,7 @@ class Cascade:
             reason=reason,
             finish_reason=completion.finish_reason,
             mentor_finish_reason=walk.insight.finish_reason,
+            mentor_stages=walk.insight.stages,
             tokens=walk.tokens,
             tflops=tflops(walk.tokens, mentor, intern),
             bill=bill(walk.tokens, mentor, intern),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -42,12 +43,19 @@ class Record:
     """Why there: "sufficient", "best of all" (no stage passed), "fixed", or "alone"."""
     finish_reason: str
     mentor_finish_reason: str | None
+    mentor_stages: int
+    """Stages at which the mentor wrote; fewer than `stage` where it had ended before."""
     tokens: Tokens
     tflops: float
     bill: float
     judge_seconds: float
     generate_seconds: float
     stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def mentor_ended_before(self) -> bool:
+        """The insights of this stage are those of an earlier one: the mentor had already ended."""
+        return self.mentor_stages < self.stage
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -92,8 +100,8 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
     return {
         "questions": n,
         "length": tokens.length / n,
-        "tflops": sum(record.tflops for record in unique) / n,
-        "bill_tflops": sum(record.bill for record in unique) / n,
+        "tflops": math.fsum(record.tflops for record in unique) / n,
+        "bill_tflops": math.fsum(record.bill for record in unique) / n,
         "tokens": asdict(tokens),
         "stage_share": {str(stage): stages[stage] / n for stage in sorted(stages)},
         "truncated": sum(record.finish_reason == "length" for record in unique) / n,

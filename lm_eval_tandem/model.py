@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from lm_eval_tandem import __version__, errors, ledger, settings
-from lm_eval_tandem.cascade import Cascade, Task
-from lm_eval_tandem.engines import Engine, Sampling
+from lm_eval_tandem import __version__, errors, harness, ledger, settings
+from lm_eval_tandem.cascade import Cascade, Policy, Task
+from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.engines.hf import HFEngine
 from lm_eval_tandem.engines.stored import Stored
-from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError
+from lm_eval_tandem.errors import ClassifierError, ContextError
+from lm_eval_tandem.harness import Answer, ChatPrompt
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.loop import LoopThread
-from lm_eval_tandem.prompts import Question
 from lm_eval_tandem.store import Store
 from lm_eval_tandem.sufficiency import classifier
 
@@ -33,49 +28,6 @@ log = logging.getLogger(__name__)
 
 AHEAD = 4
 """Questions under way at once, in batches: enough that both engines always find a full one waiting."""
-FROM_PRETRAINED = (
-    "attn_implementation",
-    "device_map",
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_compute_dtype",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-    "low_cpu_mem_usage",
-    "use_safetensors",
-    "variant",
-    "token",
-)
-"""What HFLM hands on to transformers beside its own arguments."""
-GENERATION = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "until", "max_gen_toks")
-
-
-class ChatPrompt(str):
-    """A conversation as the harness carries it: rendered for the answering model, the messages kept beside it."""
-
-    messages: tuple[tuple[str, str], ...]
-    generation_prompt: bool
-
-    @classmethod
-    def of(cls, rendered: str, history: Sequence[dict[str, str]], generation_prompt: bool) -> ChatPrompt:
-        """The prompt with its messages."""
-        prompt = cls(rendered)
-        prompt.messages = tuple((turn["role"], turn["content"]) for turn in history)
-        prompt.generation_prompt = generation_prompt
-        return prompt
-
-
-class Answer(str):
-    """An answer as the harness carries it, with what it cost (`metrics`) for tasks that show it."""
-
-    metrics: dict[str, float]
-
-    @classmethod
-    def of(cls, text: str, metrics: dict[str, float]) -> Answer:
-        """The answer with its figures."""
-        answer = cls(text)
-        answer.metrics = metrics
-        return answer
 
 
 class TandemLM(LM):
@@ -107,7 +59,7 @@ class TandemLM(LM):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         errors.print_plainly()
-        self.settings = settings.read(arguments, engine_arguments())
+        self.settings = settings.read(arguments, harness.engine_arguments())
         chosen = self.settings
         self.judge = self._load_judge() if chosen.policy.name == "cascade" else None
         self.store = Store(chosen.store) if chosen.store is not None else None
@@ -126,13 +78,18 @@ class TandemLM(LM):
         self._loop = LoopThread()
 
     @classmethod
-    def create_from_arg_obj(
-        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
-    ) -> TandemLM:
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> TandemLM:
         """As the harness calls it; the run's name goes into its dictionary, from where result folders take theirs."""
         lm = cls(**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v is not None})
         arg_dict.setdefault("model", lm.settings.run_name)
         return lm
+
+    def use(self, policy: str) -> None:
+        """Go on with another policy and the same engines; the records start anew. For policies that need no judge."""
+        chosen = Policy.parse(policy, len(self.settings.efforts))
+        self.settings = replace(self.settings, policy=chosen)
+        self.cascade = replace(self.cascade, policy=chosen)
+        self.records = []
 
     def _load_judge(self) -> classifier.Sufficiency:
         chosen = self.settings
@@ -148,7 +105,7 @@ class TandemLM(LM):
             judge = replace(classifier.load(chosen.classifier), thresholds=chosen.thresholds)
         assert chosen.mentor is not None and chosen.intern is not None
         fitted = judge.pair.get("mentor"), judge.pair.get("intern")
-        ours = (chosen.pair_name,) * 2 if chosen.bundled else (chosen.mentor.model, chosen.intern.model)
+        ours = chosen.mentor.label, chosen.intern.label
         if fitted != ours:
             log.warning("classifier=%s was fitted on the pair %s, not on %s.", chosen.classifier, fitted, ours)
         return judge
@@ -165,7 +122,7 @@ class TandemLM(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One answer per request, in order. Raises ContextError before anything runs if a prompt cannot fit."""
-        tasks = self._tasks(requests)
+        tasks = harness.tasks_of(requests, self._answering.max_gen_toks, self.settings.seed)
         sizes = [self._check_fits(task) for task in tasks]
         order = sorted(range(len(tasks)), key=lambda i: (-sizes[i], tasks[i].question.text))
         bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
@@ -200,22 +157,6 @@ class TandemLM(LM):
     def _places(self) -> int:
         sizes = [engine.batch_size for engine in (self._mentor, self._intern) if engine is not None]
         return AHEAD * max(sizes)
-
-    def _tasks(self, requests: list[Instance]) -> list[Task]:
-        seen: Counter[int] = Counter()
-        tasks = []
-        for request in requests:
-            context, generation = request.args
-            repeat = seen[id(request)] % (request.repeats or 1)
-            seen[id(request)] += 1
-            if isinstance(context, ChatPrompt):
-                question = Question(str(context), context.messages, context.generation_prompt)
-            else:
-                question = Question(context)
-            sampling = sampling_of(generation, self._answering.max_gen_toks, self.settings.seed)
-            doc_id = request.doc_id if request.doc_id is not None else len(tasks)
-            tasks.append(Task(question, sampling, request.task_name or "", doc_id, repeat))
-        return tasks
 
     def _check_fits(self, task: Task) -> int:
         """Tokens of the question; the whole prompt with the longest insights and the answer has to fit."""
@@ -307,11 +248,11 @@ class TandemLM(LM):
 
     # What the run was and did
 
-    @cached_property
+    @property
     def description(self) -> dict[str, Any]:
         """What ran: pair, policy, efforts, thresholds, classifier, parameters, versions."""
         chosen = self.settings
-        engines = {"mentor": self._mentor, "intern": self._intern}
+        roles = {"mentor": (chosen.mentor, self._mentor), "intern": (chosen.intern, self._intern)}
         described: dict[str, Any] = {
             "run": chosen.run_name,
             "version": __version__,
@@ -327,10 +268,10 @@ class TandemLM(LM):
             described["classifier"] = self.judge.name
             described["recipe"] = self.judge.recipe
             described["thresholds"] = list(self.judge.thresholds)
-        for role, engine in engines.items():
-            if engine is not None:
-                described[role] = {
-                    "model": chosen.pair_name + " " + role if chosen.bundled else engine.name,
+        for name, (role, engine) in roles.items():
+            if role is not None and engine is not None:
+                described[name] = {
+                    "model": role.label,
                     "parameters": engine.parameters,
                     "window": engine.window,
                     **{key: engine.identity[key] for key in ("engine", "torch", "transformers", "dtype", "device")},
@@ -365,38 +306,3 @@ class TandemLM(LM):
         self._loop.close()
         if self.store is not None:
             self.store.close()
-
-
-def engine_arguments() -> set[str]:
-    """Names that the transformers engine takes."""
-    own = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs", "backend"}
-    return own | set(FROM_PRETRAINED)
-
-
-def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) -> Sampling:
-    """The harness's generation arguments as `--model hf` reads them.
-
-    Raises:
-        ArgumentError: an argument that this engine has no meaning for.
-    """
-    given = normalize_gen_kwargs(generation, default_max_tokens)
-    until = given.get("until") or []
-    unknown = {
-        name: value for name, value in given.items() if name not in GENERATION and not (name == "num_beams" and value == 1)
-    }
-    if unknown:
-        raise ArgumentError(
-            f"the generation arguments {', '.join(sorted(unknown))} are not known to tandem; "
-            f"use {', '.join(GENERATION)}."
-        )
-    sampled = bool(given.get("do_sample"))
-    return Sampling(
-        max_tokens=int(given["max_gen_toks"]),
-        stop=tuple(until if isinstance(until, list) else [until]),
-        temperature=float(given.get("temperature") or 1.0) if sampled else 0.0,
-        top_p=given.get("top_p"),
-        top_k=given.get("top_k"),
-        min_p=given.get("min_p"),
-        repetition_penalty=given.get("repetition_penalty"),
-        seed=seed,
-    )

@@ -74,7 +74,7 @@ GPRA = Wording(
         "Keep every part short and use the notation of the problem."
     ),
     open="\n\nA mentor left these insights for you. They may break off; use what helps.\n[Thinking Insights]\n",
-    close="\n[End of Insights]\n\nNow solve the problem yourself, and give the answer in the form that was asked for.\n",
+    close="\n[End of Insights]\n\nNow solve the problem yourself and answer in the form that was asked for.\n",
     deepen=(
         "\n\nGo deeper: write the four parts [Goal], [Planning], [Retrieval], [Action] once more, "
         "adding only what was missing before."

@@ -31,6 +31,8 @@ class Role:
     model: str
     backend: str
     arguments: Mapping[str, Any]
+    label: str
+    """How results and classifiers call it."""
 
     @property
     def short(self) -> str:
@@ -92,7 +94,8 @@ def read(given: Mapping[str, Any], engine_arguments: Collection[str]) -> Setting
     roles: dict[str, Role | None] = {}
     for role in ROLES:
         needed = policy.needs_mentor if role == "mentor" else policy.needs_intern
-        roles[role] = role_of(role, models[role], own, per_role[role]) if needed else None
+        label = f"{PAIR}/{role}" if bundled else str(models[role])
+        roles[role] = role_of(role, models[role], label, own, per_role[role]) if needed else None
     answering = "mentor" if policy.name == "mentor" else "intern"
     loglikelihood = one_of("loglikelihood", own.get("loglikelihood", answering), ROLES)
     if roles[loglikelihood] is None:
@@ -188,7 +191,7 @@ def models_of(own: Mapping[str, Any], bundled: bool, policy: Policy) -> dict[str
     return {role: str(own[role]) if role in own else None for role in ROLES}
 
 
-def role_of(role: str, model: str | None, own: Mapping[str, Any], arguments: dict[str, Any]) -> Role:
+def role_of(role: str, model: str | None, label: str, own: Mapping[str, Any], arguments: dict[str, Any]) -> Role:
     """One role, with its path, backend and thinking mode checked."""
     assert model is not None
     backend = one_of(f"{role}_backend", own.get(f"{role}_backend", own.get("backend", "hf")), BACKENDS)
@@ -202,7 +205,7 @@ def role_of(role: str, model: str | None, own: Mapping[str, Any], arguments: dic
         if "enable_thinking" in arguments:
             raise ArgumentError(f"thinking={thinking} and {role}_enable_thinking were both given; keep one of them.")
         arguments = {**arguments, "enable_thinking": thinking in (role, "both")}
-    return Role(model, backend, arguments)
+    return Role(model, backend, arguments, label)
 
 
 def prompts_of(own: Mapping[str, Any], profile: Mapping[str, str] | None) -> Prompts:
@@ -225,13 +228,14 @@ def prompts_of(own: Mapping[str, Any], profile: Mapping[str, str] | None) -> Pro
 
 
 def classifier_of(own: Mapping[str, Any], bundled: bool) -> Path | None:
-    """The folder of the classifier: a path, or the name of one that ships with the package."""
+    """The folder of the classifier: the name of one that ships with the package, or a path (./name for one beside)."""
     asked = own.get("classifier", PAIR if bundled else None)
     if asked is None:
         return None
     shipped = _paths.classifiers() / str(asked)
-    path = Path(str(asked)).expanduser()
-    return shipped if re.fullmatch(r"[\w.-]+", str(asked)) and shipped.is_dir() and not path.is_dir() else path
+    if re.fullmatch(r"\w[\w.-]*", str(asked)) and shipped.is_dir():
+        return shipped
+    return Path(str(asked)).expanduser()
 
 
 def one_of(name: str, value: Any, allowed: Collection[str]) -> str:

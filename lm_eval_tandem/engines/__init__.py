@@ -107,16 +107,30 @@ class Work:
 class Engine(Protocol):
     """One loaded model. The two async calls come from one event loop; everything else is called from anywhere."""
 
-    name: str
-    """How the model is called in results, e.g. the path or hub id."""
-    parameters: int
-    """|theta| of Eq. 12: all parameters counted."""
-    window: int
-    """Tokens that prompt and new tokens may have together."""
-    identity: Mapping[str, Any]
-    """Everything besides prompt and sampling that can change an output; part of the store's key."""
-    work: Work
-    """What the engine has computed so far."""
+    @property
+    def name(self) -> str:
+        """How the model is called in results, e.g. the path or hub id."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """|theta| of Eq. 12: all parameters counted."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Tokens that prompt and new tokens may have together."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Everything besides prompt and sampling that can change an output; part of the store's key."""
+        ...
+
+    @property
+    def work(self) -> Work:
+        """What the engine has computed so far."""
+        ...
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """Raises ContextError when prompt and `max_tokens` exceed the window."""

@@ -37,7 +37,7 @@ class Stops:
         self._pieces: dict[int, str] = {}
 
     def reason(self, job: Job) -> str:
-        """"stop", "length", or "" while the row goes on. Looks at the last token only where it could end a stop."""
+        """ "stop", "length", or "" while the row goes on. Looks at the last token only where it could end a stop."""
         assert job.sampling is not None
         token = job.new[-1]
         if token in self.ends:

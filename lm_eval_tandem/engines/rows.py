@@ -22,6 +22,9 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 SCORED_CELLS = 2**27
 """Logits (rows x positions x vocabulary) that one forward pass of `score` may hold in float32: 512 MB."""
 
+MASKED = -1e4
+"""Differences to the largest logit are kept above this; its exponential is 0 in float32."""
+
 
 @dataclass
 class Kept:
@@ -117,8 +120,14 @@ class Rows:
 
     def take(self, row: int) -> Layers:
         """A copy of one row's cells without padding: [H, n, D] a layer."""
-        mask = self.mask[row]
-        return [(layer.keys[row][:, mask], layer.values[row][:, mask]) for layer in self.cache.layers]
+        filled = self.mask[row].nonzero()[:, 0]
+        first = int(filled[0])
+        if len(filled) == self.mask.shape[1] - first:  # no hole, which is the common case and far cheaper
+            return [
+                (layer.keys[row, :, first:].clone(), layer.values[row, :, first:].clone())
+                for layer in self.cache.layers
+            ]
+        return [(layer.keys[row][:, filled], layer.values[row][:, filled]) for layer in self.cache.layers]
 
     def forward(self, ids: torch.Tensor, real: torch.Tensor, last_only: bool) -> torch.Tensor:
         """One pass over new tokens `ids` [B, M] (`real` [B, M] says which are no padding); logits [B, M or 1, V]."""
@@ -154,12 +163,16 @@ class Rows:
         logprob, entropy = [], []
         for start in range(0, width, step):
             stop = min(width, start + step)
-            logits = self.forward(ids[:, start:stop], real[:, start:stop], last_only=False).float()
-            logits = logits[:, : min(stop, width - 1) - start]
-            log_p = torch.log_softmax(logits, dim=-1)
-            targets = ids[:, start + 1 : start + 1 + log_p.shape[1]]
-            logprob.append(log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
-            entropy.append(torch.special.entr(log_p.exp()).sum(-1))
+            logits = self.forward(ids[:, start:stop], real[:, start:stop], last_only=False)
+            logits = logits[:, : min(stop, width - 1) - start].float()
+            targets = ids[:, start + 1 : start + 1 + logits.shape[1]]
+            # With y = x - max x, e = exp y, s = sum e: log p = y - log s and H = log s - sum(e y) / s. Only one array
+            # over the vocabulary beside the logits, and few passes over it; masked logits count as e = 0.
+            y = logits.sub_(logits.amax(-1, keepdim=True)).clamp_(min=MASKED)
+            e = y.exp()
+            s = e.sum(-1)
+            logprob.append(y.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - s.log())
+            entropy.append(s.log() - torch.linalg.vecdot(e, y) / s)
         return torch.cat(logprob, dim=1), torch.cat(entropy, dim=1)
 
     def _align(self, new: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,22 @@
+"""Where the folders are that travel inside the wheel and lie beside the package in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _folder(name: str) -> Path:
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def task_configs() -> Path:
+    """The folder for lm-eval's `--include_path`."""
+    return _folder("task_configs")
+
+
+def classifiers() -> Path:
+    """The folder of sufficiency classifiers, one folder each."""
+    return _folder("classifiers")

@@ -1,0 +1,1 @@
+"""Tables from what the harness wrote. Reads files; knows no engine."""

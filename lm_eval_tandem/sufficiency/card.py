@@ -1,0 +1,38 @@
+"""The card of a classifier: what it was fitted on and how well it judges, in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str:
+    """The README of an artefact, from the description of the collecting run and the report of the fit."""
+    cascade, high = report["cascade"], report["always_high"]
+    lines = [
+        f"# Sufficiency classifier `{name}`",
+        "",
+        "Says from the intern's perplexity and entropy on question and insights whether "
+        f"`{description['intern']['model']}` now knows enough to answer without more from "
+        f"`{description['mentor']['model']}`.",
+        "",
+        f"- fitted on {report['questions']} questions of {', '.join(description['tasks'])}, "
+        f"efforts {':'.join(map(str, description['efforts']))} mentor tokens, insights {description['insights']}, "
+        f"guidance {description['guidance']}",
+        f"- recipe `{report['recipe']}`, objective `{report['objective']}`, seed {report['seed']}",
+        f"- thresholds {':'.join(f'{value:g}' for value in report['thresholds'])} (the question alone first)",
+        f"- lm-eval-tandem {description['version']}",
+        "",
+        f"Out of sample, on {report['questions_out_of_sample']} of these questions: cascade "
+        f"{100 * cascade['accuracy']:.1f} % at {cascade['cost']:.3g} TFLOPs a question (Eq. 12), "
+        f"always-high {100 * high['accuracy']:.1f} % at {high['cost']:.3g}.",
+        "",
+        "| stage | intern right % | precision | recall | F1 | AUC | answered here % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for stage in report["stages"]:
+        auc = "" if stage["auc"] is None else f"{stage['auc']:.3f}"
+        lines.append(
+            f"| {stage['stage']} | {100 * stage['share_correct']:.1f} | {stage['precision']:.3f} "
+            f"| {stage['recall']:.3f} | {stage['f1']:.3f} | {auc} | {100 * stage['share_answered']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,186 @@
+"""The bundled pair: its tokenizer, its problems, its weights and its tasks' metrics."""
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("torch")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lm_eval_tandem.pair import INTERN, MENTOR
+from lm_eval_tandem.pair import problems as pb
+
+TASKS = Path(__file__).parents[2] / "task_configs" / "pair"
+TOKENIZER = AutoTokenizer.from_pretrained(MENTOR)
+PIECES = st.sampled_from(
+    [
+        " lantern",
+        " 40",
+        "40)",
+        " 1)",
+        "7:",
+        "\n",
+        " ",
+        "\t",
+        "<0x0A>",
+        "\u2581",
+        " x -=",
+        "Answer: 7",
+        "\u00e9",
+        "\U0001f600",
+    ]
+)
+TEXTS = st.text() | st.lists(PIECES | st.text(max_size=3)).map("".join)
+
+
+def ids_of(text: str) -> list[int]:
+    """Ids of a text, nothing added."""
+    return TOKENIZER(text).input_ids
+
+
+def metrics() -> ModuleType:
+    """The module beside the task files."""
+    spec = importlib.util.spec_from_file_location("pair_metrics", TASKS / "pair_metrics.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def documents(domain: str, split: str) -> list[dict]:
+    """The committed rows."""
+    return [json.loads(line) for line in (TASKS / f"{domain}_{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_no_text_is_changed_by_the_tokenizer(text: str) -> None:
+    assert TOKENIZER.decode(ids_of(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.sampled_from(" \n"), TEXTS)
+def test_a_cut_before_white_space_changes_no_ids(before: str, white: str, after: str) -> None:
+    assert ids_of(before + white + after) == ids_of(before) + ids_of(white + after)
+
+
+@pytest.mark.parametrize("domain", pb.DOMAINS)
+def test_pieces_of_what_the_models_write_join_to_the_whole(domain: str) -> None:
+    problem = pb.Source("pieces").problem("test")
+    for text in (pb.question(problem, domain, "Mira"), pb.mentor_answer(problem, domain), pb.intern_answer(problem)):
+        ids = ids_of(text)
+        assert "".join(TOKENIZER.decode([i]) for i in ids) == text
+        assert all(TOKENIZER.decode(ids[:k]) + TOKENIZER.decode(ids[k:]) == text for k in range(len(ids)))
+
+
+def test_a_single_user_message_renders_to_itself_and_both_roles_share_one_tokenizer() -> None:
+    messages = [{"role": "user", "content": " a\nb "}]
+    assert TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == " a\nb "
+    assert (MENTOR / "tokenizer.json").read_bytes() == (INTERN / "tokenizer.json").read_bytes()
+
+
+def test_every_good_has_one_token_and_a_price_of_one_digit() -> None:
+    assert all(len(ids_of(" " + good)) == 1 for good in pb.GOODS)
+    assert len(set(pb.GOODS)) == pb.GOODS_IN_ALL
+    assert set(pb.PRICES.values()) == set(range(1, 10))
+
+
+@pytest.mark.parametrize("domain", pb.DOMAINS)
+@pytest.mark.parametrize(("split", "count"), [("test", 1000), ("train", 3000)])
+def test_the_committed_files_are_what_the_generator_writes(domain: str, split: str, count: int) -> None:
+    rows = documents(domain, split)
+    assert rows == pb.rows(domain, split, count)
+    assert all(set(row) == {"id", "question", "answer", "steps"} for row in rows)
+
+
+def test_splits_share_no_problem_and_training_draws_none_of_the_others() -> None:
+    shapes = {}
+    for split in ("model", "train", "test"):
+        source = pb.Source(split)
+        drawn = [source.problem(split, 1) for _ in range(3000)]
+        assert {problem.split for problem in drawn} == {split}
+        shapes[split] = {(problem.start, problem.steps) for problem in drawn}
+    assert len(set.union(*shapes.values())) == sum(map(len, shapes.values()))
+    train, test = ({row["question"] for d in pb.DOMAINS for row in documents(d, split)} for split in ("train", "test"))
+    assert not train & test
+
+
+def test_the_training_stream_is_of_the_model_split_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval_tandem.pair import train
+
+    asked = set()
+    draw = pb.Source.problem
+    monkeypatch.setattr(pb.Source, "problem", lambda self, split, *rest: asked.add(split) or draw(self, split, *rest))
+    for role, recipe in train.RECIPES.items():
+        ids, weights = next(train.batches(role, recipe, {"share": 0.5}, "test"))
+        assert ids.shape == weights.shape
+    assert asked == {"model"}
+
+
+def test_code_answers_are_what_the_programs_print() -> None:
+    for row in documents("code", "test"):
+        assert row["answer"] == pb.run_program(pb.program_of(row["question"]))
+
+
+@pytest.mark.parametrize("domain", pb.DOMAINS)
+def test_insights_hold_the_facts_and_no_answer(domain: str) -> None:
+    source = pb.Source("insights")
+    for _ in range(200):
+        problem = source.problem("test")
+        told, own = pb.insights(problem, domain), pb.mentor_answer(problem, domain)
+        assert "Answer" not in told and all(f"{good} {pb.PRICES[good]}" in told for _, good in problem.steps)
+        assert metrics().extract(own) == metrics().extract(pb.intern_answer(problem)) == problem.totals[-1]
+        assert all(0 <= total <= pb.LARGEST for total in problem.totals)
+
+
+def test_the_intern_knows_most_of_what_is_asked_but_not_all() -> None:
+    source = pb.Source("known")
+    drawn = [source.problem("test") for _ in range(2000)]
+    share = sum(all(good in pb.KNOWN for _, good in problem.steps) for problem in drawn) / len(drawn)
+    assert 0.45 < share < 0.65
+
+
+def test_weights_load_and_keep_to_their_sizes() -> None:
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (MENTOR, INTERN)]
+    for model in models:
+        assert model.config.head_dim == 32 and model.config.max_position_embeddings == 512
+        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    mentor, intern = (sum(p.numel() for p in model.parameters()) for model in models)
+    assert mentor / intern >= 4.5
+    assert sum((folder / "model.safetensors").stat().st_size for folder in (MENTOR, INTERN)) < 6_000_000
+
+
+def test_the_profile_fits_the_insights() -> None:
+    profile = json.loads((MENTOR.parent / "profile.json").read_text(encoding="utf-8"))
+    longest = pb.Source(random.Random(0).random()).problem("test", pb.MAX_STEPS)
+    assert profile["efforts"] == sorted(profile["efforts"])
+    assert profile["efforts"][-1] > len(ids_of(pb.insights(longest, "code")))
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (" Steps: 1) lantern 7: 40 - 7 = 33 Answer: 33", 33),
+        ("Answer: 1 Answer: -12.", -12),
+        ("Answer: 1 Answer: none 7", None),
+        ("Answer: 3.5", None),
+        ("33", None),
+        ("", None),
+    ],
+)
+def test_only_the_number_after_the_last_answer_counts(response: str, answer: int | None) -> None:
+    assert metrics().extract(response) == answer
+    graded = metrics().process_results({"answer": 33}, [response])
+    assert graded == {"acc": float(answer == 33), "no_answer": float(answer is None)}
+
+
+def test_a_response_with_metrics_hands_them_on() -> None:
+    response = type("Told", (str,), {"metrics": {"stage": 2.0, "length": 50.0}})("Answer: 5")
+    graded = metrics().process_results({"answer": 5}, [response])
+    assert graded == {"acc": 1.0, "no_answer": 0.0, "stage": 2.0, "length": 50.0}

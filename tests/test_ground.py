@@ -1,0 +1,157 @@
+"""Accounting, ledger and store: the algebra of costs, and files that survive what happens to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_eval_tandem import ledger
+from lm_eval_tandem.accounting import Tokens, bill, tflops
+from lm_eval_tandem.errors import StoreError
+from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.store import Store, key_of
+
+counts = st.integers(0, 10**6)
+tokens = st.builds(Tokens, counts, counts, counts, counts, counts)
+
+
+@given(tokens, tokens, counts, counts)
+def test_costs_add_up(a: Tokens, b: Tokens, large: int, small: int) -> None:
+    for cost in (tflops, bill):
+        assert cost(a + b, large, small) == pytest.approx(cost(a, large, small) + cost(b, large, small))
+
+
+@given(tokens, counts, counts)
+def test_the_bill_has_every_generated_token_of_each_role(spent: Tokens, large: int, small: int) -> None:
+    generated = 2e-12 * (large * spent.mentor_new + small * spent.intern_new)
+    assert bill(spent, large, small) >= generated * (1 - 1e-12)
+
+
+def test_the_papers_own_figures_follow_from_equation_12() -> None:
+    """Table 1: 7B alone 38.25 TFLOPs at 2,732 tokens, 32B alone 168.35 at 2,630."""
+    assert tflops(Tokens(intern_new=2732), 32 * 10**9, 7 * 10**9) == pytest.approx(38.25, abs=0.01)
+    assert tflops(Tokens(mentor_new=2630), 32 * 10**9, 0) == pytest.approx(168.35, abs=0.05)
+    # low, medium and high effort: 100, 500 and 1,000 mentor tokens of 2,735, 2,853 and 2,930
+    for high, length, cost in ((100, 2735, 44.76), (500, 2853, 71.96), (1000, 2930, 104.62)):
+        spent = Tokens(mentor_new=high, intern_new=length - high)
+        assert tflops(spent, 32 * 10**9, 7 * 10**9) == pytest.approx(cost, rel=0.02)
+
+
+def record(doc_id: int, **changes: object) -> Record:
+    values = {
+        "task": "t",
+        "doc_id": doc_id,
+        "repeat": 0,
+        "policy": "cascade",
+        "stage": 1,
+        "reason": "sufficient",
+        "finish_reason": "stop",
+        "mentor_finish_reason": None,
+        "mentor_stages": 1,
+        "tokens": Tokens(10, 20, 5, 0, 30),
+        "tflops": 0.5,
+        "bill": 1.0,
+        "judge_seconds": 0.1,
+        "generate_seconds": 1.0,
+    }
+    return Record(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_ledger_holds_each_question_once_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "ledger.jsonl"
+    ledger.write(path, [record(2), record(1)], {"run": "r"})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"format": ledger.FORMAT, "run": "r"}
+    assert [line["doc_id"] for line in lines[1:]] == [1, 2]
+    assert [file.name for file in path.parent.iterdir()] == ["ledger.jsonl"], "something unfinished was left"
+
+
+def test_totals_count_a_padded_question_once() -> None:
+    found = ledger.totals([record(1), record(1), record(2, stage=0, finish_reason="length", tflops=1.5)])
+    assert found["questions"] == 2 and found["tflops"] == 1.0 and found["length"] == 30
+    assert found["stage_share"] == {"0": 0.5, "1": 0.5} and found["truncated"] == 0.5
+    assert ledger.totals([]) == {"questions": 0}
+
+
+def test_a_store_gives_back_what_was_put(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "store.sqlite")
+    key = key_of({"text": "x", "seed": 1})
+    assert store.get(key) is None
+    store.put(key, {"text": "ü", "ids": [1, 2]})
+    again = Store(tmp_path / "a" / "store.sqlite")
+    assert again.get(key) == {"text": "ü", "ids": [1, 2]} and len(again) == 1
+
+
+def test_keys_differ_with_everything_in_them() -> None:
+    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    assert len({key_of({"a": value}) for value in (1, "1", None, [1], 1.5)}) == 5
+
+
+def test_a_corrupted_entry_is_refused_and_can_be_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    store.put("k", {"text": "right"})
+    with sqlite3.connect(tmp_path / "store.sqlite") as db:
+        db.execute("UPDATE finished SET value = replace(value, 'right', 'wrong')")
+    assert store.get("k") is None and store.refused == 1
+    store.put("k", {"text": "right"})
+    assert store.get("k") == {"text": "right"}
+
+
+@pytest.mark.parametrize("kind", ["text", "foreign", "version", "folder", "torn"])
+def test_what_is_no_store_is_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store.sqlite"
+    if kind == "text":
+        path.write_text("this is no database, but a text of some length\n" * 100)
+    elif kind == "foreign":
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE mine (x)")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        store = Store(path)
+        for i in range(300):
+            store.put(str(i), {"text": "x" * 300})
+        store.close()
+        if kind == "version":
+            with sqlite3.connect(path) as db:
+                db.execute("PRAGMA user_version = 99")
+        else:
+            data = path.read_bytes()
+            path.write_bytes(data[: len(data) // 3] + b"\x00" * (len(data) // 3) + data[2 * len(data) // 3 :])
+    with pytest.raises(StoreError, match=r"name a new file"):
+        Store(path)
+
+
+def test_a_store_survives_kill_9_and_two_writers(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    program = (
+        "import sys\nfrom lm_eval_tandem.store import Store\ns = Store(sys.argv[1])\ni = 0\n"
+        "while True:\n    s.put(f'{sys.argv[2]}{i}', {'text': 'x' * 2000}); i += 1\n    print(i, flush=True)\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(path), name], stdout=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    finished = []
+    for writer in writers:
+        assert writer.stdout is not None
+        for _ in range(50):
+            last = int(writer.stdout.readline())
+        finished.append(last)
+    time.sleep(0.05)
+    for writer in writers:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+    store = Store(path)
+    for name, last in zip("ab", finished, strict=True):
+        assert all(store.get(f"{name}{i}") == {"text": "x" * 2000} for i in range(last))

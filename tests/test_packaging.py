@@ -1,0 +1,134 @@
+"""What an install puts on a machine, and how light the package is to import."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lm_eval_tandem
+from interpreters import python
+from lm_eval_tandem import _paths
+
+DISTRIBUTION = "lm-eval-tandem"
+HEAVY = ("torch", "transformers", "lm_eval", "numpy", "sklearn", "datasets", "safetensors")
+WHEREABOUTS = Path(lm_eval_tandem.__file__).resolve().parent.parent
+BUILT_FROM = ("lm_eval_tandem", "task_configs", "classifiers", "_lm_eval_tandem_hook.py", "lm_eval_tandem_hook.pth")
+BUILT_BY = ("setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
+
+
+def test_importing_the_package_is_light() -> None:
+    code = f"import lm_eval_tandem; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert python(code, path=[WHEREABOUTS]).strip() == "[]"
+
+
+def test_importing_the_package_takes_under_50_ms() -> None:
+    code = """
+        import time
+        start = time.perf_counter()
+        import lm_eval_tandem
+        print(time.perf_counter() - start)
+    """
+    assert statistics.median(float(python(code, path=[WHEREABOUTS])) for _ in range(5)) < 0.05
+
+
+def test_folders_that_travel_with_the_package_are_found() -> None:
+    assert list(_paths.task_configs().rglob("*.yaml"))
+    assert _paths.classifiers().name == "classifiers"
+
+
+def test_module_command_knows_the_tasks_of_the_package_and_those_of_the_user(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (tmp_path / "mine.yaml").write_text("task: tandem_test_of_mine\ndataset_path: json\noutput_type: generate_until\n")
+    code = f"""
+        import json
+        from lm_eval_tandem import _paths
+        from lm_eval_tandem.__main__ import include_our_tasks
+        from lm_eval.tasks import TaskManager
+        include_our_tasks()
+        names = []
+        for asked in (None, {str(tmp_path)!r}, [{str(tmp_path)!r}], _paths.task_configs()):
+            known = TaskManager(include_path=asked, include_defaults=False).all_tasks
+            names.append(["tandem_pair_math" in known, "tandem_test_of_mine" in known])
+        print(json.dumps(names))
+    """
+    assert json.loads(python(code, path=[WHEREABOUTS])) == [[True, False], [True, True], [True, True], [True, False]]
+
+
+# --- the installed distribution, or a wheel built from the checkout
+
+
+def installed() -> importlib.metadata.Distribution | None:
+    """The distribution that the imported package was installed by, files and all; None in a checkout."""
+    try:
+        found = importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    here = Path(str(found.locate_file("lm_eval_tandem"))).resolve() == WHEREABOUTS / "lm_eval_tandem"
+    return found if here and found.read_text("RECORD") else None
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    distribution = installed()
+    if distribution is not None:
+        return {file.as_posix() for file in distribution.files or ()}
+    pytest.importorskip("setuptools")
+    source = tmp_path_factory.mktemp("source")
+    for name in (*BUILT_FROM, *BUILT_BY):
+        origin = WHEREABOUTS / name
+        if origin.is_dir():
+            shutil.copytree(origin, source / name)
+        elif origin.is_file():
+            shutil.copyfile(origin, source / name)
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
+    return set(zipfile.ZipFile(next(source.glob("*.whl"))).namelist())
+
+
+def test_install_carries_the_hook_beside_the_package(contents: set[str]) -> None:
+    assert {"lm_eval_tandem_hook.pth", "_lm_eval_tandem_hook.py", "lm_eval_tandem/py.typed"} <= contents
+
+
+def test_install_carries_every_file_of_the_package_and_its_two_folders(contents: set[str]) -> None:
+    package = WHEREABOUTS / "lm_eval_tandem"
+    expected = {file.relative_to(WHEREABOUTS) for file in package.rglob("*")}
+    for folder in (_paths.task_configs(), _paths.classifiers()):
+        expected |= {Path("lm_eval_tandem", folder.name, file.relative_to(folder)) for file in folder.rglob("*")}
+    wanted = {
+        path.as_posix()
+        for path in expected
+        if path.suffix in {".py", ".yaml", ".jsonl", ".json", ".safetensors", ".jinja", ".log", ".md"}
+        and not any(part.startswith((".", "__pycache__")) for part in path.parts)
+    }
+    assert sorted(wanted - contents) == []
+    assert any(name.endswith(".yaml") for name in wanted)
+
+
+def test_install_carries_weights_of_the_pair_and_a_classifier(contents: set[str]) -> None:
+    for role in ("mentor", "intern"):
+        assert f"lm_eval_tandem/pair/{role}/model.safetensors" in contents
+    assert [name for name in contents if name.startswith("lm_eval_tandem/classifiers/") and name.endswith(".json")]
+
+
+def test_install_carries_nothing_else(contents: set[str]) -> None:
+    tops = {name.split("/")[0] for name in contents if not name.startswith(("..", "__pycache__"))}
+    tops = {top for top in tops if not top.endswith((".dist-info", ".egg-info"))}
+    assert tops == {"_lm_eval_tandem_hook.py", "lm_eval_tandem", "lm_eval_tandem_hook.pth"}
+
+
+def test_entry_points_are_those_that_later_releases_of_the_harness_read() -> None:
+    distribution = installed()
+    if distribution is None:
+        pytest.skip(f"{DISTRIBUTION} is not installed")
+    assert {(point.group, point.name, point.value) for point in distribution.entry_points} == {
+        ("console_scripts", "lm-eval-tandem", "lm_eval_tandem.cli:main"),
+        ("lm_eval.models", "tandem", "lm_eval_tandem.model:TandemLM"),
+    }
