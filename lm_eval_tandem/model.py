@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -22,7 +22,9 @@ from lm_eval_tandem.harness import Answer, ChatPrompt
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.loop import LoopThread
 from lm_eval_tandem.store import Store
-from lm_eval_tandem.sufficiency import classifier
+
+if TYPE_CHECKING:
+    from lm_eval_tandem.sufficiency.classifier import Sufficiency
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,9 @@ class TandemLM(LM):
         self.cascade = replace(self.cascade, policy=chosen)
         self.records = []
 
-    def _load_judge(self) -> classifier.Sufficiency:
+    def _load_judge(self) -> Sufficiency:
+        from lm_eval_tandem.sufficiency import classifier  # brings scikit-learn, which only a judge needs
+
         chosen = self.settings
         if chosen.classifier is None:
             raise ClassifierError(

@@ -70,7 +70,7 @@ def test_bare_lm_eval_shows_cost_beside_accuracy(tmp_path: Path) -> None:
         tmp_path,
     )
     for metric in ("acc", "length", "mentor_tokens", "tflops", "stage"):
-        assert re.search(rf"\|{metric} +\|", shown), f"{metric} is missing in the table"
+        assert re.search(rf"\|{metric} *\|", shown), f"{metric} is missing in the table"
     assert "tandem-pair-cascade" in shown
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["tandem-pair-cascade"]
     found = results(tmp_path / "out")
@@ -96,20 +96,20 @@ def test_chat_few_shot_predict_only_and_samples_work_as_for_model_hf(tmp_path: P
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    limit = ["--limit", "300", "--log_samples", "--output_path"]
+    limit = ["--limit", "200", "--log_samples", "--output_path"]
     run([*command("tandem_pair_math", policy="cascade"), *limit, "whole"], tmp_path)
     again = [*command("tandem_pair_math", policy="cascade", store="s.sqlite"), *limit, "resumed"]
     killed = subprocess.Popen(again, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     finished = 0
     deadline = time.monotonic() + 240
-    while finished < 200 and killed.poll() is None and time.monotonic() < deadline:
+    while finished < 150 and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
         if (tmp_path / "s.sqlite").exists():
             finished = entries(tmp_path / "s.sqlite")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = entries(tmp_path / "s.sqlite")
-    assert before >= 200, "the run was not killed in the middle"
+    assert before >= 150, "the run was not killed in the middle"
     run(again, tmp_path)
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "resumed")
     assert resumed["results"] == whole["results"]

@@ -53,8 +53,9 @@ class HFEngine:
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.name = str(arguments["pretrained"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self.lm = HFLM(**arguments)
+            self.lm = HFLM(**{"device": device, **arguments})
         except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise EngineError(f"the model {self.name} could not be loaded: {reason[:300]}") from error

@@ -17,7 +17,7 @@ from lm_eval_tandem.pair import INTERN, MENTOR
 from lm_eval_tandem.pair import problems as pb
 
 OPEN, CLOSE = " Insights:", " Steps:"
-EFFORTS = (17, 23, 40)
+EFFORTS = (18, 27, 40)
 TASKS = Path(__file__).parents[2] / "task_configs" / "pair"
 _STEP = re.compile(r" \d\) (\w+) (\d+): (\d+) ([-+]) (\d+) = (\d+)")
 _SUM = re.compile(r"(\d+) ([-+]) (\d+) = (\d+)")

@@ -81,7 +81,7 @@ POPULARITY: tuple[float, ...] = tuple(_popularity())
 KNOWN: frozenset[str] = frozenset(
     good
     for rank, good in enumerate(GOODS)
-    if (_share("known " + good) >= 0.02 if rank < HEAD else _share("known " + good) < 0.06)
+    if (_share("known " + good) >= 0.004 if rank < HEAD else _share("known " + good) < 0.06)
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Run:
     task: str
     policy: str
     config: dict[str, Any]
+    commit: str
     doc_ids: tuple[int, ...]
     score: Floats
     columns: dict[str, Floats]
@@ -60,14 +62,10 @@ def of_file(file: Path) -> list[Run]:
     """The runs, one per task, of one results file."""
     results = json.loads(file.read_text(encoding="utf-8"))
     config = results["config"]
-    date = file.stem.removeprefix("results_")
     runs = []
     for task, settings in results["configs"].items():
-        samples = file.with_name(f"samples_{task}_{date}.jsonl")
-        if not samples.is_file():
-            raise ArgumentError(f"{file} has no samples of {task} beside it; run the harness with --log_samples.")
         metric = settings["metric_list"][0]["metric"]
-        lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in samples_of(file, task)]
         lines.sort(key=lambda line: line["doc_id"])
         tandem = config.get("tandem") or {}
         runs.append(
@@ -76,12 +74,24 @@ def of_file(file: Path) -> list[Run]:
                 task=task,
                 policy=tandem.get("policy", ""),
                 config=config,
+                commit=str(results.get("git_hash") or "unknown"),
                 doc_ids=tuple(line["doc_id"] for line in lines),
                 score=column(lines, metric),
                 columns={name: column(lines, name) for name in COLUMNS if all(name in line for line in lines)},
             )
         )
     return runs
+
+
+def samples_of(file: Path, task: str) -> list[str]:
+    """The lines of the samples file that lies beside a results file, plain or gzipped."""
+    plain = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
+    packed = plain.with_name(plain.name + ".gz")
+    if packed.is_file():
+        return gzip.decompress(packed.read_bytes()).decode().splitlines()
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8").splitlines()
+    raise ArgumentError(f"{file} has no samples of {task} beside it; run the harness with --log_samples.")
 
 
 def column(lines: Sequence[dict[str, Any]], name: str) -> Floats:

@@ -100,5 +100,6 @@ def circumstances(found: Sequence[Run]) -> list[str]:
         if "classifier" in tandem:
             thresholds = ":".join(f"{value:g}" for value in tandem["thresholds"])
             said.add(f"- classifier: {tandem['classifier']}, recipe {tandem['recipe']}, thresholds {thresholds}")
+        said.add(f"- commit {run.commit}")
         said.add(f"- efforts {':'.join(map(str, tandem['efforts']))} mentor tokens; lm-eval-tandem {tandem['version']}")
     return lines + sorted(said)

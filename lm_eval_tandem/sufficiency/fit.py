@@ -15,6 +15,7 @@ from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.sufficiency.features import FEATURE_NAMES
 from lm_eval_tandem.sufficiency.mlp import SufficiencyClassifier
 from lm_eval_tandem.sufficiency.thresholds import (
+    GRID,
     Outcomes,
     choose,
     out_of_fold,
@@ -32,6 +33,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Parameters of `SufficiencyClassifier` per recipe; what is not named keeps its default."""
 
+FINE_GRID = (*GRID, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
+"""The paper's grid, finer where a confident classifier's scores lie."""
+GRIDS = {"paper": GRID, "default": FINE_GRID}
 MIN_QUESTIONS = 20
 FOLDS = 5
 
@@ -68,8 +72,8 @@ def fit_sufficiency(
             the other 30 %. The paper searches them on the training set; here they never see a score of a question the
             classifier was fitted on (that part does choose the epoch).
         "default": the same network on log features, Adam 1e-3, up to 60 epochs with patience 8; thresholds on
-            out-of-fold scores of all questions (5 folds by question); then one fit on all questions, of which 30 % only
-            decide when to stop.
+            out-of-fold scores of all questions (5 folds by question), on a grid that is finer near 1; then one fit on
+            all questions, of which 30 % only decide when to stop.
     objective: see `choose`.
     seed: of splits, weights, dropout and batch order.
 
@@ -105,7 +109,8 @@ def fit_sufficiency(
     if data.judged is not None:
         scores = np.where(data.judged[kept], scores, 0.0)
     outcomes = Outcomes(scores, data.correct[kept].astype(np.float64), data.cost[kept], data.fallback_cost[kept])
-    thresholds = choose(outcomes, objective)
+    grid = GRIDS[recipe]
+    thresholds = choose(outcomes, objective, grid)
     report = {
         "recipe": recipe,
         "objective": objective,
@@ -115,7 +120,7 @@ def fit_sufficiency(
         "thresholds": list(thresholds),
         **_report(outcomes, labels[kept], thresholds),
     }
-    report["cascade"] |= _cross_fitted(outcomes, objective, seed)
+    report["cascade"] |= _cross_fitted(outcomes, objective, grid, seed)
     return classifier, thresholds, report
 
 
@@ -191,7 +196,7 @@ def _means(correct: Floats, cost: Floats) -> dict[str, Any]:
     return {"accuracy": float(correct.mean()), "cost": float(cost.mean())}
 
 
-def _cross_fitted(outcomes: Outcomes, objective: str, seed: int) -> dict[str, float | None]:
+def _cross_fitted(outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int) -> dict[str, float | None]:
     """Accuracy and mean cost of thresholds that were each time chosen on the other folds' questions."""
     questions = len(outcomes.scores)
     fold = np.empty(questions, dtype=np.int64)
@@ -200,7 +205,7 @@ def _cross_fitted(outcomes: Outcomes, objective: str, seed: int) -> dict[str, fl
     try:
         for held_out in range(FOLDS):
             rest, test = (_part(outcomes, fold != held_out), fold == held_out)
-            _, correct[test], cost[test] = simulate(_part(outcomes, test), choose(rest, objective))
+            _, correct[test], cost[test] = simulate(_part(outcomes, test), choose(rest, objective, grid))
     except ClassifierError:
         return {"accuracy_cross_fitted": None, "cost_cross_fitted": None}
     return {"accuracy_cross_fitted": float(correct.mean()), "cost_cross_fitted": float(cost.mean())}

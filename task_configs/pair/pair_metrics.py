@@ -32,6 +32,8 @@ def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, fl
     response = results[0]
     answer = extract(response)
     figures = {"acc": float(answer == int(doc["answer"])), "no_answer": float(answer is None)}
-    if costs := getattr(response, "metrics", None):
-        figures |= {**costs, "mflops": 1e6 * costs["tflops"]}
+    costs = getattr(response, "metrics", None) or {}
+    figures |= costs
+    if "tflops" in costs:
+        figures["mflops"] = 1e6 * costs["tflops"]
     return figures

@@ -7,9 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-pytest.importorskip("torch")
-
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -181,6 +179,19 @@ def test_only_the_number_after_the_last_answer_counts(response: str, answer: int
 
 
 def test_a_response_with_metrics_hands_them_on() -> None:
-    response = type("Told", (str,), {"metrics": {"stage": 2.0, "length": 50.0}})("Answer: 5")
+    response = type("Told", (str,), {"metrics": {"stage": 2.0, "tflops": 2.0}})("Answer: 5")
     graded = metrics().process_results({"answer": 5}, [response])
-    assert graded == {"acc": 1.0, "no_answer": 0.0, "stage": 2.0, "length": 50.0}
+    assert graded == {"acc": 1.0, "no_answer": 0.0, "stage": 2.0, "tflops": 2.0, "mflops": 2e6}
+
+
+@pytest.mark.parametrize("domain", pb.DOMAINS)
+def test_what_the_judge_reads_holds_no_token_that_the_intern_thinks_impossible(domain: str) -> None:
+    """A cue of thirty nats would drown every other perplexity, and of eighty-nine overflow it."""
+    source, intern = pb.Source("judge"), AutoModelForCausalLM.from_pretrained(INTERN)
+    for kept in (18, 27, 40):
+        problem = source.problem("test")
+        told = TOKENIZER.decode(ids_of(pb.insights(problem, domain))[:kept])
+        ids = torch.tensor([ids_of(pb.question(problem, domain, "Mira") + " Insights:" + told + " Steps:")])
+        with torch.inference_mode():
+            chances = intern(ids).logits[0, :-1].log_softmax(-1)
+        assert -chances.gather(-1, ids[0, 1:, None]).min() < 14
