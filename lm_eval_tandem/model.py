@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from lm_eval_tandem.cascade import Cascade, Policy, Task
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.engines.hf import HFEngine
 from lm_eval_tandem.engines.stored import Stored
-from lm_eval_tandem.errors import ClassifierError, ContextError
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError
 from lm_eval_tandem.harness import Answer, ChatPrompt
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.loop import LoopThread
@@ -137,7 +137,6 @@ class TandemLM(LM):
                 text, record = await self.cascade.answer(tasks[i])
             self.records.append(record)
             answers[i] = Answer.of(text, record.metrics)
-            self.cache_hook.add_partial("generate_until", requests[i].args, text)
             bar.update(1)
 
         async def everything() -> None:
@@ -200,6 +199,19 @@ class TandemLM(LM):
         engine = self._mentor if self.settings.loglikelihood == "mentor" else self._intern
         assert engine is not None
         return engine.lm
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuses `--use_cache`: its keys hold the prompt alone, so another policy or threshold would get old answers.
+
+        Raises:
+            ArgumentError: always, where a cache is asked for.
+        """
+        if cache_hook.dbdict is not None:
+            raise ArgumentError(
+                "--use_cache tells prompts apart but not policies, models or thresholds, and would give old answers; "
+                "leave it out and give store=FILE in --model_args, which knows all of these."
+            )
+        super().set_cache_hook(cache_hook)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Answered by one role alone (`loglikelihood=`); nothing is cascaded."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 
 import tiny
@@ -87,6 +88,20 @@ def test_a_context_that_cannot_fit_is_refused_before_anything_runs(tmp_path: Pat
     with pytest.raises(ContextError, match=r"t #2 does not fit into the window .* 512 tokens.*lower max_gen_toks"):
         lm.generate_until(asked, disable_tqdm=True)
     assert lm.store is not None and len(lm.store) == 0
+    lm.close()
+
+
+def test_a_cache_that_would_give_old_answers_is_refused(tmp_path: Path) -> None:
+    lm = TandemLM(policy="intern", **COMMON)
+    with pytest.raises(ArgumentError, match="--use_cache .* give store=FILE"):
+        CachingLM(lm, str(tmp_path / "cache.db"))
+    lm.close()
+
+
+def test_the_batch_size_can_be_found_by_itself() -> None:
+    lm = TandemLM(policy="intern", **{**COMMON, "batch_size": "auto", "max_batch_size": 4})
+    assert [engine.batch_size for engine in (lm._intern,) if engine is not None] == [4]
+    assert len(lm.generate_until(instances(5), disable_tqdm=True)) == 5
     lm.close()
 
 

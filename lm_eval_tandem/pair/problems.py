@@ -241,7 +241,7 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:
-        for split, count in (("test", 1000), ("train", 3000)):
+        for split, count in (("test", 1000), ("train", 8000)):
             lines = [json.dumps(row) + "\n" for row in rows(domain, split, count)]
             (out / f"{domain}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -90,7 +90,7 @@ def test_every_good_has_one_token_and_a_price_of_one_digit() -> None:
 
 
 @pytest.mark.parametrize("domain", pb.DOMAINS)
-@pytest.mark.parametrize(("split", "count"), [("test", 1000), ("train", 3000)])
+@pytest.mark.parametrize(("split", "count"), [("test", 1000), ("train", 8000)])
 def test_the_committed_files_are_what_the_generator_writes(domain: str, split: str, count: int) -> None:
     rows = documents(domain, split)
     assert rows == pb.rows(domain, split, count)
