@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import random
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lm_eval_tandem import _paths
 from lm_eval_tandem.pair import INTERN, MENTOR
 from lm_eval_tandem.pair import problems as pb
 
-TASKS = Path(__file__).parents[2] / "task_configs" / "pair"
+TASKS = _paths.task_configs() / "pair"
 TOKENIZER = AutoTokenizer.from_pretrained(MENTOR)
 PIECES = st.sampled_from(
     [
