@@ -7,10 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import Prompt, Sampling, Work, common_prefix
-from lm_eval_tandem.engines.rows import Kept, Prefixes, Rows
+from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
 from lm_eval_tandem.engines.sampling import Chooser, choose
 
 
@@ -63,17 +63,16 @@ class Stops:
 class Decoding:
     """Rows that are being generated, in one cache, each with its own stops, limit and random stream."""
 
-    def __init__(self, model: PreTrainedModel, stops: Stops, prefixes: Prefixes, work: Work, pad: int) -> None:
-        self.model = model
+    def __init__(self, network: Network, stops: Stops, prefixes: Prefixes, work: Work) -> None:
+        self.network = network
         self.stops = stops
         self.prefixes = prefixes
         self.work = work
-        self.pad = pad
         self.clear()
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.rows = Rows(self.model)
+        self.rows = Rows(self.network)
         self.slots: list[Job | None] = []
         """The job of each row of the cache; None where it has ended and its cells are still there."""
         self._choosers: list[Chooser] = []
@@ -87,7 +86,7 @@ class Decoding:
     def sparse(self) -> bool:
         """Half of the cells or more belong to rows that have ended, and may be let go."""
         live = len(self.live)
-        return not live or (self.rows.stackable and len(self.slots) >= 2 * live)
+        return not live or (self.network.stackable and len(self.slots) >= 2 * live)
 
     def admit(self, jobs: list[Job]) -> None:
         """Let the cells of ended rows go and take new rows in; reads their prompts and writes their first token."""
@@ -95,7 +94,7 @@ class Decoding:
         old = [self.rows.take(row) for row in live]
         slots: list[Job | None] = [self.slots[row] for row in live]
         choosers = [self._choosers[row] for row in live]
-        fresh = Rows(self.model)
+        fresh = Rows(self.network)
         if jobs:
             new_choosers = self._read(fresh, jobs)
             slots += jobs
@@ -116,17 +115,17 @@ class Decoding:
             self.work.recomputed_tokens += shared - job.cached
             self.work.prefill_tokens += len(job.ids) - job.cached
             layers.append(kept.cut(job.cached) if kept is not None else [])
-            choosers.append(Chooser(job.sampling, self.model.generation_config, rows.device))
+            choosers.append(Chooser(job.sampling, self.network.model.generation_config, self.network.device))
         rows.stack(layers)
-        logits = rows.read([job.ids[job.cached :] for job in jobs], self.pad)
+        logits = rows.read([job.ids[job.cached :] for job in jobs])
         for job, token in zip(jobs, choose(choosers, [job.ids for job in jobs], logits), strict=True):
             job.new.append(token)
         return choosers
 
     def step(self) -> None:
         """One more token for every row."""
-        last = [[job.new[-1]] if job is not None else [self.pad] for job in self.slots]
-        logits = self.rows.read(last, self.pad)
+        last = [[job.new[-1]] if job is not None else [self.network.pad] for job in self.slots]
+        logits = self.rows.read(last)
         self.work.decode_tokens += len(self.live)
         written = [job.ids + job.new if job is not None else [] for job in self.slots] if self._picky else []
         tokens = choose(self._choosers, written, logits)
@@ -147,7 +146,7 @@ class Decoding:
             job.finish_reason = self.stops.reason(job)
             if not job.finish_reason:
                 continue
-            if job.prompt.session is not None and self.rows.stackable:
+            if job.prompt.session is not None and self.network.stackable:
                 self.prefixes.put(job.prompt.session, Kept(job.ids + job.new[:-1], self.rows.take(row)))
             self.slots[row] = None
             ended.append(job)

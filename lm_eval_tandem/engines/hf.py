@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from lm_eval_tandem.engines import Completion, Messages, Prompt, Sampling, TokenStats, Work, common_prefix
 from lm_eval_tandem.engines.decoding import Decoding, Job, Stops
-from lm_eval_tandem.engines.rows import Kept, Prefixes, Rows
+from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
 from lm_eval_tandem.errors import ContextError, EngineError
 
 CPU = threading.Lock()
@@ -37,6 +38,8 @@ KEPT_SHARE = 0.2
 """Share of a GPU's free memory that kept prefixes may take."""
 KEPT_BYTES = 2 * 2**30
 """The same on a CPU, in bytes."""
+ENCODED = 1024
+"""Prompts whose token ids are remembered: each is looked at several times (does it fit, what is new, the call)."""
 HASHED_BYTES = 256 * 2**20
 """Weight files up to this size are identified by their content, larger ones by size and time of change."""
 
@@ -73,12 +76,12 @@ class HFEngine:
         ends = self.lm.model.generation_config.eos_token_id
         end_tokens = {self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
-        pad = self.lm.tokenizer.pad_token_id or 0
         self._prefixes = Prefixes(kept_room(self.lm.device))
         stops = Stops(self.lm.tokenizer, end_tokens)
-        self._decoding = Decoding(self.lm.model, stops, self._prefixes, self.work, pad)
-        self._pad = pad
+        self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
+        self._decoding = Decoding(self._network, stops, self._prefixes, self.work)
         self._tokenizer = threading.RLock()
+        self._encoded = lru_cache(ENCODED)(self._encode)
         self._wake = threading.Condition()
         self._gathered: list[Job] = []
         self._to_score: deque[Job] = deque()
@@ -116,9 +119,12 @@ class HFEngine:
 
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`."""
+        return list(self._encoded(text))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
         with self._tokenizer:
-            ids: list[int] = self.lm.tok_batch_encode([text])[0][0].long().tolist()
-        return ids or [int(self.lm.prefix_token_id)]
+            ids = self.lm.tok_batch_encode([text])[0][0].long().tolist()
+        return tuple(ids) or (int(self.lm.prefix_token_id),)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
@@ -196,7 +202,7 @@ class HFEngine:
     def _newcomers(self) -> list[Job]:
         running = len(self._decoding.live)
         free = self.batch_size - running
-        if running and (not self._decoding.rows.stackable or free < max(1, self.batch_size // 4)):
+        if running and (not self._network.stackable or free < max(1, self.batch_size // 4)):
             return []
         return take(self._to_generate, free)
 
@@ -232,7 +238,7 @@ class HFEngine:
 
     def _score(self, jobs: list[Job]) -> None:
         started = time.perf_counter()
-        rows = Rows(self.lm.model)
+        rows = Rows(self._network)
         before = [self._prefixes.get(job.prompt.session) for job in jobs]
         reused = []
         for job, kept in zip(jobs, before, strict=True):
@@ -242,14 +248,14 @@ class HFEngine:
             self.work.recomputed_tokens += shared - reused[-1]
             self.work.prefill_tokens += len(job.ids) - reused[-1]
         rows.stack([kept.cut(n) if kept else [] for kept, n in zip(before, reused, strict=True)])
-        scored = rows.score([job.ids[n:] for job, n in zip(jobs, reused, strict=True)], self._pad)
+        scored = rows.score([job.ids[n:] for job, n in zip(jobs, reused, strict=True)])
         logprobs, entropies = (tensor.cpu().numpy() for tensor in scored)
         arrays = []
         for row, (job, kept, n) in enumerate(zip(jobs, before, reused, strict=True)):
             logprob = joined(kept.logprob if kept else None, n, logprobs[row], len(job.ids))
             entropy = joined(kept.entropy if kept else None, n, entropies[row], len(job.ids))
             arrays.append((logprob, entropy))
-            if job.prompt.session is not None and rows.stackable:
+            if job.prompt.session is not None and self._network.stackable:
                 self._prefixes.put(job.prompt.session, Kept(job.ids, rows.take(row), logprob, entropy))
         seconds = time.perf_counter() - started
         self.work.judge_seconds += seconds

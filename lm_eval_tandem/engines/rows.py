@@ -22,9 +22,6 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 SCORED_CELLS = 2**27
 """Logits (rows x positions x vocabulary) that one forward pass of `score` may hold in float32: 512 MB."""
 
-MASKED = -1e4
-"""Differences to the largest logit are kept above this; its exponential is 0 in float32."""
-
 
 @dataclass
 class Kept:
@@ -75,33 +72,43 @@ class Prefixes:
             self._bytes -= kept.bytes
 
 
-class Rows:
-    """A batch of sequences in one cache, of one decoder-only model.
+class Network:
+    """A decoder-only model and what one has to know to batch it, found out once.
 
-    `stackable` is False for models whose cache is not plain attention over the whole prefix (sliding windows, state
-    spaces): their rows are computed together from the beginning and never taken apart.
+    `stackable` is False for models whose cache is not plain keys and values over the whole prefix (sliding windows,
+    state spaces): their rows are computed together from the beginning and never taken apart.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model = model
+        self.pad = pad
         self.device = model.device
+        self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         accepted = inspect.signature(model.forward).parameters
-        self._positions = "position_ids" in accepted
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.stackable = is_stackable(model)
+        self.takes_positions = "position_ids" in accepted
+        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.stackable = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+class Rows:
+    """A batch of sequences in one cache."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
         self.clear()
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.cache = DynamicCache() if self.stackable else DynamicCache(config=self.model.config)
-        self.mask = torch.zeros((0, 0), dtype=torch.bool, device=self.device)
+        network = self.network
+        self.cache = DynamicCache() if network.stackable else DynamicCache(config=network.model.config)
+        self.mask = torch.zeros((0, 0), dtype=torch.bool, device=network.device)
 
     def stack(self, kept: Sequence[Layers]) -> None:
         """Put rows side by side: the cells of each, padded on the left to the longest. Replaces what was there."""
         self.clear()
         lengths = [layers[0][0].shape[1] if layers else 0 for layers in kept]
         longest = max(lengths)
-        self.mask = torch.zeros((len(kept), longest), dtype=torch.bool, device=self.device)
+        self.mask = torch.zeros((len(kept), longest), dtype=torch.bool, device=self.network.device)
         for row, n in enumerate(lengths):
             self.mask[row, longest - n :] = True
         if longest == 0:
@@ -133,10 +140,10 @@ class Rows:
         """One pass over new tokens `ids` [B, M] (`real` [B, M] says which are no padding); logits [B, M or 1, V]."""
         before = self.mask.sum(1, keepdim=True)
         self.mask = torch.cat([self.mask, real], dim=1)
-        arguments: dict[str, Any] = dict(self._last_only) if last_only else {}
-        if self._positions:
+        arguments: dict[str, Any] = dict(self.network.last_only) if last_only else {}
+        if self.network.takes_positions:
             arguments["position_ids"] = (before + real.cumsum(1) - 1).clamp(min=0)
-        output = self.model(
+        output = self.network.model(
             input_ids=ids,
             attention_mask=self.mask.long(),
             past_key_values=self.cache,
@@ -146,44 +153,34 @@ class Rows:
         logits: torch.Tensor = output.logits
         return logits[:, -1:] if last_only else logits
 
-    def read(self, new: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+    def read(self, new: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read each row's new tokens, aligned on the right; logits after the last one, [B, V]."""
-        ids, real = self._align(new, pad)
+        ids, real = self._align(new)
         return self.forward(ids, real, last_only=True)[:, -1]
 
-    def score(self, new: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Read each row's new tokens; log-probability and entropy of each of them but the first, [B, M - 1] float32.
 
         Aligned on the right: the last len(new[i]) - 1 entries of row i are its own.
         """
-        ids, real = self._align(new, pad)
+        ids, real = self._align(new)
         width = ids.shape[1]
-        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
-        step = max(1, SCORED_CELLS // (len(new) * vocabulary))
+        step = max(1, SCORED_CELLS // (len(new) * self.network.vocabulary))
         logprob, entropy = [], []
         for start in range(0, width, step):
             stop = min(width, start + step)
             logits = self.forward(ids[:, start:stop], real[:, start:stop], last_only=False)
             logits = logits[:, : min(stop, width - 1) - start].float()
             targets = ids[:, start + 1 : start + 1 + logits.shape[1]]
-            # With y = x - max x, e = exp y, s = sum e: log p = y - log s and H = log s - sum(e y) / s. Only one array
-            # over the vocabulary beside the logits, and few passes over it; masked logits count as e = 0.
-            y = logits.sub_(logits.amax(-1, keepdim=True)).clamp_(min=MASKED)
-            e = y.exp()
-            s = e.sum(-1)
-            logprob.append(y.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - s.log())
-            entropy.append(s.log() - torch.linalg.vecdot(e, y) / s)
+            log_p = torch.log_softmax(logits, dim=-1)
+            logprob.append(log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
+            each = log_p.exp().mul_(log_p).sum(-1)
+            # A masked logit is minus infinity and makes 0 * -inf; only then is the slower, exact sum needed.
+            entropy.append(-each if bool(each.isfinite().all()) else torch.special.entr(log_p.exp()).sum(-1))
         return torch.cat(logprob, dim=1), torch.cat(entropy, dim=1)
 
-    def _align(self, new: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(tokens) for tokens in new)
-        ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in new], device=self.device)
-        real = torch.tensor(
-            [[False] * (width - len(tokens)) + [True] * len(tokens) for tokens in new], device=self.device
-        )
+    def _align(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width, pad, device = max(map(len, new)), self.network.pad, self.network.device
+        ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in new], device=device)
+        real = torch.tensor([[False] * (width - len(tokens)) + [True] * len(tokens) for tokens in new], device=device)
         return ids, real
-
-
-def is_stackable(model: PreTrainedModel) -> bool:
-    """Whether every layer's cache is plain keys and values over the whole prefix."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)

@@ -93,7 +93,7 @@ def test_a_sliding_window_is_generated_and_scored_rightly(tmp_path: Path) -> Non
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
     )
     engine = opened(folder)
-    assert not engine._decoding.rows.stackable
+    assert not engine._network.stackable
     suite = EngineConformance()
     suite.test_greedy_equals_one_prompt_alone(engine, reference)
     suite.test_score_is_exact_over_the_whole_vocabulary(engine, reference)
