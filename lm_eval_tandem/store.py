@@ -12,6 +12,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from lm_eval_tandem.errors import StoreError
 APPLICATION = 0x74616E64
 """SQLite's application_id of our files ("tand")."""
 VERSION = 1
+WAIT = 60.0
+"""Seconds to wait for another process that writes."""
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +47,24 @@ class Store:
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._open()
+            self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+            self._open_when_free()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"store={self.path} cannot be used as a store ({error}); "
                 "name a new file, or remove this one if it may be lost."
             ) from error
+
+    def _open_when_free(self) -> None:
+        # SQLite's own timeout does not cover the switch to WAL, which another process may be making just now.
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                return self._open()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def _open(self) -> None:
         fresh = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
