@@ -157,23 +157,26 @@ def test_a_store_survives_kill_9_and_two_writers(tmp_path: Path) -> None:
         assert all(store.get(f"{name}{i}") == {"text": "x" * 2000} for i in range(last))
 
 
-def test_processes_that_open_a_new_store_at_once_all_get_it(tmp_path: Path) -> None:
-    program = (
-        "import sys, time\nfrom lm_eval_tandem.store import Store\nprint('ready', flush=True)\nsys.stdin.readline()\n"
-        "for i in range(30):\n    Store(f'{sys.argv[1]}/{i}.sqlite').put(sys.argv[2], {'a': 1})\n"
-    )
-    openers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in "abc"
-    ]
-    for opener in openers:
-        assert opener.stdout is not None and opener.stdout.readline() == "ready\n"
-    for opener in openers:
-        opener.communicate("go\n", timeout=60)
-    assert [opener.returncode for opener in openers] == [0, 0, 0]
-    assert all(len(Store(tmp_path / f"{i}.sqlite")) == 3 for i in range(30))
+RACE = """
+import multiprocessing, sys
+from lm_eval_tandem.store import Store
+
+def opened(barrier, path, name):
+    barrier.wait()
+    Store(path).put(name, {"a": 1})
+
+fork = multiprocessing.get_context("fork")
+for turn in range(25):
+    barrier, path = fork.Barrier(2), f"{sys.argv[1]}/{turn}.sqlite"
+    both = [fork.Process(target=opened, args=(barrier, path, name)) for name in "ab"]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [one.exitcode for one in both] == [0, 0] and len(Store(path)) == 2, turn
+"""
+
+
+def test_processes_that_open_a_new_store_at_the_same_moment_both_get_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
