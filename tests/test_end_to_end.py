@@ -130,7 +130,15 @@ def entries(path: Path) -> int:
 
 def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) -> None:
     program = command("tandem_pair_math", policy="mentor", store="s.sqlite", ledger="l.jsonl")
-    going = subprocess.Popen(program, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    going = subprocess.Popen(
+        program,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a shell starts its background jobs with interrupts ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 240
     while entries(tmp_path / "s.sqlite") < 20 and going.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
