@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem import _paths
+from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.ledger import Record
@@ -88,7 +88,7 @@ def joined(
                 raise ArgumentError(f"metric={name} is none of {task}'s; use one of {', '.join(sample['metrics'])}.")
             grades[task, sample["doc_id"]] = float(sample[name])
     rows = []
-    for record in {record.key: record for record in records}.values():
+    for record in ledger.unique(records):
         look = record.stages[-1]
         assert look.features is not None
         rows.append(

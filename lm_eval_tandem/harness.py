@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lm_eval_tandem.cascade import Task
@@ -16,20 +14,6 @@ from lm_eval_tandem.engines import Sampling
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.prompts import Question
 
-FROM_PRETRAINED = (
-    "attn_implementation",
-    "device_map",
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_compute_dtype",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-    "low_cpu_mem_usage",
-    "use_safetensors",
-    "variant",
-    "token",
-)
-"""What HFLM hands on to transformers beside its own arguments."""
 GENERATION = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "until", "max_gen_toks")
 
 
@@ -81,12 +65,6 @@ def tasks_of(requests: Sequence[Instance], default_max_tokens: int, seed: int) -
         sampling = sampling_of(generation, default_max_tokens, seed)
         tasks.append(Task(question, sampling, request.task_name or "", doc_id, repeat))
     return tasks
-
-
-def engine_arguments() -> set[str]:
-    """Names that the transformers engine takes."""
-    own = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs", "backend"}
-    return own | set(FROM_PRETRAINED)
 
 
 def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) -> Sampling:

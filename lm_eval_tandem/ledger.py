@@ -74,13 +74,18 @@ class Record:
         }
 
 
+def unique(records: Iterable[Record]) -> list[Record]:
+    """One record per question: lm-eval repeats requests where ranks have uneven numbers of them."""
+    return list({record.key: record for record in records}.values())
+
+
 def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
-    """Write the ledger of a run atomically: a header line that describes the run, then one line per record."""
+    """Write the ledger of a run atomically: a header line that describes the run, then one line per question."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"format": FORMAT, **run}) + "\n")
-        for record in sorted(records, key=lambda record: record.key):
+        for record in sorted(unique(records), key=lambda record: record.key):
             file.write(json.dumps(asdict(record)) + "\n")
     unfinished.replace(path)
 
@@ -88,23 +93,23 @@ def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
 def totals(records: Iterable[Record]) -> dict[str, Any]:
     """What a run did in all: questions, mean length and cost, stage shares, truncation, the judge's share of time.
 
-    Means are per question. A question that lm-eval handed over twice (padding of uneven ranks) counts once.
+    Means are per question.
     """
-    unique = list({record.key: record for record in records}.values())
-    if not unique:
+    counted = unique(records)
+    if not counted:
         return {"questions": 0}
-    n = len(unique)
-    tokens = sum((record.tokens for record in unique), Tokens())
-    judge = sum(record.judge_seconds for record in unique)
-    stages = Counter(record.stage for record in unique)
+    n = len(counted)
+    tokens = sum((record.tokens for record in counted), Tokens())
+    judge = sum(record.judge_seconds for record in counted)
+    stages = Counter(record.stage for record in counted)
     return {
         "questions": n,
         "length": tokens.length / n,
-        "tflops": math.fsum(record.tflops for record in unique) / n,
-        "bill_tflops": math.fsum(record.bill for record in unique) / n,
+        "tflops": math.fsum(record.tflops for record in counted) / n,
+        "bill_tflops": math.fsum(record.bill for record in counted) / n,
         "tokens": asdict(tokens),
         "stage_share": {str(stage): stages[stage] / n for stage in sorted(stages)},
-        "truncated": sum(record.finish_reason == "length" for record in unique) / n,
+        "truncated": sum(record.finish_reason == "length" for record in counted) / n,
         "judge_seconds": judge,
-        "generate_seconds": sum(record.generate_seconds for record in unique),
+        "generate_seconds": sum(record.generate_seconds for record in counted),
     }

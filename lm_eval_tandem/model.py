@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from lm_eval_tandem import __version__, errors, harness, ledger, settings
 from lm_eval_tandem.cascade import Cascade, Policy, Task
-from lm_eval_tandem.engines import Engine
-from lm_eval_tandem.engines.hf import HFEngine
+from lm_eval_tandem.engines import Engine, loading
 from lm_eval_tandem.engines.stored import Stored
 from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError
 from lm_eval_tandem.harness import Answer, ChatPrompt
@@ -61,12 +59,12 @@ class TandemLM(LM):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         errors.print_plainly()
-        self.settings = settings.read(arguments, harness.engine_arguments())
+        self.settings = settings.read(arguments, loading.arguments)
         chosen = self.settings
         self.judge = self._load_judge() if chosen.policy.name == "cascade" else None
         self.store = Store(chosen.store) if chosen.store is not None else None
-        self._mentor = self._load(chosen.mentor)
-        self._intern = self._load(chosen.intern)
+        self._mentor = None if chosen.mentor is None else loading.load(chosen.mentor)
+        self._intern = None if chosen.intern is None else loading.load(chosen.intern)
         self.cascade = Cascade(
             mentor=self._wrapped(self._mentor),
             intern=self._wrapped(self._intern),
@@ -114,12 +112,7 @@ class TandemLM(LM):
             log.warning("classifier=%s was fitted on the pair %s, not on %s.", chosen.classifier, fitted, ours)
         return judge
 
-    def _load(self, role: settings.Role | None) -> HFEngine | None:
-        if role is None:
-            return None
-        return HFEngine({"pretrained": role.model, **role.arguments})
-
-    def _wrapped(self, engine: HFEngine | None) -> Engine | None:
+    def _wrapped(self, engine: Engine | None) -> Engine | None:
         return engine if engine is None or self.store is None else Stored(engine, self.store)
 
     # Generation
@@ -158,8 +151,7 @@ class TandemLM(LM):
 
     @property
     def _places(self) -> int:
-        sizes = [engine.batch_size for engine in (self._mentor, self._intern) if engine is not None]
-        return AHEAD * max(sizes)
+        return AHEAD * max(engine.places for engine in (self._mentor, self._intern) if engine is not None)
 
     def _check_fits(self, task: Task) -> int:
         """Tokens of the question; the whole prompt with the longest insights and the answer has to fit."""
@@ -189,13 +181,12 @@ class TandemLM(LM):
 
     def _write_ledger(self) -> None:
         if self.settings.ledger is not None and self.rank == 0:
-            unique = {record.key: record for record in self.records}
-            ledger.write(self.settings.ledger, unique.values(), self.description)
+            ledger.write(self.settings.ledger, self.records, self.description)
 
     # Everything the harness asks one model for goes to the model that answers
 
     @property
-    def _answering(self) -> HFLM:
+    def _answering(self) -> Any:
         engine = self._mentor if self.settings.loglikelihood == "mentor" else self._intern
         assert engine is not None
         return engine.lm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,6 @@ from lm_eval_tandem.prompts import GPRA, Guidance, Insights, Prompts, Wording
 EFFORTS = (100, 500, 1000)
 """Mentor tokens in total after stages 1, 2 and 3 (paper, 3.1)."""
 ROLES = ("mentor", "intern")
-BACKENDS = ("hf",)
 THINKING = ("auto", "none", "mentor", "intern", "both")
 PAIR = "pair"
 """The name of the bundled mentor and intern, and of their classifier."""
@@ -71,17 +70,19 @@ class Settings:
         return f"tandem-{self.pair_name}-{str(self.policy).replace(':', '-')}"
 
 
-def read(given: Mapping[str, Any], engine_arguments: Collection[str]) -> Settings:
+def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[str] | None]) -> Settings:
     """The settings that the arguments of `--model_args` (and batch_size, max_batch_size, device) describe.
 
-    engine_arguments: names that the engine takes, allowed bare (for both roles), or as mentor_<name>, intern_<name>.
+    engine_arguments: names that a backend takes (None: any), allowed bare (for every role whose backend takes them),
+        or as mentor_<name>, intern_<name>.
 
     Raises:
         ArgumentError: an argument is unknown, malformed, or contradicts another.
     """
     arguments = {name: value for name, value in given.items() if value is not None}
     own = {name: arguments.pop(name) for name in OWN if name in arguments}
-    per_role = split_by_role(arguments, engine_arguments)
+    backends = {role: str(own.get(f"{role}_backend", own.get("backend", "hf"))) for role in ROLES}
+    per_role = split_by_role(arguments, {role: engine_arguments(backend) for role, backend in backends.items()})
 
     bundled = is_bundled(own)
     profile = json.loads((Path(pair.__file__).parent / "profile.json").read_text()) if bundled else {}
@@ -95,7 +96,7 @@ def read(given: Mapping[str, Any], engine_arguments: Collection[str]) -> Setting
     for role in ROLES:
         needed = policy.needs_mentor if role == "mentor" else policy.needs_intern
         label = f"{PAIR}/{role}" if bundled else str(models[role])
-        roles[role] = role_of(role, models[role], label, own, per_role[role]) if needed else None
+        roles[role] = role_of(role, models[role], backends[role], label, own, per_role[role]) if needed else None
     answering = "mentor" if policy.name == "mentor" else "intern"
     loglikelihood = one_of("loglikelihood", own.get("loglikelihood", answering), ROLES)
     if roles[loglikelihood] is None:
@@ -150,25 +151,45 @@ OWN = (
 """The arguments of the cascade itself; all others belong to an engine."""
 
 
-def split_by_role(arguments: Mapping[str, Any], engine_arguments: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Engine arguments for each role; a prefixed one goes before a bare one."""
-    bare: dict[str, Any] = {}
+def split_by_role(
+    arguments: Mapping[str, Any], taken: Mapping[str, Collection[str] | None]
+) -> dict[str, dict[str, Any]]:
+    """Engine arguments for each role, of those that its backend takes; a prefixed one goes before a bare one."""
+    bare: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
     prefixed: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
     for name, value in arguments.items():
         role, _, rest = name.partition("_")
-        if role in ROLES and rest in engine_arguments and rest != "pretrained":
+        if role in ROLES and rest != "pretrained" and takes(taken[role], rest):
             prefixed[role][rest] = value
-        elif name in engine_arguments and name != "pretrained":
-            bare[name] = value
-        else:
-            known = [*OWN, *engine_arguments, *(f"{role}_{name}" for role in ROLES for name in engine_arguments)]
-            close = get_close_matches(name, known, n=1) or ["mentor=… and intern=…"]
+            continue
+        if rest == "token" or name == "token":
+            raise ArgumentError(
+                f"{name} would be printed and kept with the results; set the environment variable HF_TOKEN instead."
+            )
+        takers = [role for role in ROLES if name != "pretrained" and takes(taken[role], name)]
+        for role in takers:
+            bare[role][name] = value
+        if not takers or role_prefix(name):
+            known = {role: sorted(taken[role] or ()) for role in ROLES}
+            spellings = [*OWN, *known["mentor"], *known["intern"]]
+            spellings += [f"{role}_{name}" for role in ROLES for name in known[role]]
+            close = get_close_matches(name, spellings, n=1) or ["mentor=… and intern=…"]
             raise ArgumentError(
                 f"the model argument {name!r} is not known to tandem; did you mean {close[0]}? "
-                f"Its own arguments are {', '.join(OWN)}; those of --model hf are taken too, "
+                f"Its own arguments are {', '.join(OWN)}; those of the backend (--model hf, …) are taken too, "
                 "for one role as mentor_<argument> or intern_<argument>."
             )
-    return {role: {**bare, **prefixed[role]} for role in ROLES}
+    return {role: {**bare[role], **prefixed[role]} for role in ROLES}
+
+
+def takes(names: Collection[str] | None, name: str) -> bool:
+    """Whether a backend takes the argument; one whose arguments are not known takes any."""
+    return names is None or name in names
+
+
+def role_prefix(name: str) -> bool:
+    """Whether the argument is meant for one role."""
+    return name.partition("_")[0] in ROLES
 
 
 def is_bundled(own: Mapping[str, Any]) -> bool:
@@ -191,10 +212,11 @@ def models_of(own: Mapping[str, Any], bundled: bool, policy: Policy) -> dict[str
     return {role: str(own[role]) if role in own else None for role in ROLES}
 
 
-def role_of(role: str, model: str | None, label: str, own: Mapping[str, Any], arguments: dict[str, Any]) -> Role:
-    """One role, with its path, backend and thinking mode checked."""
+def role_of(
+    role: str, model: str | None, backend: str, label: str, own: Mapping[str, Any], arguments: dict[str, Any]
+) -> Role:
+    """One role, with its path and thinking mode checked."""
     assert model is not None
-    backend = one_of(f"{role}_backend", own.get(f"{role}_backend", own.get("backend", "hf")), BACKENDS)
     looks_local = re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1
     if looks_local and not Path(model).expanduser().is_dir():
         raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lm_eval_tandem import pair, settings
+from lm_eval_tandem.engines import loading
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.prompts import GPRA
 
@@ -16,7 +17,7 @@ FOREIGN = {"mentor": "org/big", "intern": "org/small"}
 
 
 def read(**arguments: Any) -> settings.Settings:
-    return settings.read(arguments, ENGINE)
+    return settings.read(arguments, lambda backend: ENGINE if backend == "hf" else loading.arguments(backend))
 
 
 def test_the_bundled_pair_is_the_default_with_its_own_sizes_and_classifier() -> None:
@@ -57,6 +58,7 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"mentor_token": "x"}, r"mentor_token would be printed.* HF_TOKEN"),
         ({"polcy": "cascade"}, r"'polcy' is not known to tandem; did you mean policy"),
         ({"mentor_dtpe": "float16"}, r"'mentor_dtpe' is not known.*did you mean mentor_dtype"),
         ({"pretrained": "org/x"}, r"'pretrained' is not known"),
@@ -70,7 +72,7 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"efforts": "a:b"}, r"efforts=a:b has to be numbers"),
         ({"thresholds": "0.5:0.5"}, r"thresholds=0.5:0.5 has to hold 4 values from 0 to 1"),
         ({"thresholds": "0.5:0.5:0.5:1.5"}, r"has to hold 4 values from 0 to 1"),
-        ({"backend": "tpu"}, r"mentor_backend=tpu is not known"),
+        ({"backend": "tpu"}, r"backend=tpu is not known"),
         ({"insights": "stage"}, r"insights=stage is not known; use one of cutoff, staged"),
         ({"insights": "staged"}, r"insights=staged needs a wording"),
         ({"guidance": "x"}, r"guidance=x is not known"),

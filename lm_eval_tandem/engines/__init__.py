@@ -36,7 +36,8 @@ class Prompt:
 class Sampling:
     """How to generate. `temperature == 0` is greedy; None leaves a value to the model's own generation defaults.
 
-    `max_tokens` counts new tokens, the end token included.
+    `max_tokens` counts new tokens, the end token included. `measured` asks for the model's own distribution at each
+    new token (before temperature and the like): `Completion.logprob` and `.entropy`.
     """
 
     max_tokens: int
@@ -47,6 +48,7 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int = 0
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,13 @@ class Completion:
     """One finished generation.
 
     text: the decoded new tokens, special tokens left out, cut before the first stop string.
-    token_ids: the new tokens as generated (end token and stop string included).
+    token_ids: the new tokens as generated (end token and stop string included). An engine that sees only text counts
+        in an alphabet of its own (`Engine.decode` reads it) and says in `counted` how many tokens they were.
     finish_reason: "stop" (end token or stop string) or "length" (`max_tokens` reached).
     prompt_tokens: tokens of the prompt; cached_tokens: those of them that an earlier call had already computed.
     seconds: from submission to the end, waiting included.
+    logprob, entropy: float32 of length len(token_ids) for `Sampling.measured`, natural logarithms; otherwise None.
+    counted: new tokens as a server billed them, where that is not len(token_ids).
     """
 
     text: str
@@ -66,11 +71,14 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     seconds: float
+    logprob: NDArray[np.float32] | None = None
+    entropy: NDArray[np.float32] | None = None
+    counted: int | None = None
 
     @property
     def new_tokens(self) -> int:
         """Tokens generated, as the engine counts them (L_L or L_S of Eq. 12)."""
-        return len(self.token_ids)
+        return len(self.token_ids) if self.counted is None else self.counted
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,16 @@ class Work:
 
 class Engine(Protocol):
     """One loaded model. The two async calls come from one event loop; everything else is called from anywhere."""
+
+    @property
+    def lm(self) -> Any:
+        """The harness's own model around the same weights (tokenizer, chat template, likelihoods); None without one."""
+        ...
+
+    @property
+    def places(self) -> int:
+        """How many calls at once keep the engine busy."""
+        ...
 
     @property
     def name(self) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import Prompt, Sampling, Work, common_prefix
-from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
+from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows, measures
 from lm_eval_tandem.engines.sampling import Chooser, choose
 
 
@@ -24,6 +25,8 @@ class Job:
     since: float
     sampling: Sampling | None = None
     new: list[int] = field(default_factory=list)
+    measures: list[list[float]] = field(default_factory=list)
+    """Log-probability and entropy of each new token, for `Sampling.measured`."""
     cached: int = 0
     finish_reason: str = ""
 
@@ -120,6 +123,7 @@ class Decoding:
         logits = rows.read([job.ids[job.cached :] for job in jobs])
         for job, token in zip(jobs, choose(choosers, [job.ids for job in jobs], logits), strict=True):
             job.new.append(token)
+        self._measure(jobs, logits)
         return choosers
 
     def step(self) -> None:
@@ -132,6 +136,19 @@ class Decoding:
         for job, token in zip(self.slots, tokens, strict=True):
             if job is not None:
                 job.new.append(token)
+        self._measure(self.slots, logits)
+
+    def _measure(self, jobs: Sequence[Job | None], logits: torch.Tensor) -> None:
+        """Note what the model thought of each row's newest token, for those that asked; logits [B, V]."""
+        asked = [
+            (row, job) for row, job in enumerate(jobs) if job is not None and job.sampling and job.sampling.measured
+        ]
+        if not asked:
+            return
+        chosen = torch.tensor([[job.new[-1]] for _, job in asked], device=logits.device)
+        logprob, entropy = measures(logits[[row for row, _ in asked]], chosen)
+        for (_, job), pair in zip(asked, torch.cat([logprob, entropy], dim=1).tolist(), strict=True):
+            job.measures.append(pair)
 
     @property
     def _picky(self) -> bool:

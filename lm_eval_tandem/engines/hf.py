@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class HFEngine:
         self.work = Work()
         size = self.lm.batch_size
         self.batch_size = int(size) if str(size).isdigit() else int(self.lm._detect_batch_size())
+        self.places = self.batch_size
         ends = self.lm.model.generation_config.eos_token_id
         end_tokens = {self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
@@ -222,7 +223,9 @@ class HFEngine:
             assert job.sampling is not None
             text = self._text(job.new, job.sampling.stop)
             reason, seconds = job.finish_reason, now - job.since
-            results.append((job, Completion(text, tuple(job.new), reason, len(job.ids), job.cached, seconds)))
+            measured = np.array(job.measures, dtype=np.float32).T if job.sampling.measured else (None, None)
+            found = Completion(text, tuple(job.new), reason, len(job.ids), job.cached, seconds, *measured)
+            results.append((job, found))
         resolve(results)
 
     def _text(self, new: list[int], stop: tuple[str, ...]) -> str:
@@ -297,7 +300,8 @@ def resolve(results: list[tuple[Job, Any]]) -> None:
                 job.future.set_result(result)
 
     if results:
-        results[0][0].future.get_loop().call_soon_threadsafe(settle)
+        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            results[0][0].future.get_loop().call_soon_threadsafe(settle)
 
 
 def kept_room(device: torch.device) -> int:

@@ -170,13 +170,11 @@ class Rows:
         for start in range(0, width, step):
             stop = min(width, start + step)
             logits = self.forward(ids[:, start:stop], real[:, start:stop], last_only=False)
-            logits = logits[:, : min(stop, width - 1) - start].float()
+            logits = logits[:, : min(stop, width - 1) - start]
             targets = ids[:, start + 1 : start + 1 + logits.shape[1]]
-            log_p = torch.log_softmax(logits, dim=-1)
-            logprob.append(log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
-            each = log_p.exp().mul_(log_p).sum(-1)
-            # A masked logit is minus infinity and makes 0 * -inf; only then is the slower, exact sum needed.
-            entropy.append(-each if bool(each.isfinite().all()) else torch.special.entr(log_p.exp()).sum(-1))
+            each = measures(logits, targets.unsqueeze(-1))
+            logprob.append(each[0].squeeze(-1))
+            entropy.append(each[1].squeeze(-1))
         return torch.cat(logprob, dim=1), torch.cat(entropy, dim=1)
 
     def _align(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,3 +182,13 @@ class Rows:
         ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in new], device=device)
         real = torch.tensor([[False] * (width - len(tokens)) + [True] * len(tokens) for tokens in new], device=device)
         return ids, real
+
+
+def measures(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of `targets` [..., 1] and entropy of the distribution, [..., 1] each, of logits [..., V]; float32."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    each = log_p.exp().mul_(log_p).sum(-1, keepdim=True)
+    # A masked logit is minus infinity and makes 0 * -inf; only then is the slower, exact sum needed.
+    if not bool(each.isfinite().all()):
+        each = -torch.special.entr(log_p.exp()).sum(-1, keepdim=True)
+    return log_p.gather(-1, targets), -each

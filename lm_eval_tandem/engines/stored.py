@@ -13,6 +13,8 @@ import numpy as np
 from lm_eval_tandem.engines import Completion, Engine, Messages, Prompt, Sampling, TokenStats
 from lm_eval_tandem.store import Store, key_of
 
+MEASURES = ("logprob", "entropy")
+
 
 class Stored:
     """The same contract as the engine inside; equal calls that run at the same time are made once."""
@@ -21,6 +23,7 @@ class Stored:
         self.engine = engine
         self.store = store
         self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
+        self.lm, self.places = engine.lm, engine.places
         self.identity, self.work = engine.identity, engine.work
         self.found = 0
         """Calls answered from the store."""
@@ -31,21 +34,22 @@ class Stored:
         """See `Engine.generate`."""
 
         async def fresh() -> dict[str, Any]:
-            return asdict(await self.engine.generate(prompt, sampling))
+            value = asdict(await self.engine.generate(prompt, sampling))
+            return value | {name: packed(value[name]) for name in MEASURES if value[name] is not None}
 
         value = await self._once({"generate": asdict(sampling)}, prompt, fresh)
-        return Completion(**{**value, "token_ids": tuple(value["token_ids"])})
+        arrays = {name: unpacked(value[name]) for name in MEASURES if value[name] is not None}
+        return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
 
     async def score(self, prompt: Prompt) -> TokenStats:
         """See `Engine.score`."""
 
         async def fresh() -> dict[str, Any]:
-            stats = await self.engine.score(prompt)
-            arrays = {"logprob": packed(stats.logprob), "entropy": packed(stats.entropy)}
-            return {**arrays, "cached_tokens": stats.cached_tokens, "seconds": stats.seconds}
+            value = asdict(await self.engine.score(prompt))
+            return value | {name: packed(value[name]) for name in MEASURES}
 
         value = await self._once({"score": "float32"}, prompt, fresh)
-        arrays = {name: unpacked(value[name]) for name in ("logprob", "entropy")}
+        arrays = {name: unpacked(value[name]) for name in MEASURES}
         return TokenStats(**{**value, **arrays})
 
     async def _once(

@@ -42,9 +42,9 @@ class Reference:
             out = self.model.generate(ids, max_new_tokens=n, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)
         return list(out[0, ids.shape[1] :].tolist())
 
-    def stats(self, text: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Log-probability and entropy of every token but the first, in float64."""
-        ids = self.tokenizer(text, return_tensors="pt").input_ids
+    def stats(self, text: str, more: tuple[int, ...] = ()) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Log-probability and entropy of every token but the first, in float64; `more` are tokens after the text."""
+        ids = torch.tensor([self.tokenizer(text).input_ids + list(more)])
         with torch.inference_mode():
             log_p = torch.log_softmax(self.model(ids).logits[0, :-1].double(), -1)
         return log_p.gather(1, ids[0, 1:, None])[:, 0].numpy(), -(log_p.exp() * log_p).sum(-1).numpy()
@@ -66,6 +66,18 @@ class EngineConformance:
         for text, completion in zip(TEXTS, found, strict=True):
             assert list(completion.token_ids) == reference.greedy(text, 12), text
             assert completion.prompt_tokens == len(engine.encode(text))
+
+    def test_measured_tokens_are_scored_as_a_prompt_would_be(self, engine: Engine, reference: Reference) -> None:
+        asked = Sampling(6, measured=True)
+        found = run(together(*(engine.generate(Prompt(text), asked) for text in TEXTS[:4])))
+        plain = run(engine.generate(Prompt(TEXTS[0]), Sampling(6)))
+        assert plain.logprob is None and plain.token_ids == found[0].token_ids
+        for text, completion in zip(TEXTS, found, strict=False):
+            assert completion.logprob is not None and completion.entropy is not None
+            logprob, entropy = reference.stats(text, completion.token_ids)
+            n = len(completion.token_ids)
+            np.testing.assert_allclose(completion.logprob, logprob[-n:], atol=1e-4)
+            np.testing.assert_allclose(completion.entropy, entropy[-n:], atol=1e-4)
 
     def test_growing_equals_one_uninterrupted_run(self, engine: Engine, reference: Reference) -> None:
         async def grow(text: str) -> tuple[int, ...]:
