@@ -40,13 +40,14 @@ class Tokens:
         return self.mentor_new + self.intern_new
 
 
-def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:
+def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int, read: int | None = None) -> float:
     """Eq. 12: 2/10^12 (|theta_L| L_L + |theta_S| (L_L + L_S)), in TFLOPs.
 
-    The intern reads what the mentor writes, hence |theta_S| L_L. Where no intern takes part (the mentor alone, the
-    paper's "single model" rows) pass `intern_parameters=0`.
+    The intern reads what the mentor writes for it, hence |theta_S| L_L. `read` says how many of the mentor's tokens
+    those were where not all: none where the mentor answers alone (the paper's "single model" rows).
     """
-    return 2 / TERA * (mentor_parameters * tokens.mentor_new + intern_parameters * tokens.length)
+    read = tokens.mentor_new if read is None else read
+    return 2 / TERA * (mentor_parameters * tokens.mentor_new + intern_parameters * (read + tokens.intern_new))
 
 
 def bill(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:

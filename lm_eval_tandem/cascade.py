@@ -23,6 +23,8 @@ from lm_eval_tandem.sufficiency.features import features
 
 MENTOR = -1
 """The stage of an answer that the mentor wrote itself."""
+JUDGED = ("cascade", "llm_cascade", "escalate")
+"""The policies that ask a classifier."""
 
 
 class Judge(Protocol):
@@ -40,10 +42,16 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """Who answers, and how that is decided. `stage` is the fixed stage of `stage:N`."""
+    """Who answers, and how that is decided.
+
+    cascade: the method. intern, mentor: one model alone. stage:N: fixed effort. budget_forcing:N: the mentor alone, its
+    thinking cut at N tokens. llm_cascade: one decision, the intern alone or with the highest effort. escalate: the
+    cascade, whose last resort is the mentor's own full answer.
+    """
 
     name: str
     stage: int | None = None
+    budget: int | None = None
 
     @classmethod
     def parse(cls, text: str, stages: int) -> Policy:
@@ -53,12 +61,15 @@ class Policy:
             ArgumentError: no policy has this name, or it has no such stage.
         """
         name, _, number = str(text).partition(":")
-        if name in ("cascade", "intern", "mentor") and not number:
+        if name in (*JUDGED, "intern", "mentor") and not number:
             return cls(name)
         if name == "stage" and number.isdigit() and int(number) <= stages:
-            return cls("stage", int(number))
+            return cls(name, stage=int(number))
+        if name == "budget_forcing" and number.isdigit() and int(number) > 0:
+            return cls(name, budget=int(number))
         raise ArgumentError(
-            f"policy={text} is not known; use cascade, intern, mentor, or stage:N with N from 0 to {stages}."
+            f"policy={text} is not known; use cascade, intern, mentor, stage:N with N from 0 to {stages}, "
+            "budget_forcing:N with N tokens of thinking, llm_cascade, or escalate."
         )
 
     @property
@@ -69,10 +80,26 @@ class Policy:
     @property
     def needs_intern(self) -> bool:
         """Whether the intern has anything to do."""
-        return self.name != "mentor"
+        return not self.mentor_alone
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether a classifier decides anything."""
+        return self.name in JUDGED
+
+    @property
+    def mentor_alone(self) -> bool:
+        """Whether every answer is the mentor's own."""
+        return self.name in ("mentor", "budget_forcing")
+
+    @property
+    def mentor_may_answer(self) -> bool:
+        """Whether some answers are the mentor's own."""
+        return self.mentor_alone or self.name == "escalate"
 
     def __str__(self) -> str:
-        return self.name if self.stage is None else f"{self.name}:{self.stage}"
+        number = self.budget if self.stage is None else self.stage
+        return self.name if number is None else f"{self.name}:{number}"
 
 
 @dataclass(frozen=True)
@@ -155,9 +182,11 @@ class Cascade:
         """The answer (only what the answering role wrote) and the record of how it came about."""
         walk = Walk(task)
         try:
-            if self.policy.name == "mentor":
+            if self.policy.budget is not None:
+                return await self._mentor_forced(walk, self.policy.budget)
+            if self.policy.mentor_alone:
                 return await self._mentor_alone(walk)
-            if self.policy.name == "cascade":
+            if self.policy.needs_judge:
                 return await self._cascade(walk)
             return await self._fixed(walk, self.policy.stage or 0)
         finally:
@@ -169,7 +198,8 @@ class Cascade:
         assert self.judge is not None
         insights: list[str] = []
         scores: list[float] = []
-        for stage in range(len(self.efforts) + 1):
+        high = len(self.efforts)
+        for stage in range(high + 1):
             if stage > 0:
                 if walk.insight.finish_reason == "stop":
                     break  # the mentor had nothing to add: later stages are this one
@@ -182,6 +212,10 @@ class Cascade:
             scores.append(score)
             if score > self.judge.thresholds[stage]:
                 return await self._intern_answers(walk, stage, insights[stage], "sufficient")
+            if self.policy.name == "llm_cascade":
+                return await self._fixed(walk, high)
+        if self.policy.name == "escalate":
+            return await self._mentor_alone(walk)
         best = int(np.argmax(scores))
         return await self._intern_answers(walk, best, insights[best], "best of all")
 
@@ -246,11 +280,34 @@ class Cascade:
         return completion.text, self._record(walk, stage, reason, completion)
 
     async def _mentor_alone(self, walk: Walk) -> tuple[str, Record]:
+        text = self.prompts.alone(self._loaded_mentor, walk.task.question)
+        completion = await self._mentor_writes(walk, Prompt(text), walk.task.sampling_of("mentor", MENTOR))
+        return completion.text, self._record(walk, MENTOR, "escalated" if walk.stages else "alone", completion)
+
+    async def _mentor_forced(self, walk: Walk, budget: int) -> tuple[str, Record]:
+        """Budget forcing: what the mentor has not ended within the budget is closed for it, and it has to answer."""
+        text = self.prompts.alone(self._loaded_mentor, walk.task.question)
+        sampling, session = walk.task.sampling_of("mentor", MENTOR), walk.task.session
+        first = replace(sampling, max_tokens=min(budget, sampling.max_tokens))
+        thought = await self._mentor_writes(walk, Prompt(text, session=session), first)
+        left = sampling.max_tokens - thought.new_tokens
+        if thought.finish_reason == "stop" or left <= 0:
+            return thought.text, self._record(walk, MENTOR, "alone", thought)
+        written = self._loaded_mentor.decode(thought.token_ids)
+        written += self.prompts.forced(text + written)
+        rest = replace(sampling, max_tokens=left)
+        answer = await self._mentor_writes(walk, Prompt(text + written, session=session), rest)
+        return written + answer.text, self._record(walk, MENTOR, "forced", answer)
+
+    async def _mentor_writes(self, walk: Walk, prompt: Prompt, sampling: Sampling) -> Completion:
+        completion = await self._loaded_mentor.generate(prompt, sampling)
+        self._count(walk, self._loaded_mentor, "mentor", prompt.text, (), completion)
+        return completion
+
+    @property
+    def _loaded_mentor(self) -> Engine:
         assert self.mentor is not None
-        text = self.prompts.alone(self.mentor, walk.task.question)
-        completion = await self.mentor.generate(Prompt(text), walk.task.sampling_of("mentor", MENTOR))
-        self._count(walk, self.mentor, "mentor", text, (), completion)
-        return completion.text, self._record(walk, MENTOR, "alone", completion)
+        return self.mentor
 
     def _count(
         self, walk: Walk, engine: Engine, role: str, text: str, continued: tuple[int, ...], completion: Completion
@@ -268,7 +325,7 @@ class Cascade:
 
     def _record(self, walk: Walk, stage: int, reason: str, completion: Completion) -> Record:
         mentor = self.mentor.parameters if self.mentor is not None else 0
-        intern = self.intern.parameters if self.intern is not None and stage != MENTOR else 0
+        intern = self.intern.parameters if self.intern is not None else 0
         return Record(
             task=walk.task.task,
             doc_id=walk.task.doc_id,
@@ -280,7 +337,7 @@ class Cascade:
             mentor_finish_reason=walk.insight.finish_reason,
             mentor_stages=walk.insight.stages,
             tokens=walk.tokens,
-            tflops=tflops(walk.tokens, mentor, intern),
+            tflops=tflops(walk.tokens, mentor, intern, read=walk.insight.tokens),
             bill=bill(walk.tokens, mentor, intern),
             judge_seconds=walk.judge_seconds,
             generate_seconds=walk.generate_seconds,

@@ -40,7 +40,7 @@ class Record:
     stage: int
     """The stage answered from: 0 = no mentor; -1 = the mentor answered."""
     reason: str
-    """Why there: "sufficient", "best of all" (no stage passed), "fixed", or "alone"."""
+    """Why there: "sufficient", "best of all" (no stage passed), "fixed", "alone", "forced" (budget), "escalated"."""
     finish_reason: str
     mentor_finish_reason: str | None
     mentor_stages: int

@@ -36,7 +36,7 @@ class TandemLM(LM):
     Args:
         mentor, intern: folder or hub id of a causal language model; neither for the bundled pair.
         backend, mentor_backend, intern_backend: "hf" (transformers).
-        policy: "cascade", "intern", "mentor", or "stage:N".
+        policy: "cascade", "intern", "mentor", "stage:N", "budget_forcing:N", "llm_cascade" or "escalate".
         classifier: name or folder of a sufficiency classifier (`policy=cascade` needs one for a pair of your own).
         thresholds: one per stage, the question alone first, as "0.5:0.5:0.6:0.7"; replaces the classifier's own.
         efforts: mentor tokens in total after each stage, as "100:500:1000".
@@ -61,7 +61,7 @@ class TandemLM(LM):
         errors.print_plainly()
         self.settings = settings.read(arguments, loading.arguments)
         chosen = self.settings
-        self.judge = self._load_judge() if chosen.policy.name == "cascade" else None
+        self.judge = self._load_judge() if chosen.policy.needs_judge else None
         self.store = Store(chosen.store) if chosen.store is not None else None
         self._mentor = None if chosen.mentor is None else loading.load(chosen.mentor)
         self._intern = None if chosen.intern is None else loading.load(chosen.intern)
@@ -97,8 +97,8 @@ class TandemLM(LM):
         chosen = self.settings
         if chosen.classifier is None:
             raise ClassifierError(
-                f"policy=cascade needs a sufficiency classifier, and none is known for the pair {chosen.pair_name}; "
-                "fit one with `lm-eval-tandem collect` and `lm-eval-tandem fit` and give its folder as classifier=…, "
+                f"policy={chosen.policy} needs a sufficiency classifier, and none is known for the pair "
+                f"{chosen.pair_name}; fit one with `lm-eval-tandem collect` and `lm-eval-tandem fit` and give its folder as classifier=…, "
                 "or use policy=stage:N, which needs none."
             )
         if chosen.thresholds is None:
@@ -160,9 +160,9 @@ class TandemLM(LM):
         longest = chosen.efforts[-1 if policy.stage is None else policy.stage - 1]
         where = f"{task.task or 'request'} #{task.doc_id}"
         checks = []
-        if self._mentor is not None and policy.name == "mentor":
+        if self._mentor is not None and policy.mentor_may_answer:
             checks.append((self._mentor, prompts.alone(self._mentor, task.question), 0, task.sampling.max_tokens))
-        elif self._mentor is not None:
+        if self._mentor is not None and not policy.mentor_alone:
             checks.append((self._mentor, prompts.mentor(self._mentor, task.question), longest, 0))
         if self._intern is not None and not policy.needs_mentor:
             checks.append((self._intern, prompts.alone(self._intern, task.question), 0, task.sampling.max_tokens))

@@ -35,16 +35,18 @@ class Wording:
     request: after the question, for the mentor: asks for insights.
     open, close: before and after the insights, for the intern.
     deepen: asks the mentor for the next, deeper pass (`insights=staged`); empty where the models know none.
+    force: ends the mentor's thinking and asks for its answer (`policy=budget_forcing:N`).
     """
 
     request: str
     open: str
     close: str
     deepen: str = ""
+    force: str = "\n\nThat is enough thinking. The final answer:\n"
 
     @classmethod
     def read(cls, path: Path) -> Wording:
-        """The wording in a JSON file: an object with `request`, `open`, `close` and optionally `deepen`.
+        """The wording in a JSON file: an object with `request`, `open`, `close` and optionally `deepen` and `force`.
 
         Raises:
             ArgumentError: the file is not there, or not such an object.
@@ -58,7 +60,8 @@ class Wording:
             ) from error
         if not isinstance(found, dict) or not {"request", "open", "close"} <= set(found) <= set(allowed):
             raise ArgumentError(
-                f"prompts={path} has to be a JSON object of texts named {', '.join(allowed)} (deepen may be left out)."
+                f"prompts={path} has to be a JSON object of texts named {', '.join(allowed)} "
+                "(deepen and force may be left out)."
             )
         return cls(**{name: str(text) for name, text in found.items()})
 
@@ -106,6 +109,11 @@ class Prompts:
         for insight in passes:
             messages = (*messages, ("assistant", insight), ("user", self.wording.deepen.strip()))
         return engine.render(messages)
+
+    def forced(self, written: str) -> str:
+        """What closes the mentor's thinking: its think block, where one is open, and the cue for the answer."""
+        thinks = written.rfind("<think>") > written.rfind("</think>")
+        return ("\n</think>" if thinks else "") + self.wording.force
 
     def intern(self, engine: Engine, question: Question, insights: str) -> str:
         """The intern's prompt at a stage; with no insights the question alone."""

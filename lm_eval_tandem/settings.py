@@ -97,7 +97,7 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
         needed = policy.needs_mentor if role == "mentor" else policy.needs_intern
         label = f"{PAIR}/{role}" if bundled else str(models[role])
         roles[role] = role_of(role, models[role], backends[role], label, own, per_role[role]) if needed else None
-    answering = "mentor" if policy.name == "mentor" else "intern"
+    answering = "mentor" if policy.mentor_alone else "intern"
     loglikelihood = one_of("loglikelihood", own.get("loglikelihood", answering), ROLES)
     if roles[loglikelihood] is None:
         raise ArgumentError(

@@ -190,9 +190,52 @@ def test_sampled_answers_depend_on_seed_and_repeat_alone(cascade: Cascade) -> No
     assert len(set(one)) == 3
 
 
-@pytest.mark.parametrize("name", ["casade", "stage", "stage:4", "stage:x", "cascade:1", ""])
+def test_budget_forcing_cuts_the_mentors_thinking_and_has_it_answer(cascade: Cascade) -> None:
+    mentor = cascade.mentor
+    assert mentor is not None
+    prompts = Prompts(replace(WORDING, force=" Answer:"))
+    policy = Policy.parse("budget_forcing:5", 3)
+    text, record = answer(replace(cascade, prompts=prompts, policy=policy, intern=None))
+    thought = mentor.decode(alone(mentor, QUESTION.text, 5)) + " Answer:"
+    assert text == thought + mentor.decode(alone(mentor, QUESTION.text + thought, 7))
+    assert (record.stage, record.reason, record.tokens.mentor_new) == (-1, "forced", 12)
+    assert record.tflops == pytest.approx(2e-12 * mentor.parameters * 12)
+    whole, unforced = answer(replace(cascade, policy=Policy.parse("budget_forcing:12", 3)))
+    assert whole == answer(replace(cascade, policy=Policy("mentor")))[0] and unforced.reason == "alone"
+
+
+def test_budget_forcing_closes_an_open_think_block() -> None:
+    prompts = Prompts(replace(WORDING, force="\n\nAnswer:"))
+    assert prompts.forced("Why?<think>Well") == "\n</think>\n\nAnswer:"
+    assert prompts.forced("Why?<think>Well</think> So") == prompts.forced("Why? Well") == "\n\nAnswer:"
+
+
+@pytest.mark.parametrize(("score", "stage"), [(0.9, 0), (0.1, 3)])
+def test_llm_cascade_decides_once(cascade: Cascade, score: float, stage: int) -> None:
+    text, record = answer(replace(cascade, policy=Policy("llm_cascade"), judge=GivenJudge((score, 0.9, 0.9, 0.9))))
+    assert text == answer(replace(cascade, policy=Policy("stage", stage)))[0]
+    assert record.stage == stage and len(record.stages) == 1
+    assert record.tokens.mentor_new == (0, *EFFORTS)[stage]
+
+
+def test_escalate_ends_with_the_mentors_own_answer(cascade: Cascade) -> None:
+    escalate = replace(cascade, policy=Policy("escalate"))
+    text, record = answer(escalate)
+    alone_text, mentor = answer(replace(cascade, policy=Policy("mentor")))
+    assert text == alone_text and (record.stage, record.reason) == (-1, "escalated")
+    assert record.tokens.mentor_new == EFFORTS[-1] + mentor.tokens.mentor_new
+    assert cascade.intern is not None
+    read = 2e-12 * EFFORTS[-1] * (cascade.intern.parameters + cascade.mentor.parameters)  # type: ignore[union-attr]
+    assert record.tflops == pytest.approx(mentor.tflops + read)
+    early, sufficient = answer(replace(escalate, judge=GivenJudge((0.1, 0.9, 0.1, 0.1))))
+    assert sufficient.stage == 1 and early == answer(replace(cascade, policy=Policy("stage", 1)))[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["casade", "stage", "stage:4", "stage:x", "cascade:1", "budget_forcing", "escalate:1", ""]
+)
 def test_an_unknown_policy_is_named_with_those_there_are(name: str) -> None:
-    with pytest.raises(ArgumentError, match=r"use cascade, intern, mentor, or stage:N with N from 0 to 3"):
+    with pytest.raises(ArgumentError, match=r"use cascade, intern, mentor, stage:N with N from 0 to 3, "):
         Policy.parse(name, 3)
 
 

@@ -62,7 +62,7 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"polcy": "cascade"}, r"'polcy' is not known to tandem; did you mean policy"),
         ({"mentor_dtpe": "float16"}, r"'mentor_dtpe' is not known.*did you mean mentor_dtype"),
         ({"pretrained": "org/x"}, r"'pretrained' is not known"),
-        ({"policy": "both"}, r"policy=both is not known; use cascade, intern, mentor, or stage:N with N from 0 to 3"),
+        ({"policy": "both"}, r"policy=both is not known; use cascade, intern, mentor, stage:N with N from 0 to 3"),
         ({"policy": "stage:4"}, r"policy=stage:4 is not known"),
         ({"mentor": "org/big"}, r"mentor=org/big was given without intern"),
         ({"intern": "org/small"}, r"intern=org/small was given without mentor"),
