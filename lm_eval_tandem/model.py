@@ -98,8 +98,8 @@ class TandemLM(LM):
         if chosen.classifier is None:
             raise ClassifierError(
                 f"policy={chosen.policy} needs a sufficiency classifier, and none is known for the pair "
-                f"{chosen.pair_name}; fit one with `lm-eval-tandem collect` and `lm-eval-tandem fit` and give its folder as classifier=…, "
-                "or use policy=stage:N, which needs none."
+                f"{chosen.pair_name}; fit one with `lm-eval-tandem collect` and `lm-eval-tandem fit` and give its "
+                "folder as classifier=…, or use policy=stage:N, which needs none."
             )
         if chosen.thresholds is None:
             judge = classifier.load(chosen.classifier, stages=len(chosen.efforts) + 1)

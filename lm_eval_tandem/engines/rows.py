@@ -185,7 +185,7 @@ class Rows:
 
 
 def measures(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of `targets` [..., 1] and entropy of the distribution, [..., 1] each, of logits [..., V]; float32."""
+    """Log-probability of `targets` [..., 1] and entropy, [..., 1] each, of logits [..., V]; float32."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     each = log_p.exp().mul_(log_p).sum(-1, keepdim=True)
     # A masked logit is minus infinity and makes 0 * -inf; only then is the slower, exact sum needed.
