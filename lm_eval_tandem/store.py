@@ -44,6 +44,8 @@ class Store:
         self.path = Path(path)
         self.refused = 0
         """Rows whose checksum did not fit since this store was opened."""
+        self.unkept = 0
+        """Values that could not be written since this store was opened: the disk is full, or failed."""
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +105,19 @@ class Store:
         return found
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
-        """Keep a finished value; the row is whole on disk when this returns."""
+        """Keep a finished value; the row is whole on disk when this returns.
+
+        Where the disk is full or fails the run goes on without: the value is in the caller's hands, and what was kept
+        before stays. The first time a warning says so, and `unkept` counts.
+        """
         text = json.dumps(value, separators=(",", ":"))
-        with self._lock:
-            self._db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?)", (key, text, _digest(key, text)))
+        try:
+            with self._lock:
+                self._db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?)", (key, text, _digest(key, text)))
+        except sqlite3.OperationalError as error:
+            self.unkept += 1
+            if self.unkept == 1:
+                log.warning("store=%s cannot be written (%s); the run goes on without keeping more.", self.path, error)
 
     def __len__(self) -> int:
         with self._lock:
