@@ -1,15 +1,17 @@
 """Tokens to TFLOPs: Eq. 12 of the paper, and beside it the whole bill.
 
 Eq. 12 counts generated tokens only. The bill counts every token that passed through a model: prompts read, judge
-passes, generated tokens, work that was thrown away. Both count what the question needed, whether or not a store had
-the result already, so that a resumed run reports the figures of an undisturbed one.
+passes, generated tokens, work that was thrown away. Where a server bills its tokens, dollars stand beside both. All
+count what the question needed, whether or not a store had the result already, so that a resumed run reports the
+figures of an undisturbed one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 TERA = 1e12
+MILLION = 1e6
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Tokens:
     mentor_new, intern_new: tokens generated (L_L and L_S of Eq. 12).
     mentor_prefill, intern_prefill: prompt tokens computed for generation, without those found in a prefix cache.
     judge_prefill: prompt tokens computed to judge, without those found in a prefix cache.
+    mentor_unused: tokens that a mentor's server had written past the cut before it heard of it. No part of L_L.
     """
 
     mentor_new: int = 0
@@ -26,13 +29,14 @@ class Tokens:
     mentor_prefill: int = 0
     intern_prefill: int = 0
     judge_prefill: int = 0
+    mentor_unused: int = 0
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
 
-    def as_tuple(self) -> tuple[int, int, int, int, int]:
-        """All five counts in the order of the fields."""
-        return (self.mentor_new, self.intern_new, self.mentor_prefill, self.intern_prefill, self.judge_prefill)
+    def as_tuple(self) -> tuple[int, ...]:
+        """All counts in the order of the fields."""
+        return astuple(self)
 
     @property
     def length(self) -> int:
@@ -52,6 +56,25 @@ def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int, read:
 
 def bill(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:
     """TFLOPs of every token computed: 2 |theta| a token for prompts, judge passes and generation of both roles."""
-    mentor = tokens.mentor_new + tokens.mentor_prefill
+    mentor = tokens.mentor_new + tokens.mentor_unused + tokens.mentor_prefill
     intern = tokens.intern_new + tokens.intern_prefill + tokens.judge_prefill
     return 2 / TERA * (mentor_parameters * mentor + intern_parameters * intern)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Dollars per million tokens: of prompts, of prompt tokens that a server had cached, of generated ones."""
+
+    input: float
+    cached: float
+    output: float
+
+    def dollars(self, prompt: int, cached: int, new: int) -> float:
+        """What a call costs; `cached` of the `prompt` tokens are charged as cached, hidden reasoning counts as new."""
+        return ((prompt - cached) * self.input + cached * self.cached + new * self.output) / MILLION
+
+
+def sum_known(*amounts: float | None) -> float | None:
+    """The sum of those that are known; None where none is."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None

@@ -7,6 +7,7 @@ the harness or files.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,12 +15,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.accounting import Tokens, bill, tflops
+from lm_eval_tandem.accounting import Tokens, bill, sum_known, tflops
 from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling, TokenStats, common_prefix
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record, Stage
 from lm_eval_tandem.prompts import Prompts, Question, without_think_marks
-from lm_eval_tandem.sufficiency.features import features
+from lm_eval_tandem.sufficiency.features import features, parts
+from lm_eval_tandem.sufficiency.probe import KEPT
+from lm_eval_tandem.writing import Rule, Writing
 
 MENTOR = -1
 """The stage of an answer that the mentor wrote itself."""
@@ -35,8 +38,22 @@ class Judge(Protocol):
         """One threshold per stage."""
         ...
 
+    @property
+    def probe(self) -> Rule | None:
+        """How far the intern begins its answer before it is judged; None for not at all, as in the paper."""
+        ...
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether it sees the 18 statistics of the prompt, as in the paper."""
+        ...
+
+    def look(self, features: NDArray[np.float64], begun: Writing | None) -> NDArray[np.float64]:
+        """What the judge sees: the 18 statistics, or the stage alone, (1,), and, if it probes, the answer begun."""
+        ...
+
     def score(self, features: NDArray[np.float64]) -> float:
-        """s_t of Eq. 8, between 0 and 1, for one feature vector of shape (18,)."""
+        """s_t of Eq. 8, between 0 and 1, for one such vector."""
         ...
 
 
@@ -152,6 +169,7 @@ class Walk:
     stages: list[Stage] = field(default_factory=list)
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
+    dollars: float | None = None
     read: dict[str, list[int]] = field(default_factory=dict)
 
     def new_tokens(self, role: str, ids: list[int]) -> int:
@@ -168,6 +186,7 @@ class Cascade:
     efforts: mentor tokens in total at stages 1, 2, ... (rising).
     judge: needed by the policy `cascade` alone.
     record_features: also judge-read fixed stages and keep the features in the record (for fitting a classifier).
+    priced: an engine knows its prices, so every question has its dollars, be it 0.
     """
 
     mentor: Engine | None
@@ -177,10 +196,11 @@ class Cascade:
     efforts: tuple[int, ...]
     judge: Judge | None = None
     record_features: bool = False
+    priced: bool = False
 
     async def answer(self, task: Task) -> tuple[str, Record]:
         """The answer (only what the answering role wrote) and the record of how it came about."""
-        walk = Walk(task)
+        walk = Walk(task, dollars=0.0 if self.priced else None)
         try:
             if self.policy.budget is not None:
                 return await self._mentor_forced(walk, self.policy.budget)
@@ -196,7 +216,7 @@ class Cascade:
 
     async def _cascade(self, walk: Walk) -> tuple[str, Record]:
         assert self.judge is not None
-        insights: list[str] = []
+        begun: list[Writing] = []
         scores: list[float] = []
         high = len(self.efforts)
         for stage in range(high + 1):
@@ -204,29 +224,50 @@ class Cascade:
                 if walk.insight.finish_reason == "stop":
                     break  # the mentor had nothing to add: later stages are this one
                 await self._grow(walk, stage)
-            stats = await self._judge_reads(walk, walk.insight.text)
-            vector = features(stats, stage)
+            stats = await self._judge_reads(walk, walk.insight.text) if self.judge.reads_prompt else None
+            answer = self._intern_writes(walk, stage)
+            if self.judge.probe is not None:
+                await answer.begin(self.judge.probe)
+            began = time.perf_counter()
+            known = np.array([float(stage)]) if stats is None else features(stats, stage)
+            vector = self.judge.look(known, None if self.judge.probe is None else answer)
             score = self.judge.score(vector)
-            self._look(walk, stage, stats, vector, score, self.judge.thresholds[stage])
-            insights.append(walk.insight.text)
+            spent = time.perf_counter() - began
+            answer.engine.work.judge_seconds += spent
+            spent += 0.0 if stats is None else stats.seconds
+            look = self._look(walk, stage, answer, spent, vector, score, self.judge.thresholds[stage])
+            look.probe_tokens = len(answer.ids)
+            begun.append(answer)
             scores.append(score)
             if score > self.judge.thresholds[stage]:
-                return await self._intern_answers(walk, stage, insights[stage], "sufficient")
+                return await self._intern_answers(walk, stage, answer, "sufficient")
             if self.policy.name == "llm_cascade":
                 return await self._fixed(walk, high)
         if self.policy.name == "escalate":
             return await self._mentor_alone(walk)
         best = int(np.argmax(scores))
-        return await self._intern_answers(walk, best, insights[best], "best of all")
+        return await self._intern_answers(walk, best, begun[best], "best of all")
 
     async def _fixed(self, walk: Walk, stage: int) -> tuple[str, Record]:
         for effort in range(1, stage + 1):
             if walk.insight.finish_reason != "stop":
                 await self._grow(walk, effort)
-        if self.record_features:
-            stats = await self._judge_reads(walk, walk.insight.text)
-            self._look(walk, stage, stats, features(stats, stage), None, None)
-        return await self._intern_answers(walk, stage, walk.insight.text, "fixed" if stage else "alone")
+        answer = self._intern_writes(walk, stage)
+        if not self.record_features:
+            return await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone")
+        stats = await self._judge_reads(walk, walk.insight.text)
+        look = self._look(walk, stage, answer, stats.seconds, features(stats, stage), None, None)
+        found = await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone", measured=True)
+        look.answer_logprob = answer.logprob[:KEPT].tolist()
+        look.answer_entropy = answer.entropy[:KEPT].tolist()
+        look.parts = parts(stats, self._question_tokens(walk)).tolist()
+        return found
+
+    def _question_tokens(self, walk: Walk) -> int:
+        """Leading tokens of the intern's prompt that it would see without insights as well."""
+        assert self.intern is not None
+        texts = [self.prompts.intern(self.intern, walk.task.question, told) for told in ("", walk.insight.text)]
+        return common_prefix(*map(self.intern.encode, texts))
 
     async def _grow(self, walk: Walk, stage: int) -> None:
         """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""
@@ -237,7 +278,8 @@ class Cascade:
         continued = () if staged else insight.ids
         budget = self.efforts[stage - 1] - insight.tokens
         sampling = replace(task.sampling_of("mentor", stage), max_tokens=budget, stop=())
-        completion = await self.mentor.generate(Prompt(text, continued, task.session), sampling)
+        horizon = None if staged else self.efforts[(self.policy.stage or len(self.efforts)) - 1] - insight.tokens
+        completion = await self.mentor.generate(Prompt(text, continued, task.session, horizon), sampling)
         self._count(walk, self.mentor, "mentor", text, continued, completion)
         ids = continued + completion.token_ids
         written = self.mentor.decode(ids)
@@ -256,30 +298,52 @@ class Cascade:
         text = self.prompts.intern(self.intern, walk.task.question, insights)
         stats = await self.intern.score(Prompt(text, session=walk.task.session))
         walk.tokens.judge_prefill += walk.new_tokens("intern", self.intern.encode(text))
-        walk.judge_seconds += stats.seconds
         return stats
 
     def _look(
         self,
         walk: Walk,
         stage: int,
-        stats: TokenStats,
+        answer: Writing,
+        seconds: float,
         vector: NDArray[np.float64],
         score: float | None,
         threshold: float | None,
-    ) -> None:
+    ) -> Stage:
         kept = vector.tolist() if self.record_features else None
-        walk.stages.append(Stage(stage, score, threshold, walk.insight.tokens, len(stats), stats.seconds, kept))
+        size = len(answer.engine.encode(answer.prompt.text))
+        walk.judge_seconds += seconds
+        look = Stage(stage, score, threshold, walk.insight.tokens, size, seconds, kept)
+        walk.stages.append(look)
+        return look
 
-    async def _intern_answers(self, walk: Walk, stage: int, insights: str, reason: str) -> tuple[str, Record]:
+    def _mentor_stops(self, walk: Walk) -> None:
+        """Before anybody answers: a server that still writes insights is told to stop."""
+        unused = self.mentor.release(walk.task.session) if self.mentor is not None else None
+        if unused is not None:
+            walk.tokens.mentor_unused += unused.tokens
+            walk.dollars = sum_known(walk.dollars, unused.dollars)
+
+    def _intern_writes(self, walk: Walk, stage: int) -> Writing:
+        """An answer under the insights so far, of which nothing is written yet."""
         assert self.intern is not None
-        text = self.prompts.intern(self.intern, walk.task.question, insights)
-        prompt = Prompt(text, session=walk.task.session)
-        completion = await self.intern.generate(prompt, walk.task.sampling_of("intern", stage))
-        self._count(walk, self.intern, "intern", text, (), completion)
-        return completion.text, self._record(walk, stage, reason, completion)
+        intern = self.intern
+        text = self.prompts.intern(intern, walk.task.question, walk.insight.text)
+
+        def count(continued: tuple[int, ...], completion: Completion) -> None:
+            self._count(walk, intern, "intern", text, continued, completion)
+
+        return Writing(intern, Prompt(text, session=walk.task.session), walk.task.sampling_of("intern", stage), count)
+
+    async def _intern_answers(
+        self, walk: Walk, stage: int, answer: Writing, reason: str, measured: bool = False
+    ) -> tuple[str, Record]:
+        self._mentor_stops(walk)
+        text = await answer.finish(measured=measured)
+        return text, self._record(walk, stage, reason, answer)
 
     async def _mentor_alone(self, walk: Walk) -> tuple[str, Record]:
+        self._mentor_stops(walk)
         text = self.prompts.alone(self._loaded_mentor, walk.task.question)
         completion = await self._mentor_writes(walk, Prompt(text), walk.task.sampling_of("mentor", MENTOR))
         return completion.text, self._record(walk, MENTOR, "escalated" if walk.stages else "alone", completion)
@@ -314,6 +378,9 @@ class Cascade:
     ) -> None:
         ids = engine.encode(text) + list(continued)
         new = walk.new_tokens(role, ids)
+        if completion.counted is not None:
+            new = completion.prompt_tokens - completion.cached_tokens  # as the server billed it
+        walk.dollars = sum_known(walk.dollars, completion.dollars)
         walk.read[role] = ids + list(completion.token_ids)
         walk.generate_seconds += completion.seconds
         if role == "mentor":
@@ -323,9 +390,13 @@ class Cascade:
             walk.tokens.intern_prefill += new
             walk.tokens.intern_new += completion.new_tokens
 
-    def _record(self, walk: Walk, stage: int, reason: str, completion: Completion) -> Record:
+    def _record(self, walk: Walk, stage: int, reason: str, written: Completion | Writing) -> Record:
         mentor = self.mentor.parameters if self.mentor is not None else 0
         intern = self.intern.parameters if self.intern is not None else 0
+        cost = whole = None
+        if mentor is not None and intern is not None:
+            cost = tflops(walk.tokens, mentor, intern, read=walk.insight.tokens)
+            whole = bill(walk.tokens, mentor, intern)
         return Record(
             task=walk.task.task,
             doc_id=walk.task.doc_id,
@@ -333,13 +404,14 @@ class Cascade:
             policy=str(self.policy),
             stage=stage,
             reason=reason,
-            finish_reason=completion.finish_reason,
+            finish_reason=written.finish_reason,
             mentor_finish_reason=walk.insight.finish_reason,
             mentor_stages=walk.insight.stages,
             tokens=walk.tokens,
-            tflops=tflops(walk.tokens, mentor, intern, read=walk.insight.tokens),
-            bill=bill(walk.tokens, mentor, intern),
+            tflops=cost,
+            bill=whole,
             judge_seconds=walk.judge_seconds,
             generate_seconds=walk.generate_seconds,
             stages=walk.stages,
+            dollars=walk.dollars,
         )

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem import __version__
-from lm_eval_tandem.errors import ArgumentError, TandemError
+from lm_eval_tandem.errors import TandemError
+
+OBJECTIVE = "accuracy, accuracy@cost<=X (TFLOPs), or cost@accuracy>=always_high-D (0.005 is half a point)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,6 +41,9 @@ def parsers() -> argparse.ArgumentParser:
     collect.add_argument("--device", default=None)
     collect.add_argument("--limit", type=float, default=None, help="questions per task, or a share below 1")
     collect.add_argument("--metric", default=None, help="the grade to learn (default: the task's first metric)")
+    collect.add_argument(
+        "--no_mentor", action="store_true", help="leave out the mentor's own answers, which fit --labels mentor needs"
+    )
     collect.add_argument("--gen_kwargs", default=None)
     collect.add_argument("--system_instruction", default=None)
     collect.add_argument("--apply_chat_template", action="store_true")
@@ -46,21 +51,53 @@ def parsers() -> argparse.ArgumentParser:
     collect.set_defaults(run=run_collect)
 
     fit = commands.add_parser("fit", help="fit a classifier and choose its thresholds on what was collected")
-    fit.add_argument("collected", type=Path, help="the folder that collect wrote")
+    fit.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
     fit.add_argument("--output", type=Path, required=True, help="folder of the classifier")
     fit.add_argument("--recipe", default="default", help="default, or paper")
+    fit.add_argument("--inputs", default=None, help="statistics, probe, or statistics+probe; default: the recipe's")
+    fit.add_argument("--model", default=None, help="mlp, boosting or logistic; by default the recipe's")
     fit.add_argument(
-        "--objective",
-        default="accuracy",
-        help="accuracy, accuracy@cost<=X (TFLOPs), or cost@accuracy>=always_high-D (0.005 is half a point)",
+        "--labels",
+        default="truth",
+        help="truth (the task's grades), or mentor (agreement with its own answers)",
     )
+    fit.add_argument("--per", default="all", help="all (one classifier), or task (one each, in folders)")
+    fit.add_argument("--objective", default="accuracy", help=OBJECTIVE)
     fit.add_argument("--seed", type=int, default=42)
     fit.set_defaults(run=run_fit)
+
+    limits = commands.add_parser("thresholds", help="a classifier's trade-off, from collected questions")
+    limits.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
+    limits.add_argument("--classifier", type=Path, required=True, help="folder that fit wrote")
+    limits.add_argument("--objective", default="accuracy", help=OBJECTIVE)
+    limits.add_argument("--labels", default="truth", help="truth, or mentor")
+    limits.add_argument("--points", type=int, default=15, help="points of the trade-off to show")
+    limits.add_argument("--output", type=Path, default=None, help="JSON file for the same figures")
+    limits.set_defaults(run=run_thresholds)
+
+    tried = commands.add_parser("ablation", help="what each idea for the judge gives, on collected training questions")
+    tried.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
+    tried.add_argument("--transfer", type=Path, action="append", default=[], help="collected questions of another task")
+    tried.add_argument("--objective", default="cost@accuracy>=always_high-0.0015", help=OBJECTIVE)
+    tried.add_argument("--questions", type=int, default=2000, help="so many of the questions")
+    tried.add_argument("--title", default="What each idea for the judge gives")
+    tried.add_argument("--output", type=Path, default=None, help="Markdown file (default: print)")
+    tried.set_defaults(run=run_ablation)
 
     report = commands.add_parser("report", help="accuracy beside cost from what lm_eval wrote (with --log_samples)")
     report.add_argument("results", type=Path, nargs="+", help="folders given to lm_eval as --output_path")
     report.add_argument("--title", default="Results")
-    report.add_argument("--output", type=Path, default=None, help="Markdown file (default: print)")
+    report.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        help="a folder for all formats, or a file ending in .md, .tex or .html (default: print Markdown)",
+    )
+    report.add_argument("--metric", default=None, help="the grade to report, NAME or NAME,FILTER (default: the first)")
+    report.add_argument("--by", default=None, help="field of the questions that names their subject")
+    report.add_argument("--collected", type=Path, default=None, help="what collect wrote, for feature importance")
+    report.add_argument("--classifier", default=None, help="name or folder (default: the cascade's, if it is known)")
+    report.add_argument("--only", default=None, help="sections by name, with commas between them (default: all)")
     report.set_defaults(run=run_report)
     return parser
 
@@ -84,52 +121,57 @@ def run_collect(given: argparse.Namespace) -> None:
             "metric",
         )
     }
+    run["mentor"] = not given.no_mentor
     path = collect(arguments, given.tasks.split(","), given.output, given.include_path, **run)
     print(f"collected: {path}")
 
 
 def run_fit(given: argparse.Namespace) -> None:
     """`lm-eval-tandem fit`."""
-    from lm_eval_tandem.collect import read
-    from lm_eval_tandem.sufficiency import card, classifier
-    from lm_eval_tandem.sufficiency.fit import fit_sufficiency
+    from lm_eval_tandem.study import fit
 
-    if given.output.exists() and not given.output.is_dir():
-        raise ArgumentError(f"--output {given.output} is a file; name a folder for the classifier.")
-    data, description = read(given.collected)
-    estimator, thresholds, report = fit_sufficiency(data, given.recipe, given.objective, given.seed)
-    fitted_on = {
-        "tasks": description["tasks"],
-        "questions": report["questions"],
-        "efforts": description["efforts"],
-        "insights": description["insights"],
-        "guidance": description["guidance"],
-        "objective": given.objective,
-        "report": report,
-    }
-    classifier.save(
-        given.output,
-        estimator,
-        thresholds,
-        pair={role: description[role]["model"] for role in ("mentor", "intern")},
-        fitted_on=fitted_on,
-        recipe=given.recipe,
-        card=card.write(given.output.name, description, report),
-    )
-    print(json.dumps(report["cascade"] | {"thresholds": report["thresholds"]}))
-    print(f"fitted: {given.output}")
+    how = {name: getattr(given, name) for name in ("recipe", "inputs", "model", "labels", "seed")}
+    for folder, report in fit(given.collected, given.output, given.per, given.objective, **how):
+        print(json.dumps(report["cascade"] | {name: report[name] for name in ("thresholds", "probe")}))
+        print(f"fitted: {folder}")
+
+
+def run_thresholds(given: argparse.Namespace) -> None:
+    """`lm-eval-tandem thresholds`."""
+    from lm_eval_tandem.study import shown, thresholds, write_points
+
+    found = thresholds(given.collected, given.classifier, given.objective, given.points, given.labels)
+    print(shown(found))
+    if given.output is not None:
+        write_points(found, given.output)
+
+
+def run_ablation(given: argparse.Namespace) -> None:
+    """`lm-eval-tandem ablation`."""
+    from lm_eval_tandem.ablation import ablation, markdown
+
+    results = ablation(given.collected, given.transfer, given.objective, given.questions)
+    text = markdown(results, given.objective, given.questions, given.title)
+    if given.output is None:
+        print(text, end="")
+    else:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(text, encoding="utf-8")
+        print(f"ablation: {given.output}")
 
 
 def run_report(given: argparse.Namespace) -> None:
     """`lm-eval-tandem report`."""
-    from lm_eval_tandem.reports import table
+    from lm_eval_tandem.reports import markdown
+    from lm_eval_tandem.reports.report import only, report, write
 
-    text = table.markdown(given.results, given.title)
+    made = report(given.results, given.title, given.metric, given.by, given.collected, given.classifier)
+    if given.only is not None:
+        made = only(made, given.only.split(","))
     if given.output is None:
-        print(text, end="")
+        print(markdown.text(made), end="")
     else:
-        given.output.write_text(text, encoding="utf-8")
-        print(f"report: {given.output}")
+        print(f"report: {write(made, given.output)[0]}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,14 @@ class EngineError(TandemError):
     """An engine that cannot do what the run needs (score a prompt, batch this architecture, load this model)."""
 
 
+class CallError(EngineError):
+    """A call to a server that failed for good: an error of its question alone; the others go on."""
+
+
+class UnreachableError(EngineError):
+    """A server that no call reaches any more: the run ends, what is finished is kept."""
+
+
 def print_plainly() -> None:
     """Make an uncaught `TandemError` end the process with its sentence alone, without a traceback (exit code 1)."""
     if getattr(sys.excepthook, "_tandem", False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ class Stage:
     prompt_tokens: int
     seconds: float
     features: list[float] | None = None
+    answer_logprob: list[float] | None = None
+    answer_entropy: list[float] | None = None
+    """Of the first tokens of the intern's answer at this stage, for fitting a judge that probes it."""
+    parts: list[float] | None = None
+    """Statistics of question and insights apart (`sufficiency.features.parts`), for ablations."""
+    probe_tokens: int = 0
+    """Tokens of the answer that the intern began before this look."""
 
 
 @dataclass
@@ -46,16 +53,24 @@ class Record:
     mentor_stages: int
     """Stages at which the mentor wrote; fewer than `stage` where it had ended before."""
     tokens: Tokens
-    tflops: float
-    bill: float
+    tflops: float | None
+    """Eq. 12; None, as `bill`, where a model's number of parameters is not known."""
+    bill: float | None
     judge_seconds: float
     generate_seconds: float
     stages: list[Stage] = field(default_factory=list)
+    dollars: float | None = None
+    """What servers took for it; None without prices."""
 
     @property
     def mentor_ended_before(self) -> bool:
         """The insights of this stage are those of an earlier one: the mentor had already ended."""
         return self.mentor_stages < self.stage
+
+    @property
+    def refused_tokens(self) -> int:
+        """Tokens of answers that were begun for the judge and not gone on with; part of the intern's tokens."""
+        return sum(look.probe_tokens for look in self.stages if look.stage != self.stage)
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -64,14 +79,16 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What a task shows beside its score."""
-        return {
+        """What a task shows beside its score: what is known of it."""
+        figures = {
             "length": float(self.tokens.length),
             "mentor_tokens": float(self.tokens.mentor_new),
             "tflops": self.tflops,
+            "dollars": self.dollars,
             "stage": float(self.stage),
             "truncated": float(self.finish_reason == "length"),
         }
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def unique(records: Iterable[Record]) -> list[Record]:
@@ -86,14 +103,28 @@ def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"format": FORMAT, **run}) + "\n")
         for record in sorted(unique(records), key=lambda record: record.key):
-            file.write(json.dumps(asdict(record)) + "\n")
+            file.write(json.dumps(shortened(asdict(record))) + "\n")
     unfinished.replace(path)
+
+
+def shortened(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with measured numbers to seven digits, what float32 has, and seconds to a millionth: half the size."""
+    times = {name: round(value, 6) for name, value in record.items() if name.endswith("seconds")}
+    looks = []
+    for look in record["stages"]:
+        lists = {
+            name: [float(f"{value:.7g}") for value in values]
+            for name, values in look.items()
+            if isinstance(values, list)
+        }
+        looks.append({**look, "seconds": round(look["seconds"], 6), **lists})
+    return {**record, **times, "stages": looks}
 
 
 def totals(records: Iterable[Record]) -> dict[str, Any]:
     """What a run did in all: questions, mean length and cost, stage shares, truncation, the judge's share of time.
 
-    Means are per question.
+    Means are per question, None where a question's figure is not known.
     """
     counted = unique(records)
     if not counted:
@@ -105,11 +136,19 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
     return {
         "questions": n,
         "length": tokens.length / n,
-        "tflops": math.fsum(record.tflops for record in counted) / n,
-        "bill_tflops": math.fsum(record.bill for record in counted) / n,
+        "tflops": mean([record.tflops for record in counted]),
+        "bill_tflops": mean([record.bill for record in counted]),
+        "dollars_per_1000": mean([record.dollars for record in counted], 1000),
         "tokens": asdict(tokens),
         "stage_share": {str(stage): stages[stage] / n for stage in sorted(stages)},
         "truncated": sum(record.finish_reason == "length" for record in counted) / n,
+        "refused_tokens": sum(record.refused_tokens for record in counted) / n,
         "judge_seconds": judge,
         "generate_seconds": sum(record.generate_seconds for record in counted),
     }
+
+
+def mean(figures: Sequence[float | None], per: int = 1) -> float | None:
+    """The mean of figures, times `per`; None where one of them is not known."""
+    known = [figure for figure in figures if figure is not None]
+    return per * math.fsum(known) / len(figures) if len(known) == len(figures) else None

@@ -35,8 +35,13 @@ class LoopThread:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
+    async def _ended(self) -> None:
+        await self._cancelled()
+        await self._loop.shutdown_asyncgens()
+
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and what still runs in it."""
+        asyncio.run_coroutine_threadsafe(self._ended(), self._loop).result(timeout=30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=30)
         self._loop.close()

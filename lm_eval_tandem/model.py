@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,18 @@ from lm_eval_tandem import __version__, errors, harness, ledger, settings
 from lm_eval_tandem.cascade import Cascade, Policy, Task
 from lm_eval_tandem.engines import Engine, loading
 from lm_eval_tandem.engines.stored import Stored
-from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError
+from lm_eval_tandem.errors import (
+    ArgumentError,
+    CallError,
+    ClassifierError,
+    ContextError,
+    EngineError,
+    UnreachableError,
+)
 from lm_eval_tandem.harness import Answer, ChatPrompt
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.loop import LoopThread
+from lm_eval_tandem.ranks import Ranks
 from lm_eval_tandem.store import Store
 
 if TYPE_CHECKING:
@@ -30,12 +39,17 @@ AHEAD = 4
 """Questions under way at once, in batches: enough that both engines always find a full one waiting."""
 
 
+VERSIONS = ("engine", "torch", "transformers", "vllm", "openai", "lm_eval", "resume", "entropy", "dtype", "device")
+"""What is said of an engine in results, as far as it has it."""
+
+
 class TandemLM(LM):
     """`--model tandem`: the mentor writes insights, a judge says when they suffice, the intern answers.
 
     Args:
         mentor, intern: folder or hub id of a causal language model; neither for the bundled pair.
-        backend, mentor_backend, intern_backend: "hf" (transformers).
+        backend, mentor_backend, intern_backend: "hf" (transformers), "vllm", "openai" (a server of its protocol), or
+            the name of any other registered model of lm_eval, as mentor_backend.
         policy: "cascade", "intern", "mentor", "stage:N", "budget_forcing:N", "llm_cascade" or "escalate".
         classifier: name or folder of a sufficiency classifier (`policy=cascade` needs one for a pair of your own).
         thresholds: one per stage, the question alone first, as "0.5:0.5:0.6:0.7"; replaces the classifier's own.
@@ -61,10 +75,15 @@ class TandemLM(LM):
         errors.print_plainly()
         self.settings = settings.read(arguments, loading.arguments)
         chosen = self.settings
+        self.ranks = Ranks()
+        self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self.judge = self._load_judge() if chosen.policy.needs_judge else None
         self.store = Store(chosen.store) if chosen.store is not None else None
         self._mentor = None if chosen.mentor is None else loading.load(chosen.mentor)
         self._intern = None if chosen.intern is None else loading.load(chosen.intern)
+        refused = str(getattr(self._intern, "cannot_score", ""))
+        if refused and (self.judge is not None or chosen.record_features):
+            raise EngineError(refused)
         self.cascade = Cascade(
             mentor=self._wrapped(self._mentor),
             intern=self._wrapped(self._intern),
@@ -73,8 +92,12 @@ class TandemLM(LM):
             efforts=chosen.efforts,
             judge=self.judge,
             record_features=chosen.record_features,
+            priced=any(getattr(engine, "prices", None) for engine in (self._mentor, self._intern)),
         )
         self.records: list[Record] = []
+        """Of this process; at rank 0, after each call of `generate_until`, those of all."""
+        self._elsewhere: list[dict[str, Any]] = []
+        self._seconds = 0.0
         self._loop = LoopThread()
 
     @classmethod
@@ -119,7 +142,9 @@ class TandemLM(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One answer per request, in order. Raises ContextError before anything runs if a prompt cannot fit."""
+        began = time.perf_counter()
         tasks = harness.tasks_of(requests, self._answering.max_gen_toks, self.settings.seed)
+        failed: list[CallError] = []
         sizes = [self._check_fits(task) for task in tasks]
         order = sorted(range(len(tasks)), key=lambda i: (-sizes[i], tasks[i].question.text))
         bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
@@ -127,7 +152,11 @@ class TandemLM(LM):
 
         async def one(i: int, places: asyncio.Semaphore) -> None:
             async with places:
-                text, record = await self.cascade.answer(tasks[i])
+                try:
+                    text, record = await self.cascade.answer(tasks[i])
+                except CallError as error:  # its own alone: the others go on
+                    failed.append(error)
+                    return
             self.records.append(record)
             answers[i] = Answer.of(text, record.metrics)
             bar.update(1)
@@ -144,10 +173,33 @@ class TandemLM(LM):
 
         try:
             self._loop.run(everything())
+        except UnreachableError as error:
+            raise UnreachableError(f"{error} {self._kept(answers)}") from error
         finally:
             bar.close()
+            self._seconds += time.perf_counter() - began
             self._write_ledger()
+        if failed:
+            raise EngineError(f"{len(failed):,} of {len(tasks):,} questions failed: {failed[0]}; {self._kept(answers)}")
+        if self.world_size > 1:
+            self._bring_together()
         return [answer for answer in answers if answer is not None]
+
+    def _kept(self, answers: list[Answer | None]) -> str:
+        """What is left to do after questions failed."""
+        if self.store is None:
+            return "give store=FILE in --model_args, and another run will ask only those."
+        kept = len(answers) - answers.count(None)
+        return f"the other {kept:,} are in store={self.store.path}: run again with it to ask only the rest."
+
+    def _bring_together(self) -> None:
+        """At rank 0: the records and the work of all processes."""
+        everyone = self.ranks.gather_object((self.records, self._computed_here(), self._seconds))
+        if everyone is not None:
+            self.records = [record for records, _, _ in everyone for record in records]
+            self._elsewhere = [computed for _, computed, _ in everyone[1:]]
+            self._seconds = max(seconds for _, _, seconds in everyone)
+            self._write_ledger()
 
     @property
     def _places(self) -> int:
@@ -180,8 +232,13 @@ class TandemLM(LM):
         return size
 
     def _write_ledger(self) -> None:
-        if self.settings.ledger is not None and self.rank == 0:
-            ledger.write(self.settings.ledger, self.records, self.description)
+        path = self.settings.ledger
+        if path is None or self.rank != 0:
+            return
+        try:
+            ledger.write(path, self.records, self.description)
+        except OSError as error:  # the answers are worth more than the book about them
+            log.error("ledger=%s could not be written (%s); the run goes on without it.", path, error)
 
     # Everything the harness asks one model for goes to the model that answers
 
@@ -222,7 +279,7 @@ class TandemLM(LM):
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template of the answering model; every role's is set."""
         for engine in (self._mentor, self._intern):
-            if engine is not None:
+            if engine is not None and engine.lm is not None:
                 engine.lm.chat_template(chat_template)
         found: str | None = self._answering.chat_template(chat_template)
         return found
@@ -230,7 +287,8 @@ class TandemLM(LM):
     @property
     def tokenizer_name(self) -> str:
         """Fingerprint of the tokenizers, for the harness's request cache."""
-        names = [engine.lm.tokenizer_name for engine in (self._mentor, self._intern) if engine is not None]
+        engines = [engine for engine in (self._mentor, self._intern) if engine is not None]
+        names = [engine.name if engine.lm is None else engine.lm.tokenizer_name for engine in engines]
         return "tandem--" + "--".join(names)
 
     @property
@@ -251,7 +309,19 @@ class TandemLM(LM):
     @property
     def device(self) -> Any:
         """The answering model's device."""
-        return self._answering.device
+        return self.ranks.device or self._answering.device
+
+    def all_gather(self, tensor: Any) -> Any:
+        """The tensors of all ranks."""
+        return self.ranks.all_gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all ranks, at rank `dst`."""
+        return self.ranks.gather_object(obj, dst)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.ranks.barrier()
 
     # What the run was and did
 
@@ -275,30 +345,42 @@ class TandemLM(LM):
             described["classifier"] = self.judge.name
             described["recipe"] = self.judge.recipe
             described["thresholds"] = list(self.judge.thresholds)
+            config = {**self.judge.config, **self.judge.config["fitted_on"]}
+            told = ("schema", "sha256", "model", "tasks", "labels", "per")
+            described["judge"] = {name: config[name] for name in told if name in config}
         for name, (role, engine) in roles.items():
             if role is not None and engine is not None:
                 described[name] = {
                     "model": role.label,
                     "parameters": engine.parameters,
                     "window": engine.window,
-                    **{key: engine.identity[key] for key in ("engine", "torch", "transformers", "dtype", "device")},
+                    **{key: engine.identity[key] for key in VERSIONS if key in engine.identity},
                 }
         return described
 
     def totals(self) -> dict[str, Any]:
-        """What the run did: the ledger's totals, and what the engines themselves computed in this process."""
+        """What the run did: the ledger's totals, and what the engines themselves computed in its processes."""
         found = ledger.totals(self.records)
+        for computed in (self._computed_here(), *self._elsewhere):
+            found = added(found, computed)
+        found["wall_seconds"] = self._seconds
+        work = found["computed"].values()
+        generating = sum(part["generate_seconds"] for part in work)
+        found["judge_share"] = sum(part["judge_seconds"] for part in work) / generating if generating else 0.0
+        return found
+
+    def _computed_here(self) -> dict[str, Any]:
+        """What this process computed, and what it found in the store."""
         engines = {"mentor": self._mentor, "intern": self._intern}
-        work = {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
-        generating = sum(part["generate_seconds"] for part in work.values())
-        judging = sum(part["judge_seconds"] for part in work.values())
-        found["computed"] = work
-        found["judge_share"] = judging / generating if generating else 0.0
+        computed: dict[str, Any] = {
+            "computed": {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
+        }
         if self.store is not None:
             wrapped = (self.cascade.mentor, self.cascade.intern)
-            found["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, Stored))
-            found["refused_in_store"] = self.store.refused
-        return found
+            computed["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, Stored))
+            computed["refused_in_store"] = self.store.refused
+            computed["unkept_in_store"] = self.store.unkept
+        return computed
 
     def get_model_info(self) -> dict[str, Any]:
         """Goes into `config` of the harness's results file."""
@@ -313,3 +395,14 @@ class TandemLM(LM):
         self._loop.close()
         if self.store is not None:
             self.store.close()
+
+
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of the same name added up, however deep; what only one has is kept."""
+    total = dict(one)
+    for name, value in other.items():
+        if name not in total:
+            total[name] = value
+        else:
+            total[name] = added(total[name], value) if isinstance(value, dict) else total[name] + value
+    return total

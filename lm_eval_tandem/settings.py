@@ -91,6 +91,9 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
         raise ArgumentError(f"efforts={spelled(efforts)} has to rise from stage to stage, as 100:500:1000 does.")
     policy = Policy.parse(own.get("policy", "cascade"), len(efforts))
 
+    for role, needed in (("mentor", policy.needs_mentor), ("intern", policy.needs_intern)):
+        if needed and role not in own and backends[role] not in LOADERS:
+            raise ArgumentError(f"{role}_backend={backends[role]} needs {role}=…, the name of the model there.")
     models = models_of(own, bundled, policy)
     roles: dict[str, Role | None] = {}
     for role in ROLES:
@@ -149,6 +152,10 @@ OWN = (
     "record_features",
 )
 """The arguments of the cascade itself; all others belong to an engine."""
+SECRETS = {"token": "HF_TOKEN", "api_key": "OPENAI_API_KEY", "auth_token": "OPENAI_API_KEY"}
+"""Arguments that are never taken, and the environment variable that takes their place."""
+LOADERS = ("hf", "vllm")
+"""Backends that load a model from a folder or hub; for others its name may be anything."""
 
 
 def split_by_role(
@@ -159,13 +166,14 @@ def split_by_role(
     prefixed: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
     for name, value in arguments.items():
         role, _, rest = name.partition("_")
+        secret = SECRETS.get(rest if role in ROLES else name)
+        if secret is not None:
+            raise ArgumentError(
+                f"{name} would be printed and kept with the results; set the environment variable {secret} instead."
+            )
         if role in ROLES and rest != "pretrained" and takes(taken[role], rest):
             prefixed[role][rest] = value
             continue
-        if rest == "token" or name == "token":
-            raise ArgumentError(
-                f"{name} would be printed and kept with the results; set the environment variable HF_TOKEN instead."
-            )
         takers = [role for role in ROLES if name != "pretrained" and takes(taken[role], name)]
         for role in takers:
             bare[role][name] = value
@@ -217,7 +225,7 @@ def role_of(
 ) -> Role:
     """One role, with its path and thinking mode checked."""
     assert model is not None
-    looks_local = re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1
+    looks_local = backend in LOADERS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
     if looks_local and not Path(model).expanduser().is_dir():
         raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")
     if looks_local:

@@ -20,6 +20,8 @@ from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.prompts import GPRA, Prompts, Question, Wording
 from lm_eval_tandem.sufficiency.features import FEATURE_NAMES, features
+from lm_eval_tandem.sufficiency.probe import Probe
+from lm_eval_tandem.writing import Writing
 
 EFFORTS = (4, 9, 15)
 WORDING = Wording(request=" Insights:", open=" Insights:", close=" Steps:", deepen=" Deeper:")
@@ -33,10 +35,17 @@ class GivenJudge:
     scores: tuple[float, ...]
     thresholds: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5)
     seen: list[NDArray[np.float64]] = field(default_factory=list)
+    probe: Probe | None = None
+    reads_prompt: bool = True
+
+    def look(self, features: NDArray[np.float64], begun: Writing | None) -> NDArray[np.float64]:
+        assert (begun is None) == (self.probe is None)
+        assert len(features) == (len(FEATURE_NAMES) if self.reads_prompt else 1)
+        return features
 
     def score(self, features: NDArray[np.float64]) -> float:
         self.seen.append(features)
-        return self.scores[int(features[FEATURE_NAMES.index("stage")])]
+        return self.scores[int(features[-1])]
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +256,51 @@ def test_a_wording_file_is_checked(tmp_path: Path) -> None:
             Wording.read(file)
     file.write_text('{"request": "a", "open": "b", "close": "c"}')
     assert Wording.read(file) == Wording("a", "b", "c")
+
+
+def test_an_accepted_probe_costs_nothing_and_reads_the_same(cascade: Cascade) -> None:
+    plain = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9))))
+    probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5, piece=2))))
+    assert probed[0] == plain[0]
+    assert (probed[1].stage, probed[1].finish_reason) == (plain[1].stage, plain[1].finish_reason)
+    refused = probed[1].stages[0].probe_tokens
+    assert refused == 5 and [look.probe_tokens for look in plain[1].stages] == [0, 0]
+    assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + refused
+    assert probed[1].tflops is not None and plain[1].tflops is not None and probed[1].tflops > plain[1].tflops
+
+
+def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Cascade) -> None:
+    given = GivenJudge((0.1, 0.1, 0.9, 0.9), probe=Probe(4))
+    reads, alone = (answer(replace(cascade, judge=replace(given, reads_prompt=reads))) for reads in (True, False))
+    assert alone[0] == reads[0] and alone[1].tflops == reads[1].tflops
+    assert alone[1].tokens.judge_prefill == 0 < reads[1].tokens.judge_prefill
+    assert alone[1].refused_tokens == reads[1].refused_tokens == 8
+
+
+def test_a_probe_between_two_looks_makes_nothing_be_read_again(cascade: Cascade) -> None:
+    """Each look goes on from the last one's tokens, but for the last shared one, which predicts the first new one."""
+    assert cascade.intern is not None
+    before = (cascade.intern.work.prefill_tokens, cascade.intern.work.recomputed_tokens)
+    _, record = answer(replace(cascade, judge=GivenJudge((0.1, 0.1, 0.1, 0.9), probe=Probe(4))))
+    read, again = (now - then for now, then in zip(vars(cascade.intern.work).values(), before, strict=False))
+    calls = 2 * len(record.stages) + 1
+    seen = record.tokens.judge_prefill + record.tokens.intern_prefill
+    assert again <= calls and read <= seen + again + 1  # and the newest token, from which the answer goes on
+
+
+def test_the_best_refused_probe_is_gone_on_from(cascade: Cascade) -> None:
+    scores = (0.1, 0.4, 0.3, 0.2)
+    plain = answer(replace(cascade, judge=GivenJudge(scores)))
+    probed = answer(replace(cascade, judge=GivenJudge(scores, probe=Probe(4))))
+    assert probed[0] == plain[0] and probed[1].reason == plain[1].reason == "best of all"
+    assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + 3 * 4
+
+
+def test_a_recorded_fixed_stage_keeps_what_a_probe_would_have_seen(cascade: Cascade) -> None:
+    fixed = replace(cascade, policy=Policy("stage", stage=2), judge=None)
+    plain, recorded = answer(fixed), answer(replace(fixed, record_features=True))
+    look = recorded[1].stages[0]
+    assert recorded[0] == plain[0] and plain[1].stages == []
+    assert look.answer_entropy is not None and look.answer_logprob is not None and look.parts is not None
+    assert len(look.answer_entropy) == len(look.answer_logprob) == recorded[1].tokens.intern_new
+    assert min(look.answer_entropy) >= 0 >= max(look.answer_logprob) and len(look.parts) == 36

@@ -155,7 +155,7 @@ def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) ->
     [
         (
             {"policy": "casade"},
-            "policy=casade is not known; use cascade, intern, mentor, or stage:N with N from 0 to 3.",
+            "policy=casade is not known; use cascade, intern, mentor, stage:N with N from 0 to 3, ",
         ),
         ({"mentor": "./none", "intern": "org/x"}, "mentor=./none is no folder"),
     ],
@@ -173,9 +173,10 @@ def test_from_collecting_to_a_cascade_with_the_new_classifier(tmp_path: Path) ->
     assert "collected:" in run([*program, "collect", *tasks, "--output", "c"], tmp_path)
     assert "fitted:" in run([*program, "fit", "c", "--output", "mine"], tmp_path)
     assert "120 questions" in (tmp_path / "mine" / "README.md").read_text()
+    assert "chosen, cross-fitted" in run([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
     for policy in ("cascade", "mentor"):
         arguments = command("tandem_pair_math", policy=policy, classifier="mine")
         run([*arguments, "--limit", "40", "--output_path", "out", "--log_samples"], tmp_path)
     report = run([*program, "report", "out"], tmp_path)
-    assert re.search(r"\| tandem-pair-cascade \| 40 \| .*%?", report) and "cost / mentor" in report
+    assert re.search(r"\| cascade \| 40 \| ", report) and "of the mentor" in report
     assert "lm-eval-tandem: error:" in run([*program, "fit", "nowhere", "--output", "x"], tmp_path, code=1)

@@ -125,7 +125,7 @@ def test_answers_carry_their_cost_and_totals_add_up(tmp_path: Path) -> None:
     assert totals["tflops"] == pytest.approx(sum(m["tflops"] for m in metrics) / 12)
     assert totals["length"] == pytest.approx(sum(m["length"] for m in metrics) / 12)
     lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
-    assert len(lines) == 13 and len(lines[1]["stages"][0]["features"]) == 18
+    assert len(lines) == 13 and len(lines[1]["stages"][0]["features"]) == 14  # 13 of the probe, and the stage
     assert json.dumps(info)
     lm.close()
 

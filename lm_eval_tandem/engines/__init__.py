@@ -25,11 +25,14 @@ class Prompt:
     continued: token ids that follow the text; growing a mentor's text is `generate` from text + continued.
     session: questions with the same session share a prefix; an engine may keep what it computed for it until
         `release(session)`. Never part of a store's key.
+    horizon: how many new tokens this call and later ones that grow its text may ask for in all; None where no later
+        one will. An engine that reads a server's stream asks for so many. Never part of a store's key.
     """
 
     text: str
     continued: tuple[int, ...] = ()
     session: str | None = None
+    horizon: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Completion:
     seconds: from submission to the end, waiting included.
     logprob, entropy: float32 of length len(token_ids) for `Sampling.measured`, natural logarithms; otherwise None.
     counted: new tokens as a server billed them, where that is not len(token_ids).
+    dollars: what a server took for it, attempts that failed but were billed included; None where prices are unknown.
     """
 
     text: str
@@ -74,6 +78,7 @@ class Completion:
     logprob: NDArray[np.float32] | None = None
     entropy: NDArray[np.float32] | None = None
     counted: int | None = None
+    dollars: float | None = None
 
     @property
     def new_tokens(self) -> int:
@@ -98,6 +103,14 @@ class TokenStats:
 
     def __len__(self) -> int:
         return len(self.logprob)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """What a server had written for a session, and billed, that no call asked for any more."""
+
+    tokens: int
+    dollars: float | None = None
 
 
 @dataclass
@@ -131,8 +144,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def parameters(self) -> int:
-        """|theta| of Eq. 12: all parameters counted."""
+    def parameters(self) -> int | None:
+        """|theta| of Eq. 12: all parameters counted; None where nobody says."""
         ...
 
     @property
@@ -158,8 +171,8 @@ class Engine(Protocol):
         """Raises ContextError when the prompt exceeds the window, EngineError when the engine cannot score."""
         ...
 
-    def release(self, session: str) -> None:
-        """The question is finished: what was kept for it may go."""
+    def release(self, session: str) -> Unused | None:
+        """The session's calls are over: what was kept for it may go, a server that still writes stops."""
         ...
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
@@ -172,6 +185,11 @@ class Engine(Protocol):
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """The text of generated tokens, special tokens left out, an incomplete last character left out too."""
+        ...
+
+    def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """The text of a whole answer as `generate` gives it: cut before the first stop string, and, where that was
+        asked for, without its thinking."""
         ...
 
     def close(self) -> None:

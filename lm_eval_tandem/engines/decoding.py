@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -154,6 +154,17 @@ class Decoding:
     def _picky(self) -> bool:
         return any(not chooser.plain for chooser in self._choosers)
 
+    def _keep(self, row: int, job: Job) -> None:
+        """Keep what was computed for the job's session, with the statistics of what was scored of its prompt."""
+        session = job.prompt.session
+        assert session is not None
+        before = self.prefixes.get(session)
+        kept = Kept(job.ids + job.new[:-1], self.rows.take(row))
+        if before is not None and before.logprob is not None and before.entropy is not None:
+            shared = min(common_prefix(before.ids, job.ids), len(before.logprob))
+            kept = replace(kept, logprob=before.logprob[:shared], entropy=before.entropy[:shared])
+        self.prefixes.put(session, kept)
+
     def settle(self) -> list[Job]:
         """The jobs that have just ended; what was computed for their sessions is kept."""
         ended = []
@@ -164,7 +175,7 @@ class Decoding:
             if not job.finish_reason:
                 continue
             if job.prompt.session is not None and self.network.stackable:
-                self.prefixes.put(job.prompt.session, Kept(job.ids + job.new[:-1], self.rows.take(row)))
+                self._keep(row, job)
             self.slots[row] = None
             ended.append(job)
         return ended

@@ -221,15 +221,16 @@ class HFEngine:
         results: list[tuple[Job, Any]] = []
         for job in jobs:
             assert job.sampling is not None
-            text = self._text(job.new, job.sampling.stop)
+            text = self.text(tuple(job.new), job.sampling.stop)
             reason, seconds = job.finish_reason, now - job.since
             measured = np.array(job.measures, dtype=np.float32).T if job.sampling.measured else (None, None)
             found = Completion(text, tuple(job.new), reason, len(job.ids), job.cached, seconds, *measured)
             results.append((job, found))
         resolve(results)
 
-    def _text(self, new: list[int], stop: tuple[str, ...]) -> str:
-        """The text as HFLM gives it: special tokens and, where it was asked for, thinking left out, cut at stops."""
+    def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.text`; as HFLM does it."""
+        new = list(token_ids)
         think_end = self.lm.think_end_token
         if isinstance(think_end, int) and think_end in new:
             new = new[len(new) - new[::-1].index(think_end) :]
@@ -245,7 +246,9 @@ class HFEngine:
         before = [self._prefixes.get(job.prompt.session) for job in jobs]
         reused = []
         for job, kept in zip(jobs, before, strict=True):
-            shared = 0 if kept is None or kept.logprob is None else common_prefix(kept.ids, job.ids)
+            shared = 0
+            if kept is not None and kept.logprob is not None:
+                shared = min(common_prefix(kept.ids, job.ids), len(kept.logprob))
             # The last shared token is read once more: it predicts the first new one.
             reused.append(max(0, min(shared, len(job.ids)) - 1))
             self.work.recomputed_tokens += shared - reused[-1]

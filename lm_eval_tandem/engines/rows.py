@@ -25,7 +25,7 @@ SCORED_CELLS = 2**27
 
 @dataclass
 class Kept:
-    """What is computed of one sequence: its first tokens, their keys and values, and statistics where it was scored."""
+    """What is computed of one sequence: its first tokens, their keys and values, and the statistics of those scored."""
 
     ids: list[int]
     layers: Layers

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.engines import Completion, Engine, Messages, Prompt, Sampling, TokenStats
+from lm_eval_tandem.engines import Completion, Engine, Messages, Prompt, Sampling, TokenStats, Unused
 from lm_eval_tandem.store import Store, key_of
 
 MEASURES = ("logprob", "entropy")
@@ -76,9 +76,9 @@ class Stored:
         finally:
             del self._under_way[key]
 
-    def release(self, session: str) -> None:
+    def release(self, session: str) -> Unused | None:
         """See `Engine.release`."""
-        self.engine.release(session)
+        return self.engine.release(session)
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
         """See `Engine.render`."""
@@ -91,6 +91,10 @@ class Stored:
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
         return self.engine.decode(token_ids)
+
+    def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.text`."""
+        return self.engine.text(token_ids, stop)
 
     def close(self) -> None:
         """Close the engine; the store belongs to whoever opened it."""

@@ -1,105 +1,162 @@
-"""Accuracy beside cost, policy by policy, compared question by question with the mentor alone and with always-high."""
+"""What a report is made of: tables of numbers with intervals, figures, what is missing. No files, no formats."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports import runs
-from lm_eval_tandem.reports.intervals import difference, ratio, wilson
-from lm_eval_tandem.reports.runs import Run
-
-ORDER = ("intern", "stage:1", "stage:2", "stage:3", "mentor", "cascade")
+Interval = tuple[float, float]
 
 
-def markdown(folders: Sequence[Path], title: str = "Results") -> str:
-    """The table of all runs below the folders, one per task, with what they ran on."""
-    found = runs.read(folders)
-    parts = [f"# {title}", ""]
-    for task in sorted({run.task for run in found}):
-        parts += [f"## {task}", "", *table([run for run in found if run.task == task]), ""]
-    return "\n".join([*parts, *circumstances(found)]) + "\n"
+@dataclass(frozen=True)
+class Number:
+    """A figure with, where it has one, its 95 % interval.
+
+    digits: decimals shown. signed: show a plus sign, for differences.
+    """
+
+    value: float
+    interval: Interval | None = None
+    digits: int = 1
+    signed: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value as it is shown, without its interval."""
+        return self.shown(self.value)
+
+    @property
+    def range(self) -> str:
+        """The interval as it is shown, "" without one."""
+        return "" if self.interval is None else f"[{', '.join(self.shown(end) for end in self.interval)}]"
+
+    def shown(self, value: float) -> str:
+        """A number with this one's decimals; a rounded zero never shows as -0."""
+        text = f"{value:+,.{self.digits}f}" if self.signed else f"{value:,.{self.digits}f}"
+        zero = not any(digit in text for digit in "123456789")
+        return text.replace("-", "+" if self.signed else "") if zero else text
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.range}".strip()
 
 
-def table(found: Sequence[Run]) -> list[str]:
-    """The rows of one task. Differences and ratios are paired over questions; brackets hold 95 % intervals."""
-    if len({run.doc_ids for run in found}) > 1:
-        raise ArgumentError(
-            f"the runs on {found[0].task} answered different questions, so they cannot be compared; "
-            "run each with the same --limit and --samples."
-        )
-    ordered = sorted(found, key=lambda run: (ORDER.index(run.policy) if run.policy in ORDER else len(ORDER), run.name))
-    mentor = next((run for run in found if run.policy == "mentor"), None)
-    fixed = [run for run in ordered if run.policy.startswith("stage:")]
-    high = fixed[-1] if fixed else None
-    lines = [
-        "| run | n | accuracy % | tokens L_L + L_S | mentor tokens | TFLOPs (Eq. 12) | cost / mentor % "
-        "| cost / always-high % | accuracy - mentor | accuracy - always-high | truncated % |",
-        "|---" * 11 + "|",
-    ]
-    for run in ordered:
-        n = len(run.score)
-        low, up = wilson(float(run.score.sum()), n)
-        cells = [run.name, str(n), f"{100 * run.score.mean():.1f} [{100 * low:.1f}, {100 * up:.1f}]"]
-        if "tflops" in run.columns:
-            columns = run.columns
-            cells += [f"{columns['length'].mean():.1f}", f"{columns['mentor_tokens'].mean():.1f}"]
-            cells += [f"{columns['tflops'].mean():.3g}", cost_ratio(run, mentor), cost_ratio(run, high)]
-            cells += [gain(run, mentor), gain(run, high), f"{100 * columns['truncated'].mean():.1f}"]
-        else:
-            cells += [""] * 5 + [gain(run, mentor), gain(run, high), ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    shares = [stage_shares(run) for run in ordered if run.policy == "cascade" and "stage" in run.columns]
-    return lines + ([""] + shares if shares else [])
+Cell = str | Number
 
 
-def cost_ratio(run: Run, other: Run | None) -> str:
-    """Cost in percent of another run's, with its interval."""
-    if other is None or other is run:
-        return ""
-    mine, theirs = run.columns["tflops"], other.columns["tflops"]
-    low, high = ratio(mine, theirs)
-    return f"{100 * mine.mean() / theirs.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns. `name` is unique within a report: the name of its file, its anchor, its label."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    folded: bool = False
+    """Long detail that a page shows on demand."""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            assert len(row) == len(self.columns), (self.name, self.columns, row)
 
 
-def gain(run: Run, other: Run | None) -> str:
-    """Points of accuracy above another run, with the interval of the paired difference."""
-    if other is None or other is run:
-        return ""
-    low, high = difference(run.score, other.score)
-    return f"{100 * (run.score - other.score).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as SVG text (colours by class, see `svg.STYLE`), and the numbers it shows."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    data: Table
 
 
-def stage_shares(run: Run) -> str:
-    """Where the cascade answered from."""
-    stages = run.columns["stage"].astype(int)
-    shares = ", ".join(f"stage {stage}: {100 * (stages == stage).mean():.1f} %" for stage in sorted(set(stages)))
-    return f"{run.name} answered from {shares}."
+@dataclass(frozen=True)
+class Missing:
+    """What the given runs cannot show: the reason in a sentence, and the command that would mend it ("" for none)."""
+
+    what: str
+    command: str = ""
 
 
-def circumstances(found: Sequence[Run]) -> list[str]:
-    """What the runs ran on."""
-    lines = [
-        "Brackets hold 95 % intervals (accuracy: Wilson; differences and ratios: paired bootstrap over questions).",
-        "",
-    ]
-    said = set()
-    for run in found:
-        tandem = run.config.get("tandem")
-        if not tandem:
-            continue
-        for role in ("mentor", "intern"):
-            if role in tandem:
-                about = tandem[role]
-                said.add(
-                    f"- {role}: {about['model']}, {about['parameters']:,} parameters, {about['engine']} "
-                    f"(torch {about['torch']}, transformers {about['transformers']}), "
-                    f"{about['dtype'].removeprefix('torch.')}, {about['device']}"
-                )
-        if "classifier" in tandem:
-            thresholds = ":".join(f"{value:g}" for value in tandem["thresholds"])
-            said.add(f"- classifier: {tandem['classifier']}, recipe {tandem['recipe']}, thresholds {thresholds}")
-        said.add(f"- commit {run.commit}")
-        said.add(f"- efforts {':'.join(map(str, tandem['efforts']))} mentor tokens; lm-eval-tandem {tandem['version']}")
-    return lines + sorted(said)
+Part = Table | Figure | Missing
+
+
+@dataclass(frozen=True)
+class Section:
+    """Parts that answer one question."""
+
+    name: str
+    title: str
+    intro: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole: what comes out first (per study, figures with what they mean), sections, what the runs ran on."""
+
+    title: str
+    headlines: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    sections: tuple[Section, ...]
+    circumstances: tuple[str, ...]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every table, those behind the figures last in each section."""
+        found = []
+        for section in self.sections:
+            found += [part for part in section.parts if isinstance(part, Table)]
+            found += [part.data for part in section.parts if isinstance(part, Figure)]
+        return found
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Every figure."""
+        return [part for section in self.sections for part in section.parts if isinstance(part, Figure)]
+
+
+def table(
+    name: str,
+    title: str,
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    fill: bool = True,
+    folded: bool = False,
+) -> Table:
+    """A table; columns in which no row says anything are left out (unless `fill` is False)."""
+    kept = [tuple(row) for row in rows]
+    used = [i for i in range(len(columns)) if not fill or any(row[i] != "" for row in kept)]
+    shown = tuple(tuple(row[i] for i in used) for row in kept)
+    return Table(name, title, caption, tuple(columns[i] for i in used), shown, folded)
+
+
+def percent(share: float, interval: Interval | None = None, digits: int = 1, signed: bool = False) -> Number:
+    """A share as a percentage."""
+    scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
+    return Number(100 * share, scaled, digits, signed)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """In which unit costs are shown, so that those of tiny models can be read; `factor` times TFLOPs."""
+
+    name: str
+    factor: float
+    digits: int
+
+    def number(self, tflops: float, interval: Interval | None = None) -> Number:
+        """A cost in this unit."""
+        scaled = None if interval is None else (self.factor * interval[0], self.factor * interval[1])
+        return Number(self.factor * tflops, scaled, self.digits)
+
+
+def unit_of(tflops: Iterable[float]) -> Unit:
+    """The unit that suits the largest of some costs (TFLOPs a question), with about four digits of it."""
+    largest = max([abs(cost) for cost in tflops if math.isfinite(cost)], default=0.0)
+    names = (("TFLOPs", 1.0), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
+    name, factor = next((pair for pair in names if largest * pair[1] >= 1), names[-1] if largest else names[0])
+    shown = largest * factor
+    return Unit(name, factor, max(0, 3 - math.floor(math.log10(shown))) if shown > 0 else 2)

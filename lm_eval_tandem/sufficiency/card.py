@@ -8,6 +8,11 @@ from typing import Any
 def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str:
     """The README of an artefact, from the description of the collecting run and the report of the fit."""
     cascade, high = report["cascade"], report["always_high"]
+    probe = "no probe of the answer"
+    if report["probe"] is not None:
+        doubt = report["probe"]["doubt"]
+        ends = "" if doubt is None else f", or a token with more than {doubt:g} nats of entropy"
+        probe = f"the intern begins its answer before it is judged: up to {report['probe']['tokens']} tokens{ends}"
     lines = [
         f"# Sufficiency classifier `{name}`",
         "",
@@ -18,7 +23,9 @@ def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str
         f"- fitted on {report['questions']} questions of {', '.join(description['tasks'])}, "
         f"efforts {':'.join(map(str, description['efforts']))} mentor tokens, insights {description['insights']}, "
         f"guidance {description['guidance']}",
-        f"- recipe `{report['recipe']}`, objective `{report['objective']}`, seed {report['seed']}",
+        f"- recipe `{report['recipe']}`, inputs {report['inputs']}, model {report['model']}, "
+        f"labels {report['labels']}, objective `{report['objective']}`, seed {report['seed']}",
+        f"- {probe}",
         f"- thresholds {':'.join(f'{value:g}' for value in report['thresholds'])} (the question alone first)",
         f"- lm-eval-tandem {description['version']}",
         "",
@@ -34,5 +41,18 @@ def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str
         lines.append(
             f"| {stage['stage']} | {100 * stage['share_correct']:.1f} | {stage['precision']:.3f} "
             f"| {stage['recall']:.3f} | {stage['f1']:.3f} | {auc} | {100 * stage['share_answered']:.1f} |"
+        )
+    found = report["calibration"]
+    lines += [
+        "",
+        f"Calibration out of sample, all stages: Brier score {found['brier']:.4f}, expected error {found['ece']:.4f}.",
+        "",
+        "| scores | answers | mean score | right |",
+        "|---|---|---|---|",
+    ]
+    for part in found["bins"]:
+        lines.append(
+            f"| {part['from']:.1f} to {part['to']:.1f} | {part['count']} | {part['mean_score']:.3f} "
+            f"| {part['share_correct']:.3f} |"
         )
     return "\n".join(lines) + "\n"

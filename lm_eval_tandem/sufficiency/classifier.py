@@ -1,7 +1,8 @@
 """The sufficiency classifier as an artefact on disk: JSON and safetensors, so that loading runs no code.
 
-A folder holds config.json (what it is, for which pair, thresholds, checksum), model.safetensors (float32 arrays mean,
-scale, weight.0, bias.0, ...; weights are (inputs, units)) and README.md (its card). The estimator is in `mlp.py`.
+A folder holds config.json (what it is, what it is shown, for which pair, thresholds, checksum), model.safetensors (its
+arrays, see `models.py`), README.md (its card) and, where it was fitted by the command line, out_of_fold.safetensors
+(scores of the questions it was fitted on, by classifiers that had not seen them; judging does not need it).
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from sklearn.utils.validation import check_is_fitted
 
 from lm_eval_tandem import __version__
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.sufficiency.features import FEATURE_NAMES, SCHEMA
+from lm_eval_tandem.sufficiency import schemas
 from lm_eval_tandem.sufficiency.mlp import SufficiencyClassifier
+from lm_eval_tandem.sufficiency.models import MODELS, Estimator, kind_of, restored, tensors_of
+from lm_eval_tandem.sufficiency.probe import Probe, statistics
 
 __all__ = ["FORMAT_VERSION", "Sufficiency", "SufficiencyClassifier", "load", "save"]
 
 FORMAT_VERSION = 1
+SCORES = "out_of_fold.safetensors"
 
 _KEYS: dict[str, type] = {
     "features": list,
-    "hidden": list,
-    "log_features": bool,
     "training": dict,
     "stages": int,
     "thresholds": list,
@@ -45,64 +46,106 @@ _KEYS: dict[str, type] = {
 }
 
 
+_MLP_KEYS: dict[str, type] = {"hidden": list, "log_features": bool}
+
+
+class Measured(Protocol):
+    """An answer that the intern has begun: natural logarithms for each of its first n tokens, and how it ended."""
+
+    @property
+    def logprob(self) -> NDArray[np.float32]: ...
+
+    @property
+    def entropy(self) -> NDArray[np.float32]: ...
+
+    @property
+    def finish_reason(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Sufficiency:
     """A loaded artefact: the estimator, one threshold per stage (stage 0 first), and what it was made for.
 
     name: the folder's name. schema: of the features. pair: {"mentor": ..., "intern": ...}. recipe: how it was fitted.
-    config: all of config.json.
+    config: all of config.json. probe: how far the answer is begun before it is judged; None for not at all.
     """
 
-    estimator: SufficiencyClassifier
+    estimator: Estimator
     thresholds: tuple[float, ...]
     name: str
     schema: str
     pair: dict[str, str]
     recipe: str
     config: dict[str, Any]
+    probe: Probe | None = None
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether it sees the 18 statistics of the prompt, for which the intern has to read it as a judge."""
+        return self.schema != schemas.PROBE
+
+    def look(self, features: NDArray[np.float64], begun: Measured | None = None) -> NDArray[np.float64]:
+        """What the judge sees.
+
+        features: the 18 statistics of a prompt, or the stage alone, (1,), where it does not read the prompt.
+        begun: the answer as far as the probe goes; None for a classifier that does not probe.
+        """
+        if self.probe is None:
+            return schemas.vectors(self.schema, features, None)
+        if begun is None:
+            raise ClassifierError(f"The classifier {self.name} judges an answer that was begun, and none was given.")
+        seen = statistics(begun.logprob, begun.entropy, bool(begun.finish_reason), self.probe)
+        return schemas.vectors(self.schema, features, seen)
 
     def score(self, features: NDArray[np.float64]) -> float:
-        """s_t in [0, 1]: the probability that the intern answers well, for one feature vector of shape (18,)."""
-        if np.shape(features) != (len(FEATURE_NAMES),) or not np.isfinite(features).all():
+        """s_t in [0, 1]: the probability that the intern answers well, for one vector as `look` returns it."""
+        width = self.estimator.n_features_in_
+        if np.shape(features) != (width,) or not np.isfinite(features).all():
             raise ClassifierError(
                 f"The judge was given an array of shape {np.shape(features)} (or one that is not finite); give the "
-                f"{len(FEATURE_NAMES)} finite numbers of one `features(stats, stage)` call."
+                f"{width} finite numbers of one look at a prompt (schema {self.schema})."
             )
         return float(self.estimator.predict_proba(np.reshape(features, (1, -1)))[0, 1])
 
 
 def save(
     folder: str | Path,
-    classifier: SufficiencyClassifier,
+    classifier: Estimator,
     thresholds: Sequence[float],
     *,
     pair: Mapping[str, str],
     fitted_on: Mapping[str, Any],
     recipe: str,
     card: str,
+    schema: str = schemas.STATISTICS,
+    probe: Probe | None = None,
+    out_of_fold: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write an artefact: config.json, model.safetensors and README.md (the card), each file in one step, config last.
+    """Write an artefact, each file in one step, config.json last.
 
-    classifier: fitted on the 18 features with labels 0 and 1. thresholds: in [0, 1], one per stage, stage 0 included.
-    pair: {"mentor": name, "intern": name}. fitted_on: anything JSON holds (data set, split, number of questions).
+    classifier: fitted on vectors of the schema with labels 0 and 1. thresholds: in [0, 1], one per stage, stage 0
+    included. pair: {"mentor": name, "intern": name}. fitted_on: anything JSON holds (data set, split, number of
+    questions). probe: as the classifier was fitted with. out_of_fold: arrays for out_of_fold.safetensors.
     Raises ClassifierError when something of this does not fit or the folder cannot be written.
     """
-    check_is_fitted(classifier, "weights_")
+    tensors = tensors_of(classifier)
     if list(classifier.classes_) != [0, 1]:
         raise ClassifierError(f"The classifier was fitted on labels {list(classifier.classes_)}; fit it on 0 and 1.")
-    tensors = {"mean": classifier.mean_, "scale": classifier.scale_}
-    for layer, (weight, bias) in enumerate(zip(classifier.weights_, classifier.biases_, strict=True)):
-        tensors |= {f"weight.{layer}": weight, f"bias.{layer}": bias}
-    model = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    model = _packed(tensors)
     training = classifier.get_params()
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "schema": SCHEMA,
-        "features": list(FEATURE_NAMES),
-        "hidden": list(training.pop("hidden")),
-        "log_features": training.pop("log_features"),
-        "training": training
-        | {"validation_accuracy": classifier.validation_accuracy_, "epochs_run": classifier.epochs_run_},
+        "schema": schema,
+        "features": list(schemas.names(schema)),
+        "model": kind_of(classifier),
+    }
+    if isinstance(classifier, SufficiencyClassifier):
+        config |= {"hidden": list(training.pop("hidden")), "log_features": training.pop("log_features")}
+        training |= {"validation_accuracy": classifier.validation_accuracy_, "epochs_run": classifier.epochs_run_}
+    if probe is not None:
+        config["probe"] = probe.spelled()
+    config |= {
+        "training": training,
         "stages": len(thresholds),
         "thresholds": [float(value) for value in thresholds],
         "pair": dict(pair),
@@ -120,11 +163,10 @@ def save(
         ) from None
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, content in (
-            ("model.safetensors", model),
-            ("README.md", card.encode()),
-            ("config.json", text.encode()),
-        ):
+        files = {"model.safetensors": model, "README.md": card.encode(), "config.json": text.encode()}
+        if out_of_fold is not None:
+            files = {SCORES: _packed(out_of_fold), **files}
+        for name, content in files.items():
             temporary = Path(folder) / f".{name}.{os.getpid()}.tmp"
             try:
                 temporary.write_bytes(content)
@@ -135,6 +177,22 @@ def save(
         raise ClassifierError(
             f"The classifier cannot be written to {folder} ({error.strerror}); give a folder that can."
         ) from None
+
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    return bytes(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def out_of_fold_of(folder: str | Path) -> dict[str, NDArray[Any]]:
+    """The arrays of out_of_fold.safetensors; none where the artefact has no such file.
+
+    Raises ClassifierError for a file that cannot be read.
+    """
+    path = Path(folder) / SCORES
+    try:
+        return dict(safetensors.numpy.load(path.read_bytes())) if path.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise ClassifierError(f"{path} cannot be read ({error}); fetch the folder again or refit it.") from None
 
 
 def _versions() -> dict[str, str]:
@@ -190,14 +248,27 @@ def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
             f"The classifier {path} has format version {config.get('format_version')}, but this lm-eval-tandem reads "
             f"{FORMAT_VERSION}; refit it or install the version that wrote it."
         )
-    if config.get("schema") != SCHEMA:
+    try:
+        names = schemas.names(config.get("schema"))
+    except ClassifierError as error:
         raise ClassifierError(
-            f"The classifier {path} judges features of schema {config.get('schema')!r}, but this lm-eval-tandem "
-            f"computes {SCHEMA!r}; refit it or install the version that wrote it."
-        )
-    for key, form in _KEYS.items():
+            f"The classifier {path} cannot judge here: {error}; refit it or install the version that wrote it."
+        ) from None
+    kind = config.get("model", "mlp")
+    if kind not in MODELS:
+        raise ClassifierError(f"{path}/config.json names the model {kind!r}, not one of {', '.join(MODELS)}; refit it.")
+    for key, form in (_KEYS | (_MLP_KEYS if kind == "mlp" else {})).items():
         if type(config.get(key)) is not form:
             raise ClassifierError(f"{path}/config.json needs {key!r} as {form.__name__}; refit the classifier.")
+    if (config["schema"] != schemas.STATISTICS) != ("probe" in config):
+        raise ClassifierError(
+            f"{path}/config.json has {'a' if 'probe' in config else 'no'} probe, which does not go with its schema "
+            f"{config['schema']!r}; refit it."
+        )
+    try:
+        probe = Probe.read(config["probe"]) if "probe" in config else None
+    except ClassifierError as error:
+        raise ClassifierError(f"{path}/config.json: {error} Refit the classifier.") from None
     if hashlib.sha256(model).hexdigest() != config["sha256"]:
         raise ClassifierError(
             f"{path}/model.safetensors is corrupted (its checksum differs from config.json); fetch the folder "
@@ -207,7 +278,7 @@ def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
         tensors = safetensors.numpy.load(model)
     except SafetensorError as error:
         raise ClassifierError(f"{path}/model.safetensors is not a safetensors file ({error}); refit.") from None
-    hidden, thresholds = config["hidden"], config["thresholds"]
+    hidden, thresholds = config.get("hidden", []), config["thresholds"]
     if len(thresholds) != config["stages"] or len(thresholds) < 2:
         raise ClassifierError(
             f"The classifier {path} has {len(thresholds)} thresholds for {config['stages']} stages; it needs one per "
@@ -217,39 +288,28 @@ def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
         raise ClassifierError(
             f"The classifier {path} has thresholds {thresholds}; each must be in [0, 1], so refit it."
         )
-    if not all(type(units) is int and units > 0 for units in hidden) or config["features"] != list(FEATURE_NAMES):
-        raise ClassifierError(f"{path}/config.json names other features or layer sizes than {SCHEMA} has; refit it.")
+    if not all(type(units) is int and units > 0 for units in hidden) or config["features"] != list(names):
+        raise ClassifierError(
+            f"{path}/config.json names other features or layer sizes than {config['schema']} has; refit it."
+        )
     if not all(type(config["pair"].get(role)) is str for role in ("mentor", "intern")):
         raise ClassifierError(
             f"The classifier {path} names the pair {config['pair']}; give both a mentor and an intern."
         )
-    sizes = (len(FEATURE_NAMES), *hidden, 1)
-    shapes: dict[str, tuple[int, ...]] = {"mean": sizes[:1], "scale": sizes[:1]}
-    for layer, size in enumerate(sizes[1:]):
-        shapes |= {f"weight.{layer}": (sizes[layer], size), f"bias.{layer}": (size,)}
-    for name in shapes | tensors:
-        found = tensors.get(name)
-        kind = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
-        if (
-            found is None
-            or found.shape != shapes.get(name)
-            or found.dtype != np.float32
-            or not np.isfinite(found).all()
-        ):
-            raise ClassifierError(
-                f"{path}/model.safetensors holds {name!r} as {kind}, but config.json asks for finite float32 of "
-                f"shape {shapes.get(name)}; refit it."
-            )
-    if not (tensors["scale"] > 0).all():
-        raise ClassifierError(f"{path}/model.safetensors holds a scale of 0 or less, which nothing fits; refit it.")
-    training = {key: value for key, value in config["training"].items() if key in SufficiencyClassifier().get_params()}
-    estimator = SufficiencyClassifier(**training | {"hidden": tuple(hidden), "log_features": config["log_features"]})
-    estimator.mean_, estimator.scale_ = tensors["mean"], tensors["scale"]
-    estimator.weights_ = [tensors[f"weight.{layer}"] for layer in range(len(sizes) - 1)]
-    estimator.biases_ = [tensors[f"bias.{layer}"] for layer in range(len(sizes) - 1)]
-    estimator.classes_, estimator.n_features_in_ = np.array([0, 1]), len(FEATURE_NAMES)
-    estimator.validation_accuracy_ = config["training"].get("validation_accuracy")
-    estimator.epochs_run_ = config["training"].get("epochs_run")
+    parameters = dict(config["training"])
+    if kind == "mlp":
+        parameters |= {"hidden": tuple(hidden), "log_features": config["log_features"]}
+    estimator = restored(kind, parameters, tensors, len(names), f"{path}/model.safetensors")
+    if isinstance(estimator, SufficiencyClassifier):
+        estimator.validation_accuracy_ = parameters.get("validation_accuracy", float("nan"))
+        estimator.epochs_run_ = parameters.get("epochs_run", 0)
     return Sufficiency(
-        estimator, tuple(map(float, thresholds)), path.resolve().name, SCHEMA, config["pair"], config["recipe"], config
+        estimator,
+        tuple(map(float, thresholds)),
+        path.resolve().name,
+        config["schema"],
+        config["pair"],
+        config["recipe"],
+        config,
+        probe,
     )

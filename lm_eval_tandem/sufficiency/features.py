@@ -74,6 +74,26 @@ def features(stats: TokenStats, stage: int) -> NDArray[np.float64]:
     )
 
 
+def parts(stats: TokenStats, question: int) -> NDArray[np.float64]:
+    """Statistics of question and insights apart, and by position: float64 (36,), all finite. For ablations only.
+
+    question: leading tokens of the prompt that belong to the question. The seven statistics of PPL and of H (as in
+    `features`) of the question and then of what follows (zeros where nothing does), then the means of both over each
+    quarter of the prompt.
+    """
+    known = ~(np.isnan(stats.logprob) | np.isnan(stats.entropy))
+    perplexity = np.exp(np.minimum(-np.asarray(stats.logprob, dtype=np.float64)[known], _MAX_EXPONENT))
+    entropy = np.asarray(stats.entropy, dtype=np.float64)[known]
+    border = max(1, question - int((~known).sum()))
+    found: list[float] = []
+    for part in (slice(0, border), slice(border, None)):
+        for values in (perplexity[part], entropy[part]):
+            found += _summary(values) if len(values) else [0.0] * len(_STATISTICS)
+    for values in (perplexity, entropy):
+        found += [float(quarter.mean()) if len(quarter) else 0.0 for quarter in np.array_split(values, 4)]
+    return np.array(found)
+
+
 def _summary(values: NDArray[np.float64]) -> list[float]:
     """Mean, population standard deviation, median, max, min, 25th and 75th percentile."""
     p25, median, p75 = np.percentile(values, (25, 50, 75))

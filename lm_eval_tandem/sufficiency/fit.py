@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.sufficiency import schemas
+from lm_eval_tandem.sufficiency.collected import Collected
+from lm_eval_tandem.sufficiency.estimators import LogisticJudge
 from lm_eval_tandem.sufficiency.features import FEATURE_NAMES
-from lm_eval_tandem.sufficiency.mlp import SufficiencyClassifier
+from lm_eval_tandem.sufficiency.models import MODELS, Estimator
+from lm_eval_tandem.sufficiency.probe import KEPT, Probe
 from lm_eval_tandem.sufficiency.thresholds import (
     GRID,
     Outcomes,
+    centred,
     choose,
     out_of_fold,
     parse_objective,
@@ -25,112 +30,212 @@ from lm_eval_tandem.sufficiency.thresholds import (
     validation_rows,
 )
 
-Floats = NDArray[np.float64]
+__all__ = ["RECIPES", "Collected", "Fitted", "fit_sufficiency"]
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"hidden": (64, 32), "dropout": 0.3, "lr": 1e-4, "epochs": 3, "patience": 1},
-    "default": {
-        "hidden": (64, 32),
-        "dropout": 0.1,
-        "lr": 3e-3,
-        "epochs": 150,
-        "patience": 25,
-        "batch_size": 128,
-        "log_features": True,
-    },
-}
-"""Parameters of `SufficiencyClassifier` per recipe; what is not named keeps its default."""
+Floats = NDArray[np.float64]
 
 FINE_GRID = (*GRID, 0.96, 0.97, 0.98, 0.985, 0.99, 0.993, 0.995, 0.997, 0.998, 0.999)
 """The paper's grid, finer where a confident classifier's scores lie."""
-GRIDS = {"paper": GRID, "default": FINE_GRID}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is made: what it is shown, its kind, and the values its thresholds may take."""
+
+    inputs: tuple[str, ...]
+    """Those to choose from."""
+    model: str
+    grid: tuple[float, ...]
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per kind of classifier; what is not named keeps its default."""
+
+
+_OWN_MLP = {"dropout": 0.1, "lr": 3e-3, "epochs": 150, "patience": 25, "batch_size": 128, "log_features": True}
+_PAPERS_MLP = {"hidden": (64, 32), "dropout": 0.3, "lr": 1e-4, "epochs": 3, "patience": 1}
+
+INPUTS = {"statistics": schemas.STATISTICS, "probe": schemas.PROBE, "statistics+probe": schemas.BOTH}
+"""What a classifier may be shown: the prompt's statistics, the answer begun, or both."""
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(("statistics",), "mlp", GRID, {"mlp": _PAPERS_MLP}),
+    "default": Recipe(tuple(INPUTS), "logistic", FINE_GRID, {"mlp": _OWN_MLP}),
+}
+LABELS = ("truth", "mentor")
+PROBES = tuple(Probe(tokens, doubt) for tokens in (32, 128, KEPT) for doubt in (0.7, 1.0, 2.0, np.inf))
+"""The probes that fitting chooses from."""
+PROBE_GRID = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.98, 0.99, 0.995, 0.998)
+"""Thresholds that probes are compared at: wide enough to tell them apart, and quick."""
+MARGIN = 0.01
+"""By what share of cost, or accuracy, further inputs have to be better than fewer."""
+PROBED_QUESTIONS = 2000
+"""Questions on which the probe is chosen; more change nothing that could be told apart."""
+BINS = 10
 MIN_QUESTIONS = 20
 FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Collected:
-    """What collecting found for Q questions at T stages, stage 0 (the question alone) included.
+class Fitted:
+    """A classifier with its thresholds and what is known of it.
 
-    ids: one per question, no two alike.
-    features: float (Q, T, 18), as `features(stats, stage)` returns them.
-    correct: (Q, T), the grade of the intern's answer under the insight of each stage, in [0, 1]; from 0.5 on it counts
-        as label 1.
-    cost: (Q, T), what the question costs when the cascade stops at a stage, everything up to there.
-    fallback_cost: (Q, T), what it costs when no stage passed and a stage is answered from, in the same unit.
-    judged: bool (Q, T), False where the cascade would not look again because the mentor had already ended; None for
-        everywhere. Such a stage can neither pass nor be the best of all.
+    scores: float64 (Q, T) of the questions fitted on, each by a classifier that had not seen the question; NaN for
+        questions that have none (the paper's recipe keeps 30 % apart).
     """
 
-    ids: list[str]
-    features: Floats
-    correct: Floats | NDArray[np.bool_]
-    cost: Floats
-    fallback_cost: Floats
-    judged: NDArray[np.bool_] | None = None
+    estimator: Estimator
+    thresholds: tuple[float, ...]
+    report: dict[str, Any]
+    schema: str
+    probe: Probe | None
+    scores: Floats
 
 
 def fit_sufficiency(
-    data: Collected, recipe: str = "default", objective: str = "accuracy", seed: int = 42
-) -> tuple[SufficiencyClassifier, tuple[float, ...], dict[str, Any]]:
+    data: Collected,
+    recipe: str = "default",
+    objective: str = "accuracy",
+    seed: int = 42,
+    *,
+    inputs: str | None = None,
+    model: str | None = None,
+    labels: str = "truth",
+) -> Fitted:
     """Fit a classifier, choose its thresholds out of sample, and report how well both do there.
 
     recipe:
-        "paper": the paper's MLP (64-32, dropout 0.3, Adam 1e-4, up to 3 epochs) on 70 % of the questions; thresholds on
-            the other 30 %. The paper searches them on the training set; here they never see a score of a question the
-            classifier was fitted on (that part does choose the epoch).
-        "default": the same network on log features, dropout 0.1, Adam 3e-3, batches of 128, up to 150 epochs with
-            patience 25; thresholds on
-            out-of-fold scores of all questions (5 folds by question), on a grid that is finer near 1; then one fit on
-            all questions, of which 30 % only decide when to stop.
+        "paper": 18 statistics and the paper's MLP (64-32, dropout 0.3, Adam 1e-4, up to 3 epochs) on 70 % of the
+            questions; thresholds on the other 30 %. The paper searches them on the training set; here they never see a
+            score of a question the classifier was fitted on (that part does choose the epoch).
+        "default": the statistics, a probe of the answer, or both, whichever serves best, with a length and doubt
+            chosen from `PROBES`; logistic regression; thresholds on out-of-fold scores of all questions
+            (5 folds by question), on a grid that is finer near 1; then one fit on all questions.
     objective: see `choose`.
     seed: of splits, weights, dropout and batch order.
+    inputs: one of `INPUTS`; model: "mlp", "boosting" or "logistic"; by default the recipe's.
+    labels: "truth" (the task's grades) or "mentor" (agreement with the mentor's own answer: no truth is looked at).
 
-    Returns (classifier, thresholds of length T, report). The report holds plain JSON values, measured on out-of-sample
-    scores, costs in the unit of `data`: recipe, objective, seed, questions, questions_out_of_sample, thresholds;
-    `stages`: per stage share_correct, precision, recall, f1 (score above 0.5), auc (None where all answers are alike)
-        and share_answered (of questions, from that stage);
+    The report holds plain JSON values, measured on out-of-sample scores, costs in the unit of `data`: recipe, inputs,
+    model, labels, objective, seed, questions, questions_out_of_sample, thresholds; `stages`: per stage share_correct,
+    precision, recall, f1 (score above 0.5), auc (None where all answers are alike) and share_answered (of questions,
+    from that stage); `calibration`: brier (mean squared error), ece (mean gap between score and share of right
+    answers over ten bins) and bins (from, to, count, mean_score, share_correct);
     `cascade`: accuracy and mean cost of the thresholds; the same cross-fitted, i.e. chosen on four fifths of the
         questions and applied to the rest, which is free of the optimism of choosing and measuring on the same questions
         (None where the objective cannot be met on four fifths);
     `fixed`: accuracy and mean cost of always stopping at each stage; `always_high`: the last of those.
 
-    Raises ClassifierError for an unknown recipe or objective, fewer than 20 questions, missing stages, labels of one
-    class only, and targets that no thresholds reach.
+    Raises ClassifierError for an unknown recipe, inputs, model, labels or objective, fewer than 20 questions, missing
+    stages or inputs, labels of one class only, and targets that no thresholds reach.
     """
-    if recipe not in RECIPES:
+    chosen = RECIPES.get(recipe)
+    if chosen is None:
         raise ClassifierError(f"The recipe {recipe!r} is unknown; give one of {', '.join(RECIPES)}.")
+    model = model or chosen.model
+    for name, value, allowed in (("inputs", inputs, INPUTS), ("model", model, MODELS), ("labels", labels, LABELS)):
+        if value is not None and value not in allowed:
+            raise ClassifierError(f"{name}={value} is not known; give one of {', '.join(allowed)}.")
     parse_objective(objective)
-    labels = _checked(data)
-    questions, stages = labels.shape
-    make = partial(SufficiencyClassifier, **RECIPES[recipe], seed=seed)
-    groups = np.repeat(np.arange(questions), stages)
-    rows = data.features.reshape(-1, len(FEATURE_NAMES))
-    if recipe == "paper":
-        classifier = make().fit(rows, labels.ravel(), groups)
-        held_out = validation_rows(labels.ravel(), groups, classifier.validation_fraction, seed)
-        kept = held_out.reshape(labels.shape)[:, 0]
-        scores = classifier.predict_proba(rows[held_out])[:, 1].reshape(-1, stages)
-    else:
-        kept = np.ones(questions, dtype=bool)
-        scores = out_of_fold(make, data.features, labels, FOLDS, seed)
-        classifier = make().fit(rows, labels.ravel(), groups)
-    if data.judged is not None:
-        scores = np.where(data.judged[kept], scores, 0.0)
-    outcomes = Outcomes(scores, data.correct[kept].astype(np.float64), data.cost[kept], data.fallback_cost[kept])
-    grid = GRIDS[recipe]
-    thresholds = choose(outcomes, objective, grid)
+    if labels == "mentor":
+        data = _agreeing(data)
+    truth = _checked(data)
+    made: Any = MODELS[model]
+    make = partial(made, **chosen.parameters.get(model, {}), **({} if model == "logistic" else {"seed": seed}))
+    inputs, probe = choose_inputs(data, truth, (inputs,) if inputs else chosen.inputs, objective, seed)
+    vectors = data.inputs(INPUTS[inputs], probe)
+    estimator, scores = _fitted(make, vectors, truth, recipe == "paper", seed)
+    kept = ~np.isnan(scores[:, 0])
+    outcomes = data.part(kept).outcomes(scores[kept], probe)
+    thresholds = choose(outcomes, objective, chosen.grid)
+    if recipe != "paper":
+        thresholds = centred(outcomes, thresholds, chosen.grid)
     report = {
         "recipe": recipe,
+        "inputs": inputs,
+        "model": model,
+        "labels": labels,
+        "probe": None if probe is None else probe.spelled(),
         "objective": objective,
         "seed": seed,
-        "questions": questions,
+        "questions": len(data.ids),
         "questions_out_of_sample": int(kept.sum()),
         "thresholds": list(thresholds),
-        **_report(outcomes, labels[kept], thresholds),
+        **_report(outcomes, truth[kept], thresholds, data.cost[kept]),
+        "calibration": calibration(outcomes.scores, truth[kept]),
     }
-    report["cascade"] |= _cross_fitted(outcomes, objective, grid, seed)
-    return classifier, thresholds, report
+    report["cascade"] |= cross_fitted(outcomes, objective, chosen.grid, seed)
+    return Fitted(estimator, thresholds, report, INPUTS[inputs], probe, scores)
+
+
+def _fitted(
+    make: Callable[[], Any], vectors: Floats, labels: NDArray[np.int64], paper: bool, seed: int
+) -> tuple[Estimator, Floats]:
+    """An estimator and the scores (Q, T) of questions that it, or its like, has not seen (NaN for others)."""
+    questions, stages = labels.shape
+    groups = np.repeat(np.arange(questions), stages)
+    rows = vectors.reshape(-1, vectors.shape[2])
+    if not paper:
+        return _fit(make(), rows, labels.ravel(), groups), out_of_fold(make, vectors, labels, FOLDS, seed)
+    held_out = validation_rows(labels.ravel(), groups, 0.3, seed)
+    estimator = make()
+    if hasattr(estimator, "epochs"):  # the MLP keeps the same 30 % apart by itself, to choose its epoch
+        estimator.fit(rows, labels.ravel(), groups)
+    else:
+        _fit(estimator, rows[~held_out], labels.ravel()[~held_out], groups[~held_out])
+    scores = np.full(labels.shape, np.nan)
+    scores[held_out.reshape(labels.shape)] = estimator.predict_proba(rows[held_out])[:, 1]
+    return estimator, scores
+
+
+def _fit(estimator: Any, rows: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64]) -> Any:
+    from sklearn.utils.validation import has_fit_parameter
+
+    return estimator.fit(rows, labels, **({"groups": groups} if has_fit_parameter(estimator, "groups") else {}))
+
+
+def choose_inputs(
+    data: Collected, labels: NDArray[np.int64], allowed: Sequence[str], objective: str, seed: int
+) -> tuple[str, Probe | None]:
+    """The inputs, and the probe of `PROBES`, under which the objective comes out best, by a logistic regression.
+
+    Scores are out of fold. Inputs named later have to be better by `MARGIN`: a probe alone saves the pass over the
+    prompt. Probes that differ only beyond the longest answer, or in a doubt that never arises, tie; the shorter and the
+    more doubtful one, being cheaper where answers are longer, is taken.
+    """
+    if tuple(allowed) == ("statistics",):
+        return "statistics", None
+    few = np.sort(stratified_order(labels.sum(axis=1), seed)[:: -(-len(labels) // PROBED_QUESTIONS)])
+    data, labels = data.part(few), labels[few]
+    by_accuracy = parse_objective(objective)[0].startswith("accuracy")
+    best: tuple[tuple[float, float], tuple[str, Probe | None]] | None = None
+    refusal: ClassifierError | None = None
+    for inputs in allowed:
+        bar = None if best is None else (best[0][0] - MARGIN * abs(best[0][0]), best[0][1])
+        for probe in (None,) if inputs == "statistics" else PROBES:
+            scores = out_of_fold(LogisticJudge, data.inputs(INPUTS[inputs], probe), labels, FOLDS, seed)
+            outcomes = data.outcomes(scores, probe)
+            try:
+                _, correct, cost = simulate(outcomes, choose(outcomes, objective, PROBE_GRID))
+            except ClassifierError as error:
+                refusal = error
+                continue
+            accuracy = round(-float(correct.mean()), 9)
+            price = float(np.float32(cost.mean()))
+            value = (accuracy, price) if by_accuracy else (price, accuracy)
+            if (bar is None or value < bar) and (best is None or value < best[0]):
+                best = value, (inputs, probe)
+    if best is None:
+        assert refusal is not None
+        raise refusal
+    return best[1]
+
+
+def _agreeing(data: Collected) -> Collected:
+    """The data with agreement in the place of grades."""
+    if data.agrees is None or not np.isfinite(np.asarray(data.agrees, dtype=np.float64)).all():
+        raise ClassifierError(
+            "--labels mentor needs the mentor's own answer to every question, with a final answer to compare, which "
+            "was not collected; collect without --no_mentor, or fit with --labels truth."
+        )
+    return replace(data, correct=data.agrees)
 
 
 def _checked(data: Collected) -> NDArray[np.int64]:
@@ -177,8 +282,10 @@ def _checked(data: Collected) -> NDArray[np.int64]:
     return labels
 
 
-def _report(outcomes: Outcomes, labels: NDArray[np.int64], thresholds: Sequence[float]) -> dict[str, Any]:
-    """Per-stage metrics, and accuracy and mean cost of the cascade and of every fixed stage."""
+def _report(
+    outcomes: Outcomes, labels: NDArray[np.int64], thresholds: Sequence[float], fixed_cost: Floats
+) -> dict[str, Any]:
+    """Per-stage metrics, and accuracy and mean cost of the cascade and of every fixed stage (which probes nothing)."""
     answered, correct, cost = simulate(outcomes, thresholds)
     stages, fixed = [], []
     for stage in range(labels.shape[1]):
@@ -197,7 +304,7 @@ def _report(outcomes: Outcomes, labels: NDArray[np.int64], thresholds: Sequence[
                 "share_answered": float((answered == stage).mean()),
             }
         )
-        fixed.append({"stage": stage, **_means(outcomes.correct[:, stage], outcomes.cost[:, stage])})
+        fixed.append({"stage": stage, **_means(outcomes.correct[:, stage], fixed_cost[:, stage])})
     return {"stages": stages, "cascade": _means(correct, cost), "fixed": fixed, "always_high": dict(fixed[-1])}
 
 
@@ -205,19 +312,41 @@ def _means(correct: Floats, cost: Floats) -> dict[str, Any]:
     return {"accuracy": float(correct.mean()), "cost": float(cost.mean())}
 
 
-def _cross_fitted(outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int) -> dict[str, float | None]:
+def calibration(scores: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """How far scores can be taken for probabilities, over all questions and stages: brier, ece and bins."""
+    given, right = scores.ravel(), labels.ravel()
+    place = np.minimum((given * BINS).astype(int), BINS - 1)
+    bins, gap = [], 0.0
+    for number in range(BINS):
+        inside = place == number
+        if inside.any():
+            mean, share = float(given[inside].mean()), float(right[inside].mean())
+            gap += abs(mean - share) * float(inside.mean())
+            bounds = {"from": number / BINS, "to": (number + 1) / BINS}
+            bins.append({**bounds, "count": int(inside.sum()), "mean_score": mean, "share_correct": share})
+    return {"brier": float(((given - right) ** 2).mean()), "ece": gap, "bins": bins}
+
+
+def cross_fitted(outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int) -> dict[str, float | None]:
     """Accuracy and mean cost of thresholds that were each time chosen on the other folds' questions."""
+    try:
+        correct, cost = per_question(outcomes, objective, grid, seed)
+    except ClassifierError:
+        return {"accuracy_cross_fitted": None, "cost_cross_fitted": None}
+    return {"accuracy_cross_fitted": float(correct.mean()), "cost_cross_fitted": float(cost.mean())}
+
+
+def per_question(outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int) -> tuple[Floats, Floats]:
+    """Grade and cost of each question, (Q,), under thresholds chosen on the other folds' questions."""
     questions = len(outcomes.scores)
     fold = np.empty(questions, dtype=np.int64)
     fold[stratified_order(outcomes.correct.sum(axis=1), seed)] = np.arange(questions) % FOLDS
     correct, cost = np.empty(questions), np.empty(questions)
-    try:
-        for held_out in range(FOLDS):
-            rest, test = (_part(outcomes, fold != held_out), fold == held_out)
-            _, correct[test], cost[test] = simulate(_part(outcomes, test), choose(rest, objective, grid))
-    except ClassifierError:
-        return {"accuracy_cross_fitted": None, "cost_cross_fitted": None}
-    return {"accuracy_cross_fitted": float(correct.mean()), "cost_cross_fitted": float(cost.mean())}
+    for held_out in range(FOLDS):
+        rest, test = (_part(outcomes, fold != held_out), fold == held_out)
+        chosen = centred(rest, choose(rest, objective, grid), grid)
+        _, correct[test], cost[test] = simulate(_part(outcomes, test), chosen)
+    return correct, cost
 
 
 def _part(outcomes: Outcomes, rows: NDArray[np.bool_]) -> Outcomes:

@@ -167,6 +167,30 @@ def choose(outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID) -> 
     return tuple(float(values[index]) for index in first)
 
 
+def centred(outcomes: Outcomes, thresholds: Sequence[float], grid: Sequence[float] = GRID) -> tuple[float, ...]:
+    """The same decisions on these outcomes, with room on both sides: each threshold in the middle of those that tie.
+
+    Scores of other questions scatter, so a threshold at the edge of a gap between right and wrong answers is no
+    choice. The last stage's stays: it has nothing to save.
+    """
+    values, chosen = _checked_grid(grid), list(thresholds)
+    for stage in range(len(chosen) - 1):
+        stages, _, costs = simulate(outcomes, chosen)
+        here = int(np.abs(values - chosen[stage]).argmin())
+        tied = [here]
+        for step in (-1, 1):
+            place = here + step
+            while 0 <= place < len(values):
+                other = [*chosen[:stage], float(values[place]), *chosen[stage + 1 :]]
+                others, _, spent = simulate(outcomes, other)
+                if not (np.array_equal(others, stages) and np.array_equal(spent, costs)):
+                    break
+                tied.append(place)
+                place += step
+        chosen[stage] = float(values[(min(tied) + max(tied)) // 2])
+    return tuple(chosen)
+
+
 def stratified_order(positives: ArrayLike, seed: int) -> NDArray[np.int64]:
     """An order of questions, by their number of positive labels (Q,) and random within it.
 

@@ -15,7 +15,7 @@ from lm_eval_tandem.grading import answer, math
 log = logging.getLogger(__name__)
 
 FILTER = "none"
-COSTS = ("truncated", "length", "mentor_tokens", "tflops", "stage")
+COSTS = ("truncated", "length", "mentor_tokens", "tflops", "dollars", "stage")
 """What a tandem's answers carry (`response.metrics`); left out for other models, which tell nothing of the kind."""
 GOLD: dict[str, Callable[[str], str | None]] = {
     "written": lambda text: text.strip(),

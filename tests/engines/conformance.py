@@ -61,6 +61,9 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 class EngineConformance:
     """The promises of `lm_eval_tandem.engines.Engine`."""
 
+    block = 1
+    """Tokens at the end of a known text that an engine may read again: its cache's block."""
+
     def test_greedy_equals_one_prompt_alone(self, engine: Engine, reference: Reference) -> None:
         found = run(together(*(engine.generate(Prompt(text), Sampling(12)) for text in TEXTS)))
         for text, completion in zip(TEXTS, found, strict=True):
@@ -84,7 +87,7 @@ class EngineConformance:
             ids: tuple[int, ...] = ()
             for budget in (3, 7, 15):
                 completion = await engine.generate(Prompt(text, ids, text), Sampling(budget - len(ids)))
-                if ids and completion.prompt_tokens - completion.cached_tokens != 1:
+                if ids and not 1 <= completion.prompt_tokens - completion.cached_tokens <= self.block:
                     raise AssertionError(f"read {completion.prompt_tokens - completion.cached_tokens} tokens again")
                 ids += completion.token_ids
                 if completion.finish_reason == "stop":
@@ -119,8 +122,10 @@ class EngineConformance:
             for one in (stats, again):
                 np.testing.assert_allclose(one.logprob[1:], logprob, atol=2e-4)
                 np.testing.assert_allclose(one.entropy[1:], entropy, atol=2e-4)
-            assert again.cached_tokens >= len(again) - 2, "the same prompt was read again"
-            assert answer.prompt_tokens - answer.cached_tokens <= 1, "the answer did not start from the judge's pass"
+            assert again.cached_tokens >= len(again) - 1 - self.block, "the same prompt was read again"
+            assert answer.prompt_tokens - answer.cached_tokens <= self.block, (
+                "the answer did not start from the judge's pass"
+            )
             assert list(answer.token_ids) == reference.greedy(text, 9)
 
     def test_each_row_stops_at_its_own_stop(self, engine: Engine, reference: Reference) -> None:

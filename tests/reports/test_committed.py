@@ -1,18 +1,33 @@
-"""The committed page of results is what the report prints from the committed runs."""
+"""The committed report is what the command makes of the committed runs, file by file."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from lm_eval_tandem.reports import table
+from lm_eval_tandem.reports.report import report, write
 
 RESULTS = Path(__file__).parents[2] / "results" / "pair"
 
 
-def test_the_page_of_the_pair_is_made_from_its_runs() -> None:
+def test_the_report_of_the_pair_is_made_from_its_runs(tmp_path: Path) -> None:
     if not RESULTS.is_dir():
         pytest.skip("the tests were copied without results/")
     title = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-    assert table.markdown([RESULTS], title) == (RESULTS / "README.md").read_text(encoding="utf-8")
+    for file in write(report([RESULTS], title, by="steps"), tmp_path):
+        committed = RESULTS / file.relative_to(tmp_path)
+        assert committed.read_text(encoding="utf-8") == file.read_text(encoding="utf-8"), committed.name
+
+
+def test_the_committed_results_are_small_and_show_no_place_of_a_machine() -> None:
+    if not RESULTS.is_dir():
+        pytest.skip("the tests were copied without results/")
+    files = [file for file in RESULTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 6_000_000
+    for file in files:
+        if file.suffix in (".md", ".html", ".tex", ".csv", ".svg"):
+            assert not re.search(
+                r"(?<![\w.…])/(home|root|tmp|work|Users|mnt|data)/", file.read_text(encoding="utf-8")
+            ), file

@@ -1,0 +1,67 @@
+"""`python -m lm_eval_tandem.reports.packing FOLDER [CLASSIFIER]`: results as they are kept in a repository, small.
+
+Samples and ledgers are gzipped; the same files always make the same bytes. Left out are the harness's hashes of
+documents, prompts and targets, which say nothing that the samples do not and are more than half of what compression
+leaves; and of the looks at fixed stages the measures of single tokens, in place of which the classifier's score of them
+is kept (`score`, `probe_tokens`, and the classifier's checksum as `judged_by`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_eval_tandem.reports import scores
+from lm_eval_tandem.reports.runs import lines_of
+
+if TYPE_CHECKING:
+    from lm_eval_tandem.sufficiency.classifier import Sufficiency
+
+HASHES = ("doc_hash", "prompt_hash", "target_hash")
+LONG = ("answer_logprob", "answer_entropy", "parts")
+
+
+def pack(folder: Path, judge: Sufficiency | None = None) -> list[Path]:
+    """Replace every JSON-lines file below the folder by a packed one; returns the new files."""
+    packed = []
+    for file in sorted(folder.rglob("*.jsonl")):
+        lines = [json.loads(line) for line in lines_of(file)]
+        if file.name.startswith("samples_"):
+            lines = [{k: v for k, v in line.items() if k not in HASHES} for line in lines]
+        elif "stages" in lines[-1]:
+            lines = [lines[0], *[shortened(record, judge) for record in lines[1:]]]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        target = file.with_name(file.name + ".gz")
+        target.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+        file.unlink()
+        packed.append(target)
+    return packed
+
+
+def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, Any]:
+    """A record of a ledger without the measures of single tokens."""
+    looks = [{k: v for k, v in look.items() if k not in LONG} for look in record["stages"]]
+    shown = None if judge is None or record["reason"] not in ("fixed", "alone") else scores.vector(record, judge)
+    if judge is not None and shown is not None:
+        score = float(judge.estimator.predict_proba(shown[None])[0, 1])
+        taken = 0 if judge.probe is None else int(scores.probed(record["stages"][-1], judge))
+        told = {"score": float(np.float32(score)), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
+        looks[-1] |= told
+    return {**record, "stages": looks}
+
+
+def main(folder: str, classifier: str | None = None) -> None:
+    """The command."""
+    from lm_eval_tandem.reports.report import classifier_of
+
+    for made in pack(Path(folder), None if classifier is None else classifier_of(classifier)):
+        print(made)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,67 @@
+"""Intervals and paired tests: known values, the same answers as the libraries that have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from lm_eval_tandem.reports.intervals import auc, difference, mcnemar, ratio, resampled_means, wilson
+
+GRADES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+def test_wilson_has_known_values_and_stays_within_bounds() -> None:
+    assert wilson(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-4)
+    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1)
+    assert wilson(980, 1000) == pytest.approx((0.96935, 0.98701), abs=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.booleans(), min_size=5, max_size=40))
+def test_a_paired_difference_of_a_run_with_itself_is_nothing(right: list[bool]) -> None:
+    values = np.array(right, dtype=float)
+    assert difference(values, values) == (0, 0)
+    assert ratio(values + 1, values + 1) == pytest.approx((1, 1))
+
+
+def test_paired_intervals_use_the_pairing() -> None:
+    rng = np.random.default_rng(1)
+    hard = rng.random(1000)
+    a, b = (hard < 0.9).astype(float), (hard < 0.88).astype(float)
+    low, high = difference(a, b)
+    assert 0 < low < (a - b).mean() < high < 0.04
+
+
+def test_columns_resampled_in_several_calls_are_still_paired() -> None:
+    values = np.random.default_rng(2).random((300, 2))
+    together = resampled_means(values)
+    assert together[:, :1] == pytest.approx(resampled_means(values[:, :1]), rel=1e-12)
+    assert together.mean(axis=0) == pytest.approx(values.mean(axis=0), abs=2e-3)
+    assert together.std(axis=0) == pytest.approx(values.std(axis=0) / np.sqrt(300), rel=0.05)
+
+
+@given(GRADES)
+def test_mcnemar_is_the_exact_binomial_test_on_the_questions_that_differ(pairs: list[tuple[bool, bool]]) -> None:
+    a, b = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    only_a, only_b = int(np.sum(a > b)), int(np.sum(b > a))
+    expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_stays_exact_with_thousands_of_differences_and_refuses_partial_grades() -> None:
+    a = np.repeat([1.0, 0.0], [2600, 2400])
+    assert mcnemar(a, 1 - a) == pytest.approx(binomtest(2600, 5000).pvalue, rel=1e-6)
+    assert mcnemar(np.array([0.5]), np.array([1.0])) is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=50))
+def test_auc_is_that_of_scikit_learn_ties_included(pairs: list[tuple[bool, int]]) -> None:
+    truth, scores = np.array([t for t, _ in pairs], dtype=float), np.array([s for _, s in pairs], dtype=float)
+    if truth.min() == truth.max():
+        assert auc(truth, scores) is None
+    else:
+        assert auc(truth, scores) == pytest.approx(roc_auc_score(truth, scores))

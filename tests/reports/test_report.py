@@ -1,0 +1,501 @@
+"""The report: every number from the files alone, every table of the paper or a sentence that says what it lacks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_eval_tandem import cli
+from lm_eval_tandem.accounting import Tokens, tflops
+from lm_eval_tandem.reports import latex, markdown, page, runs, spreadsheet
+from lm_eval_tandem.reports.pairing import studies
+from lm_eval_tandem.reports.report import report, write
+from lm_eval_tandem.reports.routing import routed
+from lm_eval_tandem.reports.study import Study
+from lm_eval_tandem.reports.table import Missing, Number, Report, Table
+from reports.world import EFFORTS, PARAMETERS, POLICIES, World, read
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every policy of one pair on 80 questions of two subjects."""
+    base = tmp_path_factory.mktemp("runs")
+    world = World.random(80, subjects=["a", "b"] * 40, dollars=0.001)
+    for policy in POLICIES:
+        world.write(base, policy)
+    return base
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Report:
+    return report([folder], "Title")
+
+
+def tables(made: Report) -> dict[str, Table]:
+    return {table.name: table for table in made.tables}
+
+
+def missing(made: Report) -> dict[str, list[Missing]]:
+    found = {s.name: [part for part in s.parts if isinstance(part, Missing)] for s in made.sections}
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def row(table: Table, label: str) -> dict[str, object]:
+    return next(dict(zip(table.columns, cells, strict=True)) for cells in table.rows if cells[0] == label)
+
+
+def value(cell: object) -> float:
+    assert isinstance(cell, Number)
+    return cell.value
+
+
+def the_study(folder: Path) -> Study:
+    (study,) = studies(read([folder]))
+    return study
+
+
+def test_each_policy_stands_with_its_accuracy_length_and_cost(made: Report, folder: Path) -> None:
+    world = World.random(80)
+    shown = tables(made)["policies-t-large-small"]
+    assert [cells[0] for cells in shown.rows] == [*POLICIES, "oracle (not a policy)"]
+    for policy, stage in (("intern", 0), ("stage:1", 1), ("stage:2", 2)):
+        told = row(shown, policy)
+        assert value(told["accuracy %"]) == pytest.approx(100 * world.right[:, stage].mean())
+        assert value(told["length (tokens)"]) == 50 + (0, *EFFORTS)[stage]
+        tokens = Tokens(mentor_new=(0, *EFFORTS)[stage], intern_new=50)
+        assert value(told["cost (GFLOPs)"]) == pytest.approx(
+            1000 * tflops(tokens, PARAMETERS["mentor"], PARAMETERS["intern"])
+        )
+    taken = [world.stage_of(q) for q in range(80)]
+    right = np.mean([world.right[q, stage] for q, stage in enumerate(taken)])
+    cascade = row(shown, "cascade")
+    assert value(cascade["accuracy %"]) == pytest.approx(100 * right)
+    high = row(shown, "stage:2")
+    ratio = value(cascade["cost (GFLOPs)"]) / value(high["cost (GFLOPs)"])
+    assert value(cascade["cost / always-high %"]) == pytest.approx(100 * ratio)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_oracle_and_failure_cases_are_those_of_a_search_by_hand(seed: int) -> None:
+    import tempfile
+
+    world = World.random(20, seed=seed)
+    with tempfile.TemporaryDirectory() as name:
+        for policy in ("intern", "stage:1", "stage:2", "cascade"):
+            world.write(Path(name), policy, with_ledger=False)
+        study = the_study(Path(name))
+    counts = {"right": 0, "premature stop": 0, "late stop": 0, "unsolvable at every stage": 0}
+    first = later_than_needed = 0
+    solved, spent = [], []
+    for q in range(20):
+        taken, right = world.stage_of(q), [bool(grade) for grade in world.right[q]]
+        if right[taken]:
+            counts["right"] += 1
+            later_than_needed += any(right[:taken])
+            first += not any(right[:taken])
+        elif any(right[taken + 1 :]):
+            counts["premature stop"] += 1
+        elif any(right):
+            counts["late stop"] += 1
+        else:
+            counts["unsolvable at every stage"] += 1
+        best = right.index(True) if any(right) else 0
+        solved.append(any(right))
+        spent.append((0, *EFFORTS)[best])
+    assert study.cascade is not None and study.oracle is not None
+    found = routed(study, study.cascade)
+    assert {name: found[name] for name in counts} == counts
+    assert [n for name, n in found.items() if name.startswith(" ")] == [first, later_than_needed]
+    assert study.oracle.score.tolist() == solved
+    assert study.oracle.columns["mentor_tokens"].tolist() == spent
+
+
+def test_the_gap_closed_is_0_for_always_high_and_1_for_the_oracle(folder: Path) -> None:
+    study = the_study(folder)
+    assert study.high is not None and study.oracle is not None and study.cascade is not None
+    assert study.closed(study.high) == (0, (0, 0))
+    share, ends = study.closed(study.oracle) or (0, (0, 0))
+    assert share == pytest.approx(1) and ends == pytest.approx((1, 1))
+    share, (low, high) = study.closed(study.cascade) or (0, (0, 0))
+    assert low < share < high
+
+
+def test_subjects_stand_beside_each_other_and_their_mean_is_the_whole(made: Report) -> None:
+    shown = tables(made)["subjects-t-large-small"]
+    assert shown.columns == ("policy", "figure", "a", "b", "all")
+    for cells in shown.rows:
+        numbers = [value(cell) for cell in cells[2:]]
+        assert (numbers[0] + numbers[1]) / 2 == pytest.approx(numbers[2])
+
+
+def test_the_judge_s_scores_are_measured_where_it_looked(made: Report) -> None:
+    world = World.random(80)
+    shown = tables(made)["judge-t-large-small"]
+    assert "Only questions that came to a stage" in shown.caption
+    came = [q for q in range(80) if all(world.scores[q, s] <= 0.5 for s in range(1))]
+    truth, passed = world.right[came, 1] > 0, world.scores[came, 1] > 0.5
+    told = row(shown, "1: ≤ 10 mentor tokens")
+    assert told["questions"] == str(len(came))
+    assert value(told["precision"]) == pytest.approx((truth & passed).sum() / passed.sum())
+    assert value(told["recall"]) == pytest.approx((truth & passed).sum() / truth.sum())
+
+
+def test_stage_shares_dollars_transfer_and_entropy_are_there(made: Report) -> None:
+    shown = tables(made)
+    stages = [World.random(80).stage_of(q) for q in range(80)]
+    shares = row(shown["stages-t-large-small"], "cascade")
+    assert value(shares["intern alone"]) == pytest.approx(100 * np.mean(np.array(stages) == 0))
+    assert value(row(shown["dollars-t-large-small"], "cascade")["all: $ per 1,000"]) == pytest.approx(1.0)
+    assert "transfer" in missing(made), "the classifier was fitted on this very domain"
+    entropy = shown["entropy-t-large-small"]
+    assert [cells[1] for cells in entropy.rows] == ["right", "wrong"] * 3
+
+
+def test_another_domain_than_the_classifier_s_is_a_transfer(tmp_path: Path) -> None:
+    world = World.random(30, task="u")
+    for policy in POLICIES:
+        world.write(tmp_path, policy)
+    shown = tables(report([tmp_path]))["transfer-u-large-small"]
+    assert shown.caption == "The classifier was fitted on t_train."
+    right = int(sum(world.right[q, world.stage_of(q)] for q in range(30)))
+    assert row(shown, "cascade")["right / questions"] == f"{right} / 30"
+
+
+def test_several_classifiers_and_per_subject_ones_are_compared(tmp_path: Path) -> None:
+    subjects = ["a", "b"] * 20
+    world = World.random(40, subjects=subjects, judge={"tasks": ["t_train", "u_train"], "sha256": "0"})
+    for policy in POLICIES:
+        world.write(tmp_path, policy)
+    other = World(world.right, world.scores, (0.9, 0.9, 0.9), subjects=subjects, judge={"tasks": ["t_train"]})
+    other.write(tmp_path, "cascade", classifier="each")
+    shown = tables(report([tmp_path]))
+    labels = [cells[0] for cells in shown["inputs-t-large-small"].rows]
+    assert labels == ["intern", "mentor", "cascade (each)", "cascade (judge)"]
+    gap = row(shown["unified-t-large-small"], "all")["unified above it (points)"]
+    assert isinstance(gap, Number) and gap.signed
+
+
+def test_two_pairs_on_one_task_stand_beside_each_other(tmp_path: Path) -> None:
+    for seed, (mentor, intern) in enumerate(itertools.product(("lab/large", "lab/giant"), ("lab/small",))):
+        world = World.random(30, seed, models={"mentor": mentor, "intern": intern}, pair=f"{mentor[4:]}+small")
+        for policy in POLICIES:
+            world.write(tmp_path, policy)
+    shown = tables(report([tmp_path]))["pairs-t"]
+    labels = [str(cells[0]) for cells in shown.rows]
+    assert [label.split(" (")[0] for label in labels[:3]] == ["small alone", "giant alone", "large alone"]
+    assert labels[3:] == ["giant + small", "large + small"]
+    assert "pairs" not in missing(report([tmp_path]))
+
+
+def test_what_runs_cannot_fill_is_said_with_the_command_that_would(tmp_path: Path) -> None:
+    given = {"policy": "intern", "mentor": "/data/m/large", "intern": "/data/m/small", "store": "s.sqlite"}
+    World.random(10).write(tmp_path, "intern", with_ledger=False, arguments=given)
+    made = report([tmp_path])
+    gaps = missing(made)
+    assert {
+        "compared",
+        "stages",
+        "failures",
+        "judge",
+        "entropy",
+        "dollars",
+        "inputs",
+        "unified",
+        "importance",
+        "latency",
+    } <= set(gaps)
+    (failures,) = gaps["failures"]
+    assert failures.what == "The failure cases needs the runs cascade, stage:1, stage:2 of t, small."
+    assert failures.command.splitlines()[1] == (
+        "lm_eval --model tandem --model_args policy=stage:1,mentor=…/large,intern=…/small,store=s.sqlite "
+        "--tasks t --batch_size 4 --log_samples --output_path RUNS"
+    )
+    for text in (markdown.text(made), page.text(made), latex.text(made)):
+        assert "/data/m" not in text and str(tmp_path) not in text
+
+
+def test_other_models_stand_beside_the_policies(tmp_path: Path) -> None:
+    world = World.random(10)
+    for policy in ("intern", "cascade"):
+        world.write(tmp_path, policy)
+    file = world.write(tmp_path / "other", "mentor", with_ledger=False, arguments={"pretrained": "x"})
+    results = json.loads(file.read_text())
+    del results["config"]["tandem"]
+    file.write_text(json.dumps(results))
+    samples = next(file.parent.glob("samples_*"))
+    lines = [{k: v for k, v in json.loads(line).items() if k not in runs.COLUMNS} for line in samples.open()]
+    samples.write_text("\n".join(map(json.dumps, lines)))
+    shown = tables(report([tmp_path]))["policies-t-large-small"]
+    assert [str(cells[0]) for cells in shown.rows][-1] == file.parent.name
+
+
+def test_latencies_come_from_a_benchmark_s_file(folder: Path, tmp_path: Path) -> None:
+    benchmark = {
+        "format": "tandem-latency/1",
+        "task": "t",
+        "engine": "e 1",
+        "concurrency": 1,
+        "runs": [
+            {"policy": "mentor", "seconds": [2.0, 4.0]},
+            {"policy": "cascade", "seconds": [1.0, 2.0], "judge_seconds": [0.1, 0.2], "wall": 2.5},
+        ],
+    }
+    (tmp_path / "latency.json").write_text(json.dumps(benchmark))
+    World.random(4).write(tmp_path, "intern")
+    shown = tables(report([tmp_path]))["latency-1-t"]
+    told = row(shown, "cascade")
+    assert value(told["times as fast as the mentor"]) == 2 and value(told["judging, % of the time"]) == pytest.approx(
+        10
+    )
+    assert value(told["whole run / questions (s)"]) == 1.25
+    benchmark["runs"][0]["seconds"] = [1.0]  # type: ignore[index]
+    (tmp_path / "latency.json").write_text(json.dumps(benchmark))
+    with pytest.raises(Exception, match="the seconds of the same questions"):
+        report([tmp_path])
+
+
+# --- formats
+
+
+def test_a_report_made_twice_is_the_same_to_the_byte(folder: Path, tmp_path: Path) -> None:
+    first = write(report([folder]), tmp_path / "a")
+    again = write(report([folder]), tmp_path / "b")
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in again]
+
+
+def test_the_page_needs_nothing_but_itself(made: Report) -> None:
+    text = page.text(made)
+    outside = [
+        *re.findall(r"""(?:src|href|action)\s*=\s*(?!["']?(?:#|data:,))[^\s>]+""", text),
+        *re.findall(r"url\(|@import", text),
+    ]
+    assert outside == [] and "<script" not in text
+    assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg"}
+
+
+class Tags(HTMLParser):
+    """Checks that every element is closed in order, and gathers ids and links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.ids += [told["id"] or ""] if "id" in told else []
+        self.links += [told["href"] or ""] if tag == "a" else []
+        if tag not in ("meta", "link", "path", "rect", "circle", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect", "circle"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(made: Report) -> None:
+    tags = Tags()
+    tags.feed(page.text(made))
+    assert tags.open == [] and len(set(tags.ids)) == len(tags.ids)
+    assert {link.removeprefix("#") for link in tags.links} <= set(tags.ids)
+
+
+def test_every_figure_is_a_drawing_of_finite_places(made: Report) -> None:
+    assert {figure.name.split("-t-")[0] for figure in made.figures} == {"trade-off", "guidance", "entropy"}
+    for figure in made.figures:
+        ElementTree.fromstring(figure.svg)
+        assert "nan" not in figure.svg and "inf" not in figure.svg.replace("infinite", "")
+
+
+def test_csv_holds_the_numbers_unrounded_with_their_intervals(made: Report) -> None:
+    shown = tables(made)["policies-t-large-small"]
+    lines = list(csv.DictReader(io.StringIO(spreadsheet.text(shown))))
+    first = shown.rows[0][1]
+    assert isinstance(first, Number) and first.interval is not None
+    assert float(lines[0]["accuracy %"]) == pytest.approx(first.value, rel=1e-7)
+    assert float(lines[0]["accuracy %, low"]) == pytest.approx(first.interval[0], rel=1e-7)
+
+
+def test_latex_has_one_table_each_with_as_many_cells_as_columns(made: Report) -> None:
+    text = latex.text(made)
+    assert text.count(r"\toprule") == len(made.tables) == len(set(re.findall(r"\\label\{(.*?)\}", text)))
+    for table in made.tables:
+        lines = latex.of_table(table)
+        for line in lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]:
+            assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns) - 1
+    assert not re.search(r"(?m)(?<!\\)[#_]|(?<!\\)%(?!$)", re.sub(r"(?m)^%.*$|\\label\{.*?\}", "", text))
+    assert len(re.findall(r"(?<!\\)\{", text)) == len(re.findall(r"(?<!\\)\}", text))
+
+
+def test_markdown_rows_have_as_many_cells_as_their_heading(made: Report) -> None:
+    text = markdown.text(made)
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("suffix", [".md", ".tex", ".html"])
+def test_a_single_format_is_asked_for_by_its_ending(folder: Path, tmp_path: Path, suffix: str) -> None:
+    cli.main(["report", str(folder), "--title", "Mine", "--output", str(tmp_path / f"r{suffix}")])
+    assert "Mine" in (tmp_path / f"r{suffix}").read_text()
+
+
+def test_some_sections_can_be_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["report", str(folder), "--only", "policies,stages"])
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")]
+    assert len(headings) == 3 and headings[0] == "## Accuracy, length and cost by policy"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nowhere"], ["{folder}", "--by", "none"], ["{folder}", "--output", "r.docx"], ["{folder}", "--only", "all"]],
+)
+def test_a_mistake_ends_in_one_sentence_and_exit_code_1(
+    folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", *[argument.format(folder=folder) for argument in arguments]])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and said.startswith("lm-eval-tandem: error: ") and "\n" not in said
+
+
+def test_a_report_loads_neither_torch_nor_the_harness(folder: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from lm_eval_tandem.reports.report import report; from pathlib import Path; "
+        f"report([Path({str(folder)!r})]); print([m for m in ('torch', 'lm_eval', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- labels in figures
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(60, 400), st.floats(40, 260)), min_size=1, max_size=9, unique=True))
+def test_labels_stay_within_the_drawing(points: list[tuple[float, float]]) -> None:
+    from lm_eval_tandem.reports.svg import LETTER, place_labels
+
+    labels = [f"policy:{i}" for i in range(len(points))]
+    for (x, y, anchor, _), label in zip(place_labels(points, labels, (46, 4, 440, 288)), labels, strict=True):
+        width = LETTER * len(label)
+        left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
+        assert -width <= left <= 440 and 0 <= y <= 340
+
+
+# --- what the judge looks at
+
+
+def test_the_loss_of_auc_is_that_of_the_features_that_matter() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    from lm_eval_tandem.reports.importance import permutation_losses
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(300, 2, 3))
+    right = (features[:, :, 1] + 0.3 * rng.normal(size=(300, 2)) > 0).astype(float)
+    estimator = LogisticRegression().fit(features.reshape(-1, 3), right.ravel())
+    losses, area = permutation_losses(estimator, features, right)
+    assert area > 0.95 and losses[1].min() > 0.3 and np.abs(losses[[0, 2]]).max() < 0.05
+    assert np.array_equal(permutation_losses(estimator, features, right)[0], losses)
+
+
+def test_scores_of_every_question_come_from_fixed_stages_that_recorded_them(tmp_path: Path) -> None:
+    world = World.random(40)
+    for policy in POLICIES:
+        file = world.write(tmp_path, policy)
+        if policy not in ("intern", "stage:1", "stage:2"):
+            continue
+        stage = {"intern": 0, "stage:1": 1, "stage:2": 2}[policy]
+        ledger = file.with_name("ledger.jsonl")
+        head, *lines = ledger.read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            record["stages"][0]["score"] = world.scores[record["doc_id"], stage]
+        ledger.write_text("\n".join([head, *map(json.dumps, records)]))
+    shown = tables(report([tmp_path]))["judge-t-large-small"]
+    assert [str(cells[1]) for cells in shown.rows] == ["40", "40", "40", ""]
+    truth, passed = world.right[:, 0] > 0, world.scores[:, 0] > 0.5
+    assert value(row(shown, "0: question alone")["recall"]) == pytest.approx((truth & passed).sum() / truth.sum())
+
+
+def test_delong_s_interval_is_near_the_bootstrap_s() -> None:
+    from lm_eval_tandem.reports.intervals import auc
+    from lm_eval_tandem.reports.judge import auc_interval
+
+    rng = np.random.default_rng(3)
+    truth = (rng.random(400) < 0.6).astype(float)
+    scores = truth + rng.normal(0, 1, 400)
+    low, high = auc_interval(truth, scores)
+    drawn = [rng.integers(0, 400, 400) for _ in range(1000)]
+    areas = [auc(truth[rows], scores[rows]) or 0.5 for rows in drawn]
+    assert (low, high) == pytest.approx(tuple(np.quantile(areas, (0.025, 0.975))), abs=0.01)
+
+
+def test_one_classifier_per_task_of_a_group_makes_one_cascade(tmp_path: Path) -> None:
+    grouped = {"group_subtasks": {"m": ["m_a", "m_b"]}}
+    for seed, task in enumerate(("m_a", "m_b")):
+        world = World.random(10, seed, task=task, judge={"tasks": ["m_a_train", "m_b_train"], "sha256": "0"})
+        own = World(
+            world.right, world.scores, (0.9,) * 3, task=task, judge={"tasks": [f"{task}_train"], "sha256": task}
+        )
+        files = [world.write(tmp_path, policy) for policy in POLICIES]
+        files.append(own.write(tmp_path, "cascade", classifier=task))
+        for file in files:
+            file.write_text(json.dumps({**json.loads(file.read_text()), **grouped}))
+    shown = tables(report([tmp_path]))
+    assert [cells[0] for cells in shown["unified-m-large-small"].rows] == ["a", "b", "all"]
+    labels = [cells[0] for cells in shown["inputs-m-large-small"].rows]
+    assert labels == ["intern", "mentor", "cascade (judge)", "cascade (one per task)"]
+
+
+def recorded(folder: Path, world: World) -> Study:
+    """The world's study with the scores of every question in the ledgers of the fixed stages."""
+    for policy in POLICIES:
+        file = world.write(folder, policy)
+        stage = {"intern": 0, "stage:1": 1, "stage:2": 2}.get(policy)
+        if stage is None:
+            continue
+        ledger = file.with_name("ledger.jsonl")
+        head, *lines = ledger.read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            record["stages"][0]["score"] = world.scores[record["doc_id"], stage]
+        ledger.write_text("\n".join([head, *map(json.dumps, records)]))
+    return the_study(folder)
+
+
+def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path) -> None:
+    from lm_eval_tandem.reports.sweep import outcomes_of, sweep
+    from lm_eval_tandem.sufficiency.thresholds import simulate
+
+    study = recorded(tmp_path, World.random(60))
+    outcomes = outcomes_of(study, None)
+    assert outcomes is not None and study.cascade is not None
+    stage, right, cost = simulate(outcomes, [0.5] * 3)
+    assert stage.tolist() == study.cascade.columns["stage"].astype(int).tolist()
+    assert right.tolist() == study.cascade.score.tolist()
+    assert cost == pytest.approx(study.cascade.columns["tflops"])
+    points = sweep(study, None)
+    assert points == sorted(points) and len(points) > 10
+    cheapest, dearest = points[0], points[-1]
+    assert cheapest[0] == pytest.approx(study.stages[0].columns["tflops"].mean())
+    assert dearest[0] >= study.cascade.columns["tflops"].mean()

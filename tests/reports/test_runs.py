@@ -1,0 +1,190 @@
+"""Reading runs back: every form the files come in, the ledger that belongs to a run, one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.reports import runs
+from lm_eval_tandem.reports.packing import pack
+from lm_eval_tandem.reports.pairing import studies
+from lm_eval_tandem.reports.study import shown
+from reports.world import STAMP, World, read
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_questions_come_back_in_order_with_grades_costs_and_records(tmp_path: Path, packed: bool) -> None:
+    world = World.random(12, subjects=["a", "b"] * 6)
+    world.write(tmp_path, "stage:1", packed)
+    (run,) = read([tmp_path])
+    assert run.keys == tuple(("t", i) for i in range(12)) and run.subjects == ("a", "b") * 6
+    assert np.array_equal(run.score, world.right[:, 1])
+    assert (run.columns["length"] == 60).all() and (run.columns["mentor_tokens"] == 10).all()
+    assert [record["doc_id"] for record in run.records] == list(range(12)) and run.policy == "stage:1"
+
+
+def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_path: Path) -> None:
+    world = World.random(20)
+    contents = []
+    for name in ("a", "b"):
+        file = world.write(tmp_path / name, "cascade")
+        samples = next(file.parent.glob("samples_*"))
+        lines = [{**json.loads(line), "doc_hash": "0" * 64, "prompt_hash": "1" * 64} for line in samples.open()]
+        samples.write_text("\n".join(map(json.dumps, lines)))
+        (before,) = read([tmp_path / name])
+        packed = pack(tmp_path / name)
+        (after,) = read([tmp_path / name])
+        assert after.keys == before.keys and np.array_equal(after.score, before.score)
+        assert [r["doc_id"] for r in after.records] == list(range(20))
+        assert [r["stages"][0]["score"] for r in after.records] == [r["stages"][0]["score"] for r in before.records]
+        assert not list(tmp_path.rglob("*.jsonl")) and {file.suffix for file in packed} == {".gz"}
+        contents.append([file.read_bytes() for file in packed])
+    assert contents[0] == contents[1] and b"_hash" not in gzip.decompress(contents[0][1])
+
+
+def test_a_ledger_gives_the_costs_of_tasks_that_do_not_show_them(tmp_path: Path) -> None:
+    world = World.random(5)
+    file = world.write(tmp_path, "stage:2")
+    samples = next(file.parent.glob("samples_*"))
+    kept = [{k: v for k, v in json.loads(line).items() if k not in runs.COLUMNS} for line in samples.open()]
+    samples.write_text("\n".join(map(json.dumps, kept)))
+    (run,) = read([tmp_path])
+    assert (run.columns["length"] == 70).all() and run.columns["tflops"][0] > 0
+    next(file.parent.glob("ledger.jsonl")).unlink()
+    (run,) = read([tmp_path])
+    assert not run.columns and not run.records
+
+
+def test_a_ledger_of_other_answers_is_not_taken_for_the_run_s(tmp_path: Path) -> None:
+    world = World.random(5)
+    file = world.write(tmp_path, "cascade")
+    ledger = file.with_name("ledger.jsonl")
+    lines = ledger.read_text().splitlines()
+    told = json.loads(lines[1])
+    ledger.write_text("\n".join([lines[0], json.dumps({**told, "tflops": 2 * told["tflops"]}), *lines[2:]]))
+    assert not read([tmp_path])[0].records
+
+
+def test_the_newest_of_a_run_made_twice_counts(tmp_path: Path) -> None:
+    world = World.random(4)
+    old = world.write(tmp_path / "a", "intern")
+    world.right[:] = 1.0
+    new = world.write(tmp_path / "b", "intern")
+    for file, stamp in ((old, "2026-01-01"), (new, "2026-02-02")):
+        for path in list(file.parent.glob(f"*{STAMP}*")):
+            path.rename(path.with_name(path.name.replace(STAMP, stamp)))
+    (run,) = read([tmp_path])
+    assert run.score.mean() == 1
+
+
+def test_tasks_of_a_group_are_one_domain_whose_tasks_are_its_subjects(tmp_path: Path) -> None:
+    for i, task in enumerate(("m_algebra", "m_geometry")):
+        file = World.random(3, seed=i, task=task).write(tmp_path, "intern")
+        results = json.loads(file.read_text())
+        file.write_text(json.dumps({**results, "group_subtasks": {"m": ["m_algebra", "m_geometry"]}}))
+    (run,) = read([tmp_path])
+    assert run.domain == "m" and run.subjects == ("algebra",) * 3 + ("geometry",) * 3
+
+
+def test_a_metric_and_a_filter_can_be_chosen(tmp_path: Path) -> None:
+    file = World.random(3).write(tmp_path, "intern")
+    samples = next(file.parent.glob("samples_*"))
+    lines = [json.loads(line) for line in samples.open()]
+    doubled = [{**line, "filter": name, "em": float(name == "loose")} for line in lines for name in ("strict", "loose")]
+    samples.write_text("\n".join(map(json.dumps, doubled)))
+    assert read([tmp_path], "em,loose")[0].score.tolist() == [1, 1, 1]
+    assert read([tmp_path], "em")[0].score.tolist() == [0, 0, 0]
+    with pytest.raises(ArgumentError, match="no filter other; it has strict, loose"):
+        read([tmp_path], "em,other")
+    with pytest.raises(ArgumentError, match="no such metric in its samples; it has acc"):
+        read([tmp_path], "bleu")
+
+
+def test_a_field_that_no_question_has_is_named_with_those_there_are(tmp_path: Path) -> None:
+    World.random(3).write(tmp_path, "intern")
+    with pytest.raises(ArgumentError, match="--by level: no question has this field; they have q"):
+        read([tmp_path], by="level")
+
+
+def test_unreadable_folders_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="is no folder"):
+        read([tmp_path / "none"])
+    with pytest.raises(ArgumentError, match="holds no results"):
+        read([tmp_path])
+    file = World.random(3).write(tmp_path, "intern")
+    samples = next(file.parent.glob("samples_*"))
+    samples.rename(tmp_path / "kept")
+    with pytest.raises(ArgumentError, match="--log_samples"):
+        read([tmp_path])
+    samples.with_name(samples.name + ".gz").write_bytes(b"no gzip")
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        read([tmp_path])
+    samples.with_name(samples.name + ".gz").unlink()
+    (tmp_path / "kept").rename(samples)
+    whole = samples.read_text()
+    samples.write_text(whole[: len(whole) // 2])
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        read([tmp_path])
+    samples.write_text("")
+    with pytest.raises(ArgumentError, match="holds no samples"):
+        read([tmp_path])
+    for broken in ("{", "[]", '{"config": {}}', '{"config": 1, "configs": 2}'):
+        file.write_text(broken)
+        with pytest.raises(ArgumentError, match=str(file.name)):
+            read([tmp_path])
+
+
+def test_a_broken_ledger_is_named_and_other_files_are_let_be(tmp_path: Path) -> None:
+    file = World.random(3).write(tmp_path, "intern")
+    (tmp_path / "mine.jsonl").write_text('{"question": "?"}\n')
+    assert read([tmp_path])[0].records
+    ledger = file.with_name("ledger.jsonl")
+    ledger.write_text(ledger.read_text()[:-40])
+    with pytest.raises(ArgumentError, match="ledger.jsonl cannot be read as a ledger"):
+        read([tmp_path])
+
+
+def test_runs_on_different_questions_are_not_compared(tmp_path: Path) -> None:
+    World.random(3).write(tmp_path, "intern")
+    World.random(2).write(tmp_path, "mentor")
+    with pytest.raises(ArgumentError, match=r"\(3 questions\) and .* \(2\) on t answered different questions"):
+        studies(read([tmp_path]))
+
+
+def test_two_pairs_under_one_name_are_refused(tmp_path: Path) -> None:
+    world = World.random(3)
+    world.write(tmp_path, "intern")
+    file = world.write(tmp_path, "cascade")
+    results = json.loads(file.read_text())
+    results["config"]["tandem"]["intern"]["parameters"] += 1
+    file.write_text(json.dumps(results))
+    with pytest.raises(ArgumentError, match="mix two pairs: lab/small has 100000000. parameters in one"):
+        studies(read([tmp_path]))
+
+
+def test_arguments_that_hold_secrets_are_forgotten(tmp_path: Path) -> None:
+    given = {"policy": "intern", "mentor_api_key": "S3CRET", "hf_token": "S3CRET", "dtype": "auto"}
+    World.random(3).write(tmp_path, "intern", arguments=given)
+    (run,) = read([tmp_path])
+    assert "S3CRET" not in repr(run) and run.arguments == {"policy": "intern", "dtype": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/data/models/big", "…/big"),
+        ("~/models/big", "…/big"),
+        (r"C:\models\big", "…/big"),
+        ("deepseek-ai/big", "deepseek-ai/big"),
+        ("http://host:8000/v1", "http://host:8000/v1"),
+        ([100, 500], "100:500"),
+        ("build/store.sqlite", "build/store.sqlite"),
+    ],
+)
+def test_no_place_on_this_machine_is_shown(value: object, expected: str) -> None:
+    assert shown(value) == expected

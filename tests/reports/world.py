@@ -1,0 +1,169 @@
+"""Runs on disk as the harness and the ledger leave them, of a world in which everything about each answer is known."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_tandem import ledger
+from lm_eval_tandem.accounting import Tokens, tflops
+from lm_eval_tandem.ledger import Record, Stage
+from lm_eval_tandem.reports import ledgers, runs
+from lm_eval_tandem.reports.runs import Run
+
+EFFORTS = (10, 20)
+PARAMETERS = {"mentor": 4_000_000_000, "intern": 1_000_000_000}
+STAMP = "2026-01-01T00-00-00.000000"
+
+
+@dataclass
+class World:
+    """Q questions at the stages of `EFFORTS`, and what a cascade would do with them.
+
+    right: (Q, 3), whether the intern's answer is right at each stage. scores: (Q, 3), the judge's.
+    """
+
+    right: np.ndarray
+    scores: np.ndarray
+    thresholds: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mentor_right: float = 1.0
+    task: str = "t"
+    subjects: Sequence[str] | None = None
+    models: dict[str, str] = field(default_factory=lambda: {"mentor": "lab/large", "intern": "lab/small"})
+    pair: str = "large+small"
+    dollars: float | None = None
+    judge: dict[str, Any] = field(default_factory=lambda: {"tasks": ["t_train"], "sha256": "0"})
+
+    @classmethod
+    def random(cls, questions: int, seed: int = 0, **more: Any) -> World:
+        """Questions of random hardness, a judge that sees much of it."""
+        rng = np.random.default_rng(seed)
+        hard = rng.random(questions)
+        right = hard[:, None] < np.array([0.4, 0.7, 0.95]) + rng.normal(0, 0.05, (questions, 3))
+        scores = 1 / (1 + np.exp(-4 * (right - 0.5) - rng.normal(0, 1, right.shape)))
+        return cls(right.astype(float), scores, **more)
+
+    def stage_of(self, question: int) -> int:
+        """Where the cascade answers from."""
+        for stage, score in enumerate(self.scores[question]):
+            if score > self.thresholds[stage]:
+                return stage
+        return int(np.argmax(self.scores[question]))
+
+    def about(self, policy: str, classifier: str = "judge") -> dict[str, Any]:
+        """What the run says of itself."""
+        roles = {"intern": ("intern",), "mentor": ("mentor",)}.get(policy, ("mentor", "intern"))
+        told: dict[str, Any] = {
+            "run": f"tandem-{self.pair}-{policy.replace(':', '-')}",
+            "version": "0",
+            "pair": self.pair,
+            "policy": policy,
+            "efforts": list(EFFORTS),
+            "insights": "cutoff",
+            "guidance": "guided",
+            "seed": 42,
+        }
+        if policy == "cascade":
+            told |= {"classifier": classifier, "recipe": "default", "thresholds": list(self.thresholds)}
+            told["judge"] = self.judge
+        for role in roles:
+            told[role] = {
+                "model": self.models[role],
+                "parameters": PARAMETERS[role],
+                "engine": "hf",
+                "dtype": "bfloat16",
+            }
+        return told
+
+    def record(self, policy: str, question: int) -> tuple[Record, float]:
+        """The record of a question under a policy, and its grade."""
+        stage = {"intern": 0, "mentor": -1}.get(policy, 0)
+        if policy.startswith("stage:"):
+            stage = int(policy[6:])
+        if policy == "cascade":
+            stage = self.stage_of(question)
+        written = 100 if stage == -1 else (EFFORTS[stage - 1] if stage else 0)
+        if policy == "cascade" and max(self.scores[question] - self.thresholds) <= 0:
+            written = EFFORTS[-1]  # no stage passed: the mentor wrote everything
+        tokens = Tokens(mentor_new=written, intern_new=0 if stage == -1 else 50)
+        looks = []
+        if policy == "cascade":
+            looks = [
+                Stage(s, float(self.scores[question, s]), self.thresholds[s], (0, *EFFORTS)[s], 30, 0.01)
+                for s in range(3 if max(self.scores[question] - self.thresholds) <= 0 else stage + 1)
+            ]
+        elif policy != "mentor":
+            values = [0.0] * 18
+            values[7] = 2.0 - self.right[question, stage] + 0.01 * question
+            looks = [Stage(stage, None, None, written, 30, 0.01, values)]
+        parameters = (PARAMETERS["mentor"], 0 if policy == "mentor" else PARAMETERS["intern"])
+        record = Record(
+            task=self.task,
+            doc_id=question,
+            repeat=0,
+            policy=policy,
+            stage=stage,
+            reason="fixed",
+            finish_reason="stop",
+            mentor_finish_reason=None,
+            mentor_stages=max(stage, 0),
+            tokens=tokens,
+            tflops=tflops(tokens, *parameters),
+            bill=1.0,
+            judge_seconds=0.01,
+            generate_seconds=1.0,
+            stages=looks,
+            dollars=self.dollars,
+        )
+        return record, self.mentor_right if stage == -1 else float(self.right[question, stage])
+
+    def write(
+        self,
+        folder: Path,
+        policy: str,
+        packed: bool = False,
+        with_ledger: bool = True,
+        arguments: Any = None,
+        **more: Any,
+    ) -> Path:
+        """Leave a run's files below the folder, as the harness does; returns the results file."""
+        about = self.about(policy, **more)
+        made = [self.record(policy, question) for question in range(len(self.right))]
+        place = folder / f"{about['run']}-{about.get('classifier', '')}-{self.task}"
+        place.mkdir(parents=True, exist_ok=True)
+        given = arguments or {"policy": policy, **self.models}
+        results = {
+            "config": {"model_args": given, "tandem": {**about, "totals": {}}, "batch_size": "4"},
+            "configs": {self.task: {"metric_list": [{"metric": "acc"}]}},
+            "git_hash": "abc",
+        }
+        file = place / f"results_{STAMP}.json"
+        file.write_text(json.dumps(results))
+        lines = []
+        for record, grade in made:
+            document = {"subject": self.subjects[record.doc_id]} if self.subjects else {"q": "?"}
+            line = {"doc_id": record.doc_id, "doc": document, "acc": grade, "metrics": ["acc"], "filter": "none"}
+            lines.append(json.dumps({**line, **record.metrics}))
+        text = "\n".join(reversed(lines)) + "\n"
+        samples = place / f"samples_{self.task}_{STAMP}.jsonl"
+        if packed:
+            samples.with_name(samples.name + ".gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            samples.write_text(text)
+        if with_ledger:
+            ledger.write(place / "ledger.jsonl", [record for record, _ in made], about)
+        return file
+
+
+POLICIES = ("intern", "stage:1", "stage:2", "mentor", "cascade")
+
+
+def read(folders: Sequence[Path], metric: str | None = None, by: str | None = None) -> list[Run]:
+    """The runs below the folders with their records, as a report reads them."""
+    return ledgers.joined(runs.read(folders, metric, by), folders)
