@@ -19,10 +19,10 @@ RESULTS ?= results/pair
 TASKS ?= tandem_pair_math,tandem_pair_code
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint classifier ablation results report clean
+.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint classifier ablation results report bench clean
 
 help:
-	@echo "make demo | test | vllm | test-vllm | classifier | ablation | results | report | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
+	@echo "make demo | test | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -80,6 +80,12 @@ results: runtime
 REPORT = "$(BIN)/lm-eval-tandem" report "$(RESULTS)" --title "Every policy on the bundled pair" --by steps --output "$(RESULTS)"
 report: runtime
 	$(REPORT)
+
+# Table 13 of the paper on models of random weights, a fifth of an hour on a quiet machine; ENGINE=vllm where it is installed
+ENGINE ?= hf
+BENCH ?= --mentor 32e6 --intern 7e6 --questions 5
+bench: runtime
+	HF_HUB_OFFLINE=1 "$(BIN)/python" benchmarks/latency.py --engine $(ENGINE) $(BENCH) --output results/bench
 
 # the code tasks' sandbox; where it cannot be installed its tests say so and are skipped
 sandbox:
