@@ -214,7 +214,7 @@ class Stream:
         while read.tokens < budget:
             while not self._pieces and self._task is not None and not self._over:
                 self._news.clear()
-                await asyncio.wait_for(self._news.wait(), timeout)
+                await self._told(timeout)
             if not self._pieces:
                 if self._failure is not None:
                     raise self._failure
@@ -230,6 +230,16 @@ class Stream:
             read.tokens = max(0, self.usage.new - self.repeated - self.read_tokens)
         self.read_tokens += read.tokens
         return read, (self._finish or "stop") if ended else "length"
+
+    async def _told(self, timeout: float) -> None:
+        """Wait for news. `asyncio.wait_for` would lose a cancellation that comes together with them (Python < 3.12)."""
+        waiting = asyncio.ensure_future(self._news.wait())
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=timeout)
+        finally:
+            waiting.cancel()
+        if not done:
+            raise asyncio.TimeoutError
 
     @property
     def _over(self) -> bool:
