@@ -9,13 +9,11 @@ starts from the judge's own pass.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from lm_eval_tandem.engines import Completion, Messages, Prompt, Sampling, TokenStats, Work, common_prefix
+from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats, Work, common_prefix
 from lm_eval_tandem.engines.decoding import Decoding, Job, Stops
+from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
 from lm_eval_tandem.errors import ContextError, EngineError
 
@@ -38,13 +37,9 @@ KEPT_SHARE = 0.2
 """Share of a GPU's free memory that kept prefixes may take."""
 KEPT_BYTES = 2 * 2**30
 """The same on a CPU, in bytes."""
-ENCODED = 1024
-"""Prompts whose token ids are remembered: each is looked at several times (does it fit, what is new, the call)."""
-HASHED_BYTES = 256 * 2**20
-"""Weight files up to this size are identified by their content, larger ones by size and time of change."""
 
 
-class HFEngine:
+class HFEngine(Local):
     """An engine (see `engines.Engine`) on lm-eval's HFLM.
 
     Args:
@@ -58,10 +53,11 @@ class HFEngine:
         self.name = str(arguments["pretrained"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self.lm = HFLM(**{"device": device, **arguments})
+            lm = HFLM(**{"device": device, **arguments})
         except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise EngineError(f"the model {self.name} could not be loaded: {reason[:300]}") from error
+        super().__init__(lm, lambda text: lm.tok_batch_encode([text])[0][0].long().tolist())
         if self.lm.backend != "causal" or getattr(self.lm.model, "_is_stateful", False):
             raise EngineError(
                 f"{self.name} is no decoder-only model with a key-value cache, which this engine needs; "
@@ -81,8 +77,6 @@ class HFEngine:
         stops = Stops(self.lm.tokenizer, end_tokens)
         self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
         self._decoding = Decoding(self._network, stops, self._prefixes, self.work)
-        self._tokenizer = threading.RLock()
-        self._encoded = lru_cache(ENCODED)(self._encode)
         self._wake = threading.Condition()
         self._gathered: list[Job] = []
         self._to_score: deque[Job] = deque()
@@ -111,21 +105,6 @@ class HFEngine:
     def release(self, session: str) -> None:
         """See `Engine.release`."""
         self._released.append(session)
-
-    def render(self, messages: Messages, generation_prompt: bool = True) -> str:
-        """See `Engine.render`."""
-        history = [{"role": role, "content": content} for role, content in messages]
-        with self._tokenizer:
-            return str(self.lm.apply_chat_template(history, add_generation_prompt=generation_prompt))
-
-    def encode(self, text: str) -> list[int]:
-        """See `Engine.encode`."""
-        return list(self._encoded(text))
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        with self._tokenizer:
-            ids = self.lm.tok_batch_encode([text])[0][0].long().tolist()
-        return tuple(ids) or (int(self.lm.prefix_token_id),)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
@@ -327,19 +306,3 @@ def identity(lm: HFLM, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "device": lm.device.type,
         "arguments": {key: str(value) for key, value in sorted(arguments.items()) if key not in unimportant},
     }
-
-
-def weights_identity(folder: Path) -> dict[str, str] | None:
-    """What a local folder of weights holds, file by file; None where it is no folder."""
-    if not folder.is_dir():
-        return None
-    found = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".safetensors", ".bin", ".json", ".model", ".gguf"):
-            continue
-        state = file.stat()
-        if state.st_size <= HASHED_BYTES:
-            found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        else:
-            found[file.name] = f"{state.st_size} bytes, {state.st_mtime_ns}"
-    return found

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from lm_eval_tandem.engines import Messages
+from lm_eval_tandem.engines.local import ENCODED
 from lm_eval_tandem.errors import EngineError
 
 SEPARATOR = "\x1e"
@@ -21,7 +22,6 @@ LETTERS = 256
 """Token ids below are UTF-8 bytes of the text; those above are a server's own ids, shifted by so much."""
 BYTES_PER_TOKEN = 4
 """The estimate where no tokenizer is given: English text has 4 to 5 bytes a token, most others have fewer."""
-ENCODED = 1024
 GO_ON = "Go on exactly where your last message breaks off. Repeat nothing of it and say nothing about going on."
 """Asks for the rest of a text where a server cannot go on in it."""
 

@@ -6,13 +6,11 @@ reads from that cache too: the statistics of the tokens found there are kept her
 
 from __future__ import annotations
 
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -27,9 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from lm_eval_tandem.engines import Completion, Messages, Prompt, Sampling, TokenStats, Work, common_prefix
+from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats, Work, common_prefix
 from lm_eval_tandem.engines.entropy import Entropy, Values
-from lm_eval_tandem.engines.hf import ENCODED, weights_identity
+from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.vllm_model import VERSION, load
 from lm_eval_tandem.errors import ContextError, EngineError
 
@@ -73,7 +71,7 @@ class Shares:
             self._running -= 1
 
 
-class VLLMEngine:
+class VLLMEngine(Local):
     """An engine (see `engines.Engine`) on vLLM.
 
     Args:
@@ -91,7 +89,8 @@ class VLLMEngine:
         self._entropy = Entropy.parse(str(given.pop("entropy", "exact")))
         if self._entropy.top is not None:
             given["max_logprobs"] = max(int(given.get("max_logprobs", 0)), self._entropy.top)
-        self.lm = load(given, exact=self._entropy.top is None)
+        lm = load(given, exact=self._entropy.top is None)
+        super().__init__(lm, lm.tok_encode)
         self._served = self.lm.model
         settings = self._served.llm.vllm_config
         self.window = int(settings.model_config.max_model_len)
@@ -107,8 +106,6 @@ class VLLMEngine:
         self._sessions: dict[str, Session] = {}
         self._numbers = count()
         self._shares = Shares()
-        self._tokenizer = threading.RLock()
-        self._encoded = lru_cache(ENCODED)(self._encode)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
@@ -202,20 +199,6 @@ class VLLMEngine:
     def release(self, session: str) -> None:
         """See `Engine.release`. What vLLM's prefix cache holds goes when its room is needed."""
         self._sessions.pop(session, None)
-
-    def render(self, messages: Messages, generation_prompt: bool = True) -> str:
-        """See `Engine.render`."""
-        history = [{"role": role, "content": content} for role, content in messages]
-        with self._tokenizer:
-            return str(self.lm.apply_chat_template(history, add_generation_prompt=generation_prompt))
-
-    def encode(self, text: str) -> list[int]:
-        """See `Engine.encode`."""
-        return list(self._encoded(text))
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        with self._tokenizer:
-            return tuple(self.lm.tok_encode(text)) or (int(self.lm.prefix_token_id),)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
