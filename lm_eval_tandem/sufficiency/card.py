@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+SEEN = {
+    "statistics": "the intern's perplexity and entropy on question and insights",
+    "probe": "how sure the intern is of the answer that it begins",
+    "statistics+probe": "the intern's perplexity and entropy on question, insights and the answer that it begins",
+}
+"""What a judge goes by, per inputs of `fit`."""
+
 
 def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str:
     """The README of an artefact, from the description of the collecting run and the report of the fit."""
@@ -16,7 +23,7 @@ def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str
     lines = [
         f"# Sufficiency classifier `{name}`",
         "",
-        "Says from the intern's perplexity and entropy on question and insights whether "
+        f"Says from {SEEN[report['inputs']]} whether "
         f"`{description['intern']['model']}` now knows enough to answer without more from "
         f"`{description['mentor']['model']}`.",
         "",

@@ -6,6 +6,7 @@ probabilities equal scikit-learn's exactly (tested).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ ROWS = 10_000
 """Rows that are walked down the trees at once."""
 
 
-class _Judge(ClassifierMixin, BaseEstimator):
+class _Judge(ClassifierMixin, BaseEstimator, ABC):
     """What both have in common: two classes, finite inputs, probabilities from a logit."""
 
     classes_: NDArray[Any]
@@ -46,8 +47,9 @@ class _Judge(ClassifierMixin, BaseEstimator):
         labels: NDArray[Any] = self.classes_[(self.predict_proba(X)[:, 1] > 0.5).astype(np.int64)]
         return labels
 
+    @abstractmethod
     def _logit(self, rows: Floats) -> Floats:
-        raise NotImplementedError
+        """The logit of the second class for checked rows (N, F), float64 (N,)."""
 
     def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[Floats, NDArray[Any]]:
         rows: Floats = check_array(X, dtype=np.float64)
