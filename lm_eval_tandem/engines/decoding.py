@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,8 +46,6 @@ def wants_measures(job: Job | None) -> bool:
 
 def thought(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
     """Log-probability and entropy of each of these tokens [N], a pair each, of logits [N, V]."""
-    if not tokens:
-        return []
     chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
     pairs: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
     return pairs
@@ -169,8 +167,10 @@ class Decoding:
                 if token != expected:
                     break
         asked = [one for one in written if wants_measures(jobs[one[0]])]
-        rows, places, tokens = zip(*asked, strict=True) if asked else ((), (), ())
-        thoughts = iter(thought(logits[list(rows), list(places)], tokens))
+        thoughts: Iterator[list[float]] = iter(())
+        if asked:
+            rows, places, tokens = zip(*asked, strict=True)
+            thoughts = iter(thought(logits[list(rows), list(places)], tokens))
         for row, _, token in written:
             job = jobs[row]
             pair = next(thoughts) if wants_measures(job) else None
@@ -185,8 +185,10 @@ class Decoding:
         written = [job.ids + job.new if job is not None else [] for job in self.slots] if self._picky else []
         tokens = choose(self._choosers, written, logits)
         asked = [row for row, job in enumerate(self.slots) if wants_measures(job)]
-        few = logits if len(asked) == len(logits) else logits[asked]
-        pairs = dict(zip(asked, thought(few, [tokens[row] for row in asked]), strict=True))
+        pairs: dict[int, list[float]] = {}
+        if asked:
+            few = logits if len(asked) == len(logits) else logits[asked]
+            pairs = dict(zip(asked, thought(few, [tokens[row] for row in asked]), strict=True))
         for row, job in enumerate(self.slots):
             if job is not None:
                 job.add(tokens[row], pairs.get(row))
