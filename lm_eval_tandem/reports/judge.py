@@ -12,7 +12,7 @@ from lm_eval_tandem.reports import scores
 from lm_eval_tandem.reports.accuracy import accuracy, cost, name, p_value
 from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, wilson
 from lm_eval_tandem.reports.runs import Floats, Run
-from lm_eval_tandem.reports.study import Study
+from lm_eval_tandem.reports.study import Study, model_name
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
 
 if TYPE_CHECKING:
@@ -168,12 +168,20 @@ def everywhere(study: Study, judge: Sufficiency | None) -> list[tuple[Floats, Fl
     found = []
     for run in stages.values():
         told = scores.recorded(run.records, checksum)
-        if told is None and judge is not None:
+        if told is None and judge is not None and of_pair(study, judge):
             told = scores.judged(run.records, judge)
         if told is None:
             return None
         found.append(told)
     return found
+
+
+def of_pair(study: Study, judge: Sufficiency) -> bool:
+    """Whether a classifier was fitted for a study's pair, by the names of its models."""
+    about = next((run.about for run in study.runs if {"mentor", "intern"} <= set(run.about)), None)
+    return about is not None and all(
+        model_name(judge.pair[role]) == model_name(about[role]["model"]) for role in ("mentor", "intern")
+    )
 
 
 def stage_table(study: Study, looks: Sequence[Looks], how: str) -> Table:
