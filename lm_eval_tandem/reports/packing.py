@@ -1,10 +1,10 @@
 """`python -m lm_eval_tandem.reports.packing FOLDER [CLASSIFIER]`: results as they are kept in a repository, small.
 
-Samples and ledgers are gzipped; the same files always make the same bytes. Left out is what says nothing that the samples
-do not: the harness's hashes of documents, prompts and targets, which are more than half of what compression leaves, a
-prompt that is a field of its document, and responses that no filter changed. Of the looks at fixed stages the measures of
-single tokens are left out, in place of which the classifier's score of them is kept (`score`, `probe_tokens`, and the
-classifier's checksum as `judged_by`), and features keep four digits.
+Samples and ledgers are gzipped; the same files always make the same bytes. Left out is what says nothing that the
+samples do not: the harness's hashes of documents, prompts and targets, which are more than half of what compression
+leaves, a prompt that is a field of its document, and responses that no filter changed. Of the looks at fixed stages the
+measures of single tokens are left out, in place of which the classifier's score of them is kept (`score`,
+`probe_tokens`, and the classifier's checksum as `judged_by`), and features keep four digits.
 """
 
 from __future__ import annotations
