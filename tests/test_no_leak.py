@@ -15,7 +15,7 @@ from lm_eval_tandem import _paths, cli
 from lm_eval_tandem.model import TandemLM
 
 QUESTIONS = 100
-TRAINED = 24
+TRAINED = 20
 TASK = """include: _tandem_pair
 task: {task}
 dataset_kwargs:

@@ -12,7 +12,7 @@ from lm_eval_tandem.reports import scores
 from lm_eval_tandem.reports.accuracy import accuracy, cost, name, p_value
 from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, wilson
 from lm_eval_tandem.reports.runs import Floats, Run
-from lm_eval_tandem.reports.study import Study, model_name
+from lm_eval_tandem.reports.study import Study, model_name, remoteness
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
 
 if TYPE_CHECKING:
@@ -246,7 +246,8 @@ def unified(studies: Sequence[Study]) -> Section:
         own = [run for run in study.cascades if own_classifier(study, run)]
         shared = [run for run in study.cascades if len((run.about.get("judge") or {}).get("tasks") or ()) > 1]
         if own and shared:
-            parts.append(unified_table(study, shared[0], own[0]))
+            each = min(own, key=lambda run: ((run.about.get("judge") or {}).get("per") != "task", *remoteness(run)))
+            parts.append(unified_table(study, min(shared, key=remoteness), each))
     if not parts:
         command = studies[0].command("cascade").replace("policy=cascade", "policy=cascade,classifier=PER_SUBJECT")
         parts = [
@@ -275,4 +276,5 @@ def unified_table(study: Study, whole: Run, per_subject: Run) -> Table:
         shares: list[Cell] = [percent(float(s.mean()), wilson(float(s.sum()), len(s))) for s in (a, b)]
         rows.append([subject, *shares, gap, "" if p is None else p_value(p)])
     columns = ["subject", "per subject, accuracy %", "unified, accuracy %", "unified above it (points)", "McNemar p"]
-    return table(f"unified-{study.name}", study.title, "", columns, rows)
+    caption = f"Unified: {study.label(whole)}. Per subject: {study.label(per_subject)}."
+    return table(f"unified-{study.name}", study.title, caption, columns, rows)

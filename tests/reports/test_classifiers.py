@@ -94,6 +94,7 @@ def test_classifiers_do_not_fill_tables_of_other_things(tmp_path: Path) -> None:
     assert [name.split(":")[0] for name in columns[1::2]] == ["cascade (pair)", "cascade (paper)"]
     gap = table(made, "unified-t-large-small")
     assert [str(row[0]) for row in gap.rows] == ["all"]
+    assert gap.caption == "Unified: cascade (all). Per subject: cascade (t_train)."
     assert not any(table.name.startswith("transfer") for table in made.tables), "all classifiers know the domain"
 
 
