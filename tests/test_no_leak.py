@@ -82,13 +82,15 @@ def test_exchanged_test_labels_change_no_stage_and_no_answer(worlds: tuple[Path,
 def test_exchanged_test_labels_change_no_byte_of_classifier_and_thresholds(
     worlds: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One question at a time, so that not even the order of batches differs."""
+    """One question at a time, so that not even the order of batches differs; one stage, for time."""
     made: list[dict[str, bytes]] = []
     for folder in worlds:
         base = tmp_path / folder.name
         collected, fitted = base / "collected", base / "judge"
         given = ["--tasks", "leak_train", "--batch_size", "1", "--no_mentor", "--output", str(collected)]
-        cli.main(["collect", "--include_path", str(folder), "--model_args", "dtype=float32,device=cpu", *given])
+        cli.main(
+            ["collect", "--include_path", str(folder), "--model_args", "dtype=float32,device=cpu,efforts=24", *given]
+        )
         cli.main(["fit", str(collected), "--output", str(fitted)])
         cli.main(["thresholds", str(collected), "--classifier", str(fitted), "--output", str(base / "points.json")])
         files = [base / "points.json", *sorted(file for file in fitted.iterdir())]

@@ -10,7 +10,7 @@ import numpy as np
 
 from lm_eval_tandem.reports import scores
 from lm_eval_tandem.reports.accuracy import accuracy, cost, name, p_value
-from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, wilson
+from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, ratio, wilson
 from lm_eval_tandem.reports.runs import Floats, Run
 from lm_eval_tandem.reports.study import Study, model_name, remoteness
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
@@ -266,7 +266,7 @@ def own_classifier(study: Study, run: Run) -> bool:
 
 
 def unified_table(study: Study, whole: Run, per_subject: Run) -> Table:
-    """Accuracy by subject under both, and the paired gap."""
+    """Accuracy by subject under both, the paired gap, and the paired ratio of costs."""
     rows: list[list[Cell]] = []
     groups = [(subject, study.of_subject(subject)) for subject in study.subjects]
     for subject, mask in [*groups, ("all", np.ones(study.questions, dtype=bool))]:
@@ -274,7 +274,12 @@ def unified_table(study: Study, whole: Run, per_subject: Run) -> Table:
         p = mcnemar(a, b)
         gap = percent(float(b.mean() - a.mean()), difference(b, a), signed=True)
         shares: list[Cell] = [percent(float(s.mean()), wilson(float(s.sum()), len(s))) for s in (a, b)]
-        rows.append([subject, *shares, gap, "" if p is None else p_value(p)])
+        costs: Cell = ""
+        if all("tflops" in run.columns for run in (whole, per_subject)):
+            c, d = (run.columns["tflops"][mask] for run in (whole, per_subject))
+            costs = percent(float(c.mean() / d.mean()), ratio(c, d))
+        rows.append([subject, *shares, gap, "" if p is None else p_value(p), costs])
     columns = ["subject", "per subject, accuracy %", "unified, accuracy %", "unified above it (points)", "McNemar p"]
+    columns.append("unified: cost in % of it")
     caption = f"Unified: {study.label(whole)}. Per subject: {study.label(per_subject)}."
     return table(f"unified-{study.name}", study.title, caption, columns, rows)

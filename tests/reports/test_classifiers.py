@@ -94,6 +94,8 @@ def test_classifiers_do_not_fill_tables_of_other_things(tmp_path: Path) -> None:
     assert [name.split(":")[0] for name in columns[1::2]] == ["cascade (pair)", "cascade (paper)"]
     gap = table(made, "unified-t-large-small")
     assert [str(row[0]) for row in gap.rows] == ["all"]
+    share = dict(zip(gap.columns, gap.rows[0], strict=True))["unified: cost in % of it"]
+    assert isinstance(share, Number) and share.interval is not None and share.interval[0] <= share.value
     assert gap.caption == "Unified: cascade (all). Per subject: cascade (t_train)."
     assert not any(table.name.startswith("transfer") for table in made.tables), "all classifiers know the domain"
 
