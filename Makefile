@@ -10,16 +10,18 @@ WHEEL = $(wildcard $(ROOT)/dist/lm_eval_tandem-*.whl)
 # real benchmark rows, where they are; the tests that need them are skipped elsewhere
 DATA ?= $(abspath $(ROOT)/../shared/data)
 
-# what make demo and make results run on; QUESTIONS= all of them
+# what make demo and make results run on; QUESTIONS= and TRAIN= all of them
 QUESTIONS ?=
+TRAIN ?= $(QUESTIONS)
 POLICIES ?= intern stage:1 stage:2 stage:3 mentor budget_forcing:120 llm_cascade escalate cascade
-# folders of further classifiers that make results runs the cascade with
-CLASSIFIERS ?=
 RESULTS ?= results/pair
+BUILD ?= build
 TASKS ?= tandem_pair_math,tandem_pair_code
+# dollars per million tokens, as if the pair were a large and a small model behind an API
+PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint classifier ablation results report bench clean
+.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint collect collect-code classifier ablation fits results report bench clean
 
 help:
 	@echo "make demo | test | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
@@ -48,33 +50,69 @@ demo: runtime
 	done
 	@"$(BIN)/lm-eval-tandem" report build/demo --title "The bundled pair" --only policies
 
+# the training questions: those of math with the mentor's own answers, on which the pair's classifier is fitted, and those of
+# code, which it never sees; what is in the stores below $(BUILD) is not made again
+COLLECT = HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --batch_size 64 $(if $(TRAIN),--limit $(TRAIN)) $(COLLECT_MORE)
+collect: runtime
+	$(COLLECT) --tasks tandem_pair_math_train --output "$(BUILD)/collected"
+
+collect-code: runtime
+	$(COLLECT) --tasks tandem_pair_code_train --no_mentor --output "$(BUILD)/collected_code"
+
 # the pair's classifier, fitted on the math training task alone
-classifier: runtime
-	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_math_train --batch_size 64 --output build/collected
-	"$(BIN)/lm-eval-tandem" fit build/collected --output classifiers/pair --objective "cost@accuracy>=always_high-0.0005"
+FIT = "$(BIN)/lm-eval-tandem" fit --objective "$(OBJECTIVE)"
+OBJECTIVE ?= cost@accuracy>=always_high-0.0005
+classifier: collect
+	$(FIT) "$(BUILD)/collected" --output classifiers/pair
 
 # what each idea for the judge gives: chosen and measured on math training questions, and carried over to code's
 ablation: classifier
-	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_code_train --limit 1000 --no_mentor --batch_size 64 --output build/collected_code
-	"$(BIN)/lm-eval-tandem" ablation build/collected --transfer build/collected_code --output results/ablation/README.md
+	$(COLLECT) --tasks tandem_pair_code_train --limit 1000 --no_mentor --output "$(BUILD)/collected_code"
+	"$(BIN)/lm-eval-tandem" ablation "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
 
-# every policy on both domains, from a fresh store; $(RESULTS) then holds what the harness wrote, a ledger of each run,
-# some collected training data, and the report that is made of nothing else
-RUN = $(LM_EVAL) --tasks $(TASKS) --output_path "$(RESULTS)" --model_args store=build/results/store.sqlite
-results: runtime
-	rm -rf "$(RESULTS)" build/results
-	@for policy in $(POLICIES); do \
-		case $$policy in intern|stage:*) kept=,record_features=True;; *) kept=;; esac; \
-		$(RUN),policy=$$policy,ledger="$(RESULTS)/ledgers/$$(echo $$policy | tr : -).jsonl$$kept" || exit 1; \
-	done
-	@for classifier in $(CLASSIFIERS); do \
-		ledger="$(RESULTS)/ledgers/cascade-$$(basename $$classifier).jsonl"; \
-		$(RUN),policy=cascade,classifier=$$classifier,ledger="$$ledger" || exit 1; \
-	done
-	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_math_train --limit $(or $(QUESTIONS),200) --batch_size 64 --output build/results/collected
-	cp build/results/collected/collected.parquet "$(RESULTS)"
+# further classifiers of the pair, fitted on the same questions as the default one and run on both domains beside it: for each
+# name in FITTED the line FIT_name says on what and how. Hidden states have to be collected: COLLECT_MORE=--hidden
+FITTED ?= paper statistics agreement unified
+FIT_paper = "$(BUILD)/collected" --recipe paper
+FIT_statistics = "$(BUILD)/collected" --inputs statistics
+FIT_agreement = "$(BUILD)/collected" --labels mentor
+FIT_unified = "$(BUILD)/collected" "$(BUILD)/collected_code"
+# FIT_hidden = "$(BUILD)/collected" --inputs hidden
+# FIT_lora = "$(BUILD)/collected" --inputs lora
+COLLECT_MORE ?=
+CLASSIFIERS = $(BUILD)/results/classifiers
+# a second pair on the same questions: the bundled mentor, whose own runs are there, and a smaller intern
+SECOND ?= $(wildcard results/pairs/intern-32)
+SECOND_NAME = $(notdir $(SECOND))
+SECOND_POLICIES ?= intern stage:1 stage:2 stage:3 llm_cascade escalate cascade
+fits: collect collect-code
+	rm -rf "$(CLASSIFIERS)"
+	@$(foreach name,$(FITTED),$(FIT) --output "$(CLASSIFIERS)/$(name)" $(FIT_$(name)) &&) true
+	$(FIT) --output "$(CLASSIFIERS)/each" "$(BUILD)/collected" "$(BUILD)/collected_code" --per task
+ifneq ($(SECOND),)
+	$(COLLECT) --model_args mentor=pair,intern=$(SECOND) --tasks tandem_pair_math_train --no_mentor --output "$(BUILD)/collected_$(SECOND_NAME)"
+	$(FIT) --output "$(CLASSIFIERS)/$(SECOND_NAME)" "$(BUILD)/collected_$(SECOND_NAME)"
+endif
+
+# every policy on both domains, from a fresh store; $(RESULTS) then holds what the harness wrote, a ledger of each run that the
+# report asks for one of, some collected training data, and the report that is made of nothing else
+RUN = $(LM_EVAL) --output_path "$(RESULTS)" --model_args store=$(BUILD)/results/store.sqlite,$(PRICES)
+JUDGED = cascade llm_cascade escalate
+results: fits
+	rm -rf "$(RESULTS)" "$(BUILD)/results/store.sqlite"
+	@$(foreach policy,$(POLICIES),$(RUN),policy=$(policy),ledger=$(RESULTS)/ledgers/$(subst :,-,$(policy)).jsonl$(RECORDED) --tasks $(TASKS) &&) true
+	@$(foreach name,$(FITTED),$(RUN),policy=cascade,classifier=$(CLASSIFIERS)/$(name) --tasks $(TASKS) &&) true
+	@$(foreach task,tandem_pair_math tandem_pair_code,$(RUN),policy=cascade,classifier=$(CLASSIFIERS)/each/$(task)_train --tasks $(task) &&) true
+ifneq ($(SECOND),)
+	@$(foreach policy,$(SECOND_POLICIES),$(RUN),mentor=pair,intern=$(SECOND),policy=$(policy),ledger=$(RESULTS)/ledgers/$(SECOND_NAME)/$(subst :,-,$(policy)).jsonl$(RECORDED)$(if $(filter $(JUDGED),$(policy)),$(comma)classifier=$(CLASSIFIERS)/$(SECOND_NAME)) --tasks $(TASKS) &&) true
+	"$(BIN)/python" -m lm_eval_tandem.reports.packing "$(RESULTS)/ledgers/$(SECOND_NAME)" "$(CLASSIFIERS)/$(SECOND_NAME)" >/dev/null
+endif
+	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_math_train --limit $(or $(TRAIN),200) --no_mentor --batch_size 64 --output "$(BUILD)/results/collected"
+	cp "$(BUILD)/results/collected/collected.parquet" $(wildcard results/bench/latency-*.json) "$(RESULTS)"
 	"$(BIN)/python" -m lm_eval_tandem.reports.packing "$(RESULTS)" pair >/dev/null
 	$(REPORT)
+RECORDED = $(if $(filter intern stage:%,$(policy)),$(comma)record_features=True)
+comma := ,
 
 # the report alone, from the runs that are there
 REPORT = "$(BIN)/lm-eval-tandem" report "$(RESULTS)" --title "Every policy on the bundled pair" --by steps --output "$(RESULTS)"

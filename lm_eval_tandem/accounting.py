@@ -1,14 +1,19 @@
 """Tokens to TFLOPs: Eq. 12 of the paper, and beside it the whole bill.
 
 Eq. 12 counts generated tokens only. The bill counts every token that passed through a model: prompts read, judge
-passes, generated tokens, work that was thrown away. Where a server bills its tokens, dollars stand beside both. All
-count what the question needed, whether or not a store had the result already, so that a resumed run reports the
-figures of an undisturbed one.
+passes, generated tokens, work that was thrown away. Where prices are known, dollars stand beside both. All count
+what the question needed, whether or not a store had the result already, so that a resumed run reports the figures of an
+undisturbed one.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from typing import Any
+
+from lm_eval_tandem.errors import ArgumentError
 
 TERA = 1e12
 MILLION = 1e6
@@ -61,6 +66,10 @@ def bill(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> floa
     return 2 / TERA * (mentor_parameters * mentor + intern_parameters * intern)
 
 
+PRICES = ("price_input", "price_cached", "price_output")
+"""The arguments that name them, for one role with `mentor_` or `intern_` before."""
+
+
 @dataclass(frozen=True)
 class Prices:
     """Dollars per million tokens: of prompts, of prompt tokens that a server had cached, of generated ones."""
@@ -69,9 +78,39 @@ class Prices:
     cached: float
     output: float
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Prices | None:
+        """The prices among some arguments, by the names of `PRICES`; cached tokens cost as much as others unless said.
+
+        None where no price is given.
+
+        Raises:
+            ArgumentError: one is no number of dollars, or the one of prompts or that of generated tokens is missing.
+        """
+        prices = {name: dollars_of(name, given[name]) for name in PRICES if given.get(name) is not None}
+        if not prices:
+            return None
+        if not {"price_input", "price_output"} <= set(prices):
+            raise ArgumentError(
+                "price_input and price_output (dollars per million tokens) belong together; give both or neither."
+            )
+        first, last = prices["price_input"], prices["price_output"]
+        return cls(first, prices.get("price_cached", first), last)
+
     def dollars(self, prompt: int, cached: int, new: int) -> float:
         """What a call costs; `cached` of the `prompt` tokens are charged as cached, hidden reasoning counts as new."""
         return ((prompt - cached) * self.input + cached * self.cached + new * self.output) / MILLION
+
+
+def dollars_of(name: str, value: Any) -> float:
+    """A price, a finite number from 0 on."""
+    try:
+        price = float(value)
+    except (TypeError, ValueError):
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise ArgumentError(f"{name}={value} has to be a number of dollars per million tokens, 0 or more.")
+    return price
 
 
 def sum_known(*amounts: float | None) -> float | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.accounting import Tokens, bill, sum_known, tflops
+from lm_eval_tandem.accounting import Prices, Tokens, bill, sum_known, tflops
 from lm_eval_tandem.engines import CUE, Completion, Engine, Prompt, Sampling, TokenStats, common_prefix, spared, unsaid
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record, Stage
@@ -161,7 +161,11 @@ class Insight:
 
 @dataclass
 class Walk:
-    """One question on its way: what was said, read and spent. Each role's `read` is what a prefix cache would hold."""
+    """One question on its way: what was said, read and spent.
+
+    read: what a prefix cache would hold, by role. paid: the same of what was paid for: a prompt that is read only to be
+    measured is no part of what the question costs.
+    """
 
     task: Task
     insight: Insight = field(default_factory=Insight)
@@ -171,6 +175,7 @@ class Walk:
     generate_seconds: float = 0.0
     dollars: float | None = None
     read: dict[str, list[int]] = field(default_factory=dict)
+    paid: dict[str, list[int]] = field(default_factory=dict)
 
     def new_tokens(self, role: str, ids: list[int]) -> int:
         """How many of a prompt's tokens the role has not read yet; from now on it has."""
@@ -186,7 +191,8 @@ class Cascade:
     efforts: mentor tokens in total at stages 1, 2, ... (rising).
     judge: needed by the policy `cascade` alone.
     record_features: also judge-read fixed stages and keep the features in the record (for fitting a classifier).
-    priced: an engine knows its prices, so every question has its dollars, be it 0.
+    prices: of tokens, by role, for calls of which the engine does not say what they cost. Where there are any, every
+        question has its dollars, be it 0.
     """
 
     mentor: Engine | None
@@ -196,11 +202,11 @@ class Cascade:
     efforts: tuple[int, ...]
     judge: Judge | None = None
     record_features: bool = False
-    priced: bool = False
+    prices: Mapping[str, Prices] = field(default_factory=dict)
 
     async def answer(self, task: Task) -> tuple[str, Record]:
         """The answer (only what the answering role wrote) and the record of how it came about."""
-        walk = Walk(task, dollars=0.0 if self.priced else None)
+        walk = Walk(task, dollars=0.0 if self.prices else None)
         try:
             if self.policy.budget is not None:
                 return await self._mentor_forced(walk, self.policy.budget)
@@ -300,8 +306,32 @@ class Cascade:
         assert self.intern is not None
         text = self.prompts.intern(self.intern, walk.task.question, insights)
         stats = await self.intern.score(Prompt(text, session=walk.task.session))
-        walk.tokens.judge_prefill += walk.new_tokens("intern", self.intern.encode(text))
+        ids = self.intern.encode(text)
+        walk.tokens.judge_prefill += walk.new_tokens("intern", ids)
+        if self.policy.needs_judge:
+            walk.dollars = sum_known(walk.dollars, self._dollars(walk, "intern", ids))
         return stats
+
+    def _dollars(
+        self,
+        walk: Walk,
+        role: str,
+        ids: list[int],
+        completion: Completion | None = None,
+        draft: tuple[int, ...] = (),
+    ) -> float | None:
+        """What a call cost, or would at the role's prices; what an earlier one had read or written is cached."""
+        cached = common_prefix(walk.paid.get(role, []), ids)
+        walk.paid[role] = ids if completion is None else ids + list(completion.token_ids)
+        prices = self.prices.get(role)
+        if prices is None or completion is None:
+            return None if prices is None else prices.dollars(len(ids), cached, 0)
+        if completion.dollars is not None:
+            return completion.dollars
+        if completion.counted is not None:
+            return prices.dollars(completion.prompt_tokens, completion.cached_tokens, completion.counted)
+        written = completion.new_tokens - spared(draft, completion.token_ids)
+        return prices.dollars(len(ids) + len(draft), cached, written)
 
     def _look(
         self,
@@ -395,7 +425,7 @@ class Cascade:
         new = walk.new_tokens(role, ids)
         if completion.counted is not None:
             new = completion.prompt_tokens - completion.cached_tokens  # as the server billed it
-        walk.dollars = sum_known(walk.dollars, completion.dollars)
+        walk.dollars = sum_known(walk.dollars, self._dollars(walk, role, ids, completion, draft))
         walk.read[role] = ids + list(completion.token_ids)
         walk.generate_seconds += completion.seconds
         if role == "mentor":

@@ -92,7 +92,7 @@ class TandemLM(LM):
             efforts=chosen.efforts,
             judge=self.judge,
             record_features=chosen.record_features,
-            priced=any(getattr(engine, "prices", None) for engine in (self._mentor, self._intern)),
+            prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
         )
         self.records: list[Record] = []
         """Of this process; at rank 0, after each call of `generate_until`, those of all."""
@@ -355,6 +355,7 @@ class TandemLM(LM):
                     "parameters": engine.parameters,
                     "window": engine.window,
                     **{key: engine.identity[key] for key in VERSIONS if key in engine.identity},
+                    **({"prices": asdict(role.prices)} if role.prices is not None else {}),
                 }
         return described
 

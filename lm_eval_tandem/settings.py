@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from lm_eval_tandem import _paths, pair
+from lm_eval_tandem.accounting import PRICES, Prices
 from lm_eval_tandem.cascade import Policy
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.prompts import GPRA, Guidance, Insights, Prompts, Wording
@@ -32,6 +33,8 @@ class Role:
     arguments: Mapping[str, Any]
     label: str
     """How results and classifiers call it."""
+    prices: Prices | None = None
+    """Of its tokens, if they are known."""
 
     @property
     def short(self) -> str:
@@ -56,6 +59,11 @@ class Settings:
     seed: int
     record_features: bool
     bundled: bool
+
+    @property
+    def roles(self) -> dict[str, Role | None]:
+        """Both roles by name; None for one that the policy does not need."""
+        return {"mentor": self.mentor, "intern": self.intern}
 
     @property
     def pair_name(self) -> str:
@@ -83,9 +91,13 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
     own = {name: arguments.pop(name) for name in OWN if name in arguments}
     backends = {role: str(own.get(f"{role}_backend", own.get("backend", "hf"))) for role in ROLES}
     per_role = split_by_role(arguments, {role: engine_arguments(backend) for role, backend in backends.items()})
+    prices = {role: Prices.read(per_role[role]) for role in ROLES}
+    for role in ROLES:
+        if backends[role] not in SELLERS:
+            per_role[role] = {name: value for name, value in per_role[role].items() if name not in PRICES}
 
     bundled = is_bundled(own)
-    profile = json.loads((Path(pair.__file__).parent / "profile.json").read_text()) if bundled else {}
+    profile = pair_profile() if bundled or any(own.get(role) == PAIR for role in ROLES) else {}
     efforts = numbers("efforts", own.get("efforts", profile.get("efforts", EFFORTS)), int, "100:500:1000")
     if list(efforts) != sorted(set(efforts)) or efforts[0] < 1:
         raise ArgumentError(f"efforts={spelled(efforts)} has to rise from stage to stage, as 100:500:1000 does.")
@@ -98,8 +110,9 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
     roles: dict[str, Role | None] = {}
     for role in ROLES:
         needed = policy.needs_mentor if role == "mentor" else policy.needs_intern
-        label = f"{PAIR}/{role}" if bundled else str(models[role])
-        roles[role] = role_of(role, models[role], backends[role], label, own, per_role[role]) if needed else None
+        label = f"{PAIR}/{role}" if bundled or own.get(role) == PAIR else str(models[role])
+        found = role_of(role, models[role], backends[role], label, own, per_role[role]) if needed else None
+        roles[role] = found and replace(found, prices=prices[role])
     answering = "mentor" if policy.mentor_alone else "intern"
     loglikelihood = one_of("loglikelihood", own.get("loglikelihood", answering), ROLES)
     if roles[loglikelihood] is None:
@@ -120,7 +133,7 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
         intern=roles["intern"],
         policy=policy,
         efforts=efforts,
-        prompts=prompts_of(own, profile.get("insights")),
+        prompts=prompts_of(own, PAIR if profile else "gpra"),
         classifier=classifier_of(own, bundled),
         thresholds=thresholds,
         loglikelihood=loglikelihood,
@@ -154,6 +167,8 @@ OWN = (
 """The arguments of the cascade itself; all others belong to an engine."""
 SECRETS = {"token": "HF_TOKEN", "api_key": "OPENAI_API_KEY", "auth_token": "OPENAI_API_KEY"}
 """Arguments that are never taken, and the environment variable that takes their place."""
+SELLERS = ("openai",)
+"""Backends that take prices themselves, since servers say what they bill."""
 LOADERS = ("hf", "vllm")
 """Backends that load a model from a folder or hub; for others its name may be anything."""
 
@@ -178,7 +193,7 @@ def split_by_role(
         for role in takers:
             bare[role][name] = value
         if not takers or role_prefix(name):
-            known = {role: sorted(taken[role] or ()) for role in ROLES}
+            known = {role: sorted({*(taken[role] or ()), *PRICES}) for role in ROLES}
             spellings = [*OWN, *known["mentor"], *known["intern"]]
             spellings += [f"{role}_{name}" for role in ROLES for name in known[role]]
             close = get_close_matches(name, spellings, n=1) or ["mentor=… and intern=…"]
@@ -191,13 +206,19 @@ def split_by_role(
 
 
 def takes(names: Collection[str] | None, name: str) -> bool:
-    """Whether a backend takes the argument; one whose arguments are not known takes any."""
-    return names is None or name in names
+    """Whether a role takes the argument: one of its backend (any, where those are not known), or a price."""
+    return names is None or name in names or name in PRICES
 
 
 def role_prefix(name: str) -> bool:
     """Whether the argument is meant for one role."""
     return name.partition("_")[0] in ROLES
+
+
+def pair_profile() -> dict[str, Any]:
+    """The sizes and prompts that the bundled pair was trained with."""
+    profile: dict[str, Any] = json.loads((Path(pair.__file__).parent / "profile.json").read_text(encoding="utf-8"))
+    return profile
 
 
 def is_bundled(own: Mapping[str, Any]) -> bool:
@@ -207,7 +228,7 @@ def is_bundled(own: Mapping[str, Any]) -> bool:
 
 
 def models_of(own: Mapping[str, Any], bundled: bool, policy: Policy) -> dict[str, str | None]:
-    """The model of each role; both are named, or neither (the bundled pair)."""
+    """The model of each role; both are named (`pair`: the bundled one), or neither (the bundled pair)."""
     if bundled:
         return {"mentor": str(pair.MENTOR), "intern": str(pair.INTERN)}
     for role, needed in (("mentor", policy.needs_mentor), ("intern", policy.needs_intern)):
@@ -215,9 +236,11 @@ def models_of(own: Mapping[str, Any], bundled: bool, policy: Policy) -> dict[str
             other = next(name for name in ROLES if name != role)
             raise ArgumentError(
                 f"{other}={own[other]} was given without {role}=…, which policy={policy} needs; "
-                f"name both models, or neither for the bundled pair."
+                f"name both models, or neither for the bundled pair ({role}={PAIR} is its {role})."
             )
-    return {role: str(own[role]) if role in own else None for role in ROLES}
+    named = {role: str(own[role]) if role in own else None for role in ROLES}
+    paths = {"mentor": str(pair.MENTOR), "intern": str(pair.INTERN)}
+    return {role: paths[role] if model == PAIR else model for role, model in named.items()}
 
 
 def role_of(
@@ -238,13 +261,13 @@ def role_of(
     return Role(model, backend, arguments, label)
 
 
-def prompts_of(own: Mapping[str, Any], profile: Mapping[str, str] | None) -> Prompts:
+def prompts_of(own: Mapping[str, Any], usual: str) -> Prompts:
     """The prompts of a run: by name, from a file, or the bundled pair's own."""
     insights = one_of("insights", own.get("insights", "cutoff"), get_args(Insights))
     guidance = one_of("guidance", own.get("guidance", "guided"), get_args(Guidance))
-    asked = str(own.get("prompts", PAIR if profile else "gpra"))
-    if asked == PAIR and profile:
-        wording = Wording(**profile)
+    asked = str(own.get("prompts", usual))
+    if asked == PAIR:
+        wording = Wording(**pair_profile()["insights"])
     elif asked == "gpra":
         wording = GPRA
     else:

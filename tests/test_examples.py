@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -179,3 +181,18 @@ def test_the_readme_names_every_file_and_its_commands_are_understood() -> None:
     for command in commands:
         cli.parsers().parse_args(shlex.split(command)[1:])
     assert set(re.findall(r"for policy in (.*?);", text)[0].split()) == set(POLICIES)
+
+
+@pytest.mark.slow
+def test_the_pair_goes_from_collect_to_report_in_an_empty_folder(tmp_path: Path) -> None:
+    """As typed: the script in a shell, the programs beside this interpreter."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": programs, "QUESTIONS": "30", "OMP_NUM_THREADS": "1"}
+    script = ["sh", str(EXAMPLES / "pair.sh")]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+    assert "| cascade | " in text and "### Classifier judge" in text
+    assert {path.name for path in tmp_path.iterdir()} >= {"collected", "judge", "runs", "report"}
+    missing = re.findall(r"\*Missing:\* (\w+ \w+)", text)
+    assert len(missing) == 5, "a second pair, prices, further classifiers (twice), a benchmark"

@@ -35,6 +35,16 @@ def test_a_pair_of_ones_own_gets_the_papers_sizes_and_prompts() -> None:
     assert chosen.run_name == "tandem-big+small-stage-2" and chosen.classifier is None
 
 
+def test_one_bundled_model_may_stand_beside_another_and_brings_its_sizes_and_prompts(tmp_path: Path) -> None:
+    chosen = read(mentor="pair", intern=str(tmp_path), policy="stage:2")
+    assert chosen.mentor is not None and chosen.intern is not None and not chosen.bundled
+    assert (chosen.mentor.model, chosen.mentor.label) == (str(pair.MENTOR), "pair/mentor")
+    assert chosen.intern.label == str(tmp_path) and chosen.pair_name == f"mentor+{tmp_path.name}"
+    assert chosen.efforts == read().efforts and chosen.prompts == read().prompts
+    assert chosen.classifier is None, "the bundled classifier knows the bundled intern alone"
+    assert read(**FOREIGN, policy="stage:2", prompts="pair").prompts == read().prompts
+
+
 def test_engine_arguments_go_to_both_roles_or_to_one() -> None:
     chosen = read(**FOREIGN, dtype="float16", intern_dtype="float32", mentor_peft="adapter", batch_size=8)
     assert chosen.mentor is not None and chosen.intern is not None

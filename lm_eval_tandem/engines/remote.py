@@ -85,10 +85,7 @@ class Options:
             raise ArgumentError(f"resume={options.resume} is not known; use one of {', '.join(RESUME)}.")
         for url in options.urls:
             check_url(url)
-        if (options.price_input is None) != (options.price_output is None):
-            raise ArgumentError(
-                "price_input and price_output (dollars per million tokens) belong together; give both or neither."
-            )
+        Prices.read(vars(options))
         return options
 
     @property
@@ -99,10 +96,7 @@ class Options:
     @property
     def prices(self) -> Prices | None:
         """What tokens cost; cached ones as much as others unless said otherwise."""
-        if self.price_input is None or self.price_output is None:
-            return None
-        cached = self.price_input if self.price_cached is None else self.price_cached
-        return Prices(self.price_input, cached, self.price_output)
+        return Prices.read(vars(self))
 
     def key(self) -> str:
         """The API key from the environment; servers of one's own need none.

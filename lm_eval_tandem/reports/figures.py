@@ -45,7 +45,7 @@ def trade_off(studies: Sequence[Study], judge: Sufficiency | None) -> Section:
 
 
 def trade_off_figure(study: Study, runs: Sequence[Run], swept: Sequence[list[Point]]) -> Figure:
-    """Points with labels; the fixed stages joined by a line."""
+    """Points with labels, further classifiers' cascades without; the fixed stages joined by a line."""
     unit = study.unit
     costs = [unit.factor * float(run.columns["tflops"].mean()) for run in runs]
     scores = [100 * float(run.score.mean()) for run in runs]
@@ -72,10 +72,13 @@ def trade_off_figure(study: Study, runs: Sequence[Run], swept: Sequence[list[Poi
         mark = drawing.ring if run.policy == ORACLE else drawing.dot
         kind = "line-ink" if run.policy == ORACLE else f"fill-{colour(run)}"
         mark(x, y, 5.5 if run.policy in ("cascade", ORACLE) else 4.5, kind, tip)
-    for (x, y), label, spot in zip(places, labels, place_labels(places, labels, (46, 4, WIDTH, 288)), strict=True):
-        if spot[3]:
+    further = [run.policy == "cascade" and run not in (study.cascade, study.paper_s) for run in runs]
+    written = ["" if more else label for label, more in zip(labels, further, strict=True)]
+    for (x, y), label, spot in zip(places, written, place_labels(places, written, (46, 4, WIDTH, 288)), strict=True):
+        if label and spot[3]:
             drawing.line([(x, y), (spot[0], spot[1] - 4)], "lead")
-        drawing.text(spot[0], spot[1], label, spot[2], "strong" if label.startswith("cascade") else "")
+        if label:
+            drawing.text(spot[0], spot[1], label, spot[2], "strong" if label.startswith("cascade") else "")
     rows: list[list[Cell]] = [[label, cost(study, run), accuracy(run)] for label, run in zip(labels, runs, strict=True)]
     for curve in swept:
         rows += [["one threshold", unit.number(x), Number(100 * y)] for x, y in curve]

@@ -10,9 +10,9 @@ import numpy as np
 
 from lm_eval_tandem.reports import scores
 from lm_eval_tandem.reports.accuracy import accuracy, cost, name, p_value
-from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, wilson
+from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, ratio, wilson
 from lm_eval_tandem.reports.runs import Floats, Run
-from lm_eval_tandem.reports.study import Study
+from lm_eval_tandem.reports.study import Study, model_name, remoteness
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
 
 if TYPE_CHECKING:
@@ -168,12 +168,20 @@ def everywhere(study: Study, judge: Sufficiency | None) -> list[tuple[Floats, Fl
     found = []
     for run in stages.values():
         told = scores.recorded(run.records, checksum)
-        if told is None and judge is not None:
+        if told is None and judge is not None and of_pair(study, judge):
             told = scores.judged(run.records, judge)
         if told is None:
             return None
         found.append(told)
     return found
+
+
+def of_pair(study: Study, judge: Sufficiency) -> bool:
+    """Whether a classifier was fitted for a study's pair, by the names of its models."""
+    about = next((run.about for run in study.runs if {"mentor", "intern"} <= set(run.about)), None)
+    return about is not None and all(
+        model_name(judge.pair[role]) == model_name(about[role]["model"]) for role in ("mentor", "intern")
+    )
 
 
 def stage_table(study: Study, looks: Sequence[Looks], how: str) -> Table:
@@ -238,7 +246,8 @@ def unified(studies: Sequence[Study]) -> Section:
         own = [run for run in study.cascades if own_classifier(study, run)]
         shared = [run for run in study.cascades if len((run.about.get("judge") or {}).get("tasks") or ()) > 1]
         if own and shared:
-            parts.append(unified_table(study, shared[0], own[0]))
+            each = min(own, key=lambda run: ((run.about.get("judge") or {}).get("per") != "task", *remoteness(run)))
+            parts.append(unified_table(study, min(shared, key=remoteness), each))
     if not parts:
         command = studies[0].command("cascade").replace("policy=cascade", "policy=cascade,classifier=PER_SUBJECT")
         parts = [
@@ -257,7 +266,7 @@ def own_classifier(study: Study, run: Run) -> bool:
 
 
 def unified_table(study: Study, whole: Run, per_subject: Run) -> Table:
-    """Accuracy by subject under both, and the paired gap."""
+    """Accuracy by subject under both, the paired gap, and the paired ratio of costs."""
     rows: list[list[Cell]] = []
     groups = [(subject, study.of_subject(subject)) for subject in study.subjects]
     for subject, mask in [*groups, ("all", np.ones(study.questions, dtype=bool))]:
@@ -265,6 +274,12 @@ def unified_table(study: Study, whole: Run, per_subject: Run) -> Table:
         p = mcnemar(a, b)
         gap = percent(float(b.mean() - a.mean()), difference(b, a), signed=True)
         shares: list[Cell] = [percent(float(s.mean()), wilson(float(s.sum()), len(s))) for s in (a, b)]
-        rows.append([subject, *shares, gap, "" if p is None else p_value(p)])
+        costs: Cell = ""
+        if all("tflops" in run.columns for run in (whole, per_subject)):
+            c, d = (run.columns["tflops"][mask] for run in (whole, per_subject))
+            costs = percent(float(c.mean() / d.mean()), ratio(c, d))
+        rows.append([subject, *shares, gap, "" if p is None else p_value(p), costs])
     columns = ["subject", "per subject, accuracy %", "unified, accuracy %", "unified above it (points)", "McNemar p"]
-    return table(f"unified-{study.name}", study.title, "", columns, rows)
+    columns.append("unified: cost in % of it")
+    caption = f"Unified: {study.label(whole)}. Per subject: {study.label(per_subject)}."
+    return table(f"unified-{study.name}", study.title, caption, columns, rows)

@@ -1,9 +1,10 @@
 """`python -m lm_eval_tandem.reports.packing FOLDER [CLASSIFIER]`: results as they are kept in a repository, small.
 
-Samples and ledgers are gzipped; the same files always make the same bytes. Left out are the harness's hashes of
-documents, prompts and targets, which say nothing that the samples do not and are more than half of what compression
-leaves; and of the looks at fixed stages the measures of single tokens, in place of which the classifier's score of them
-is kept (`score`, `probe_tokens`, and the classifier's checksum as `judged_by`).
+Samples and ledgers are gzipped; the same files always make the same bytes. Left out is what says nothing that the
+samples do not: the harness's hashes of documents, prompts and targets, which are more than half of what compression
+leaves, a prompt that is a field of its document, and responses that no filter changed. Of the looks at fixed stages the
+measures of single tokens are left out, in place of which the classifier's score of them is kept (`score`,
+`probe_tokens`, and the classifier's checksum as `judged_by`), and features keep four digits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def pack(folder: Path, judge: Sufficiency | None = None) -> list[Path]:
     for file in sorted(folder.rglob("*.jsonl")):
         lines = [json.loads(line) for line in lines_of(file)]
         if file.name.startswith("samples_"):
-            lines = [{k: v for k, v in line.items() if k not in HASHES} for line in lines]
+            lines = [without_repetition(line) for line in lines]
         elif "stages" in lines[-1]:
             lines = [lines[0], *[shortened(record, judge) for record in lines[1:]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -43,8 +44,20 @@ def pack(folder: Path, judge: Sufficiency | None = None) -> list[Path]:
     return packed
 
 
+def without_repetition(line: dict[str, Any]) -> dict[str, Any]:
+    """A sample without what it says twice; how answers were generated stands in the results file."""
+    left_out = {*HASHES}
+    if line.get("filtered_resps") == [responses[0] for responses in line.get("resps") or [[None]]]:
+        left_out.add("filtered_resps")
+    document = line.get("doc")
+    prompts = [request.get("arg_0") for request in (line.get("arguments") or {}).values()]
+    if isinstance(document, dict) and all(prompt in document.values() for prompt in prompts):
+        left_out.add("arguments")
+    return {name: value for name, value in line.items() if name not in left_out}
+
+
 def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, Any]:
-    """A record of a ledger without the measures of single tokens."""
+    """A record of a ledger without the measures of single tokens, what the judge says of them in their place."""
     looks = [{k: v for k, v in look.items() if k not in LONG} for look in record["stages"]]
     shown = None if judge is None or record["reason"] not in ("fixed", "alone") else scores.vector(record, judge)
     if judge is not None and shown is not None:
@@ -52,6 +65,9 @@ def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, An
         taken = 0 if judge.probe is None else int(scores.probed(record["stages"][-1], judge))
         told = {"score": float(np.float32(score)), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
         looks[-1] |= told
+    for look in looks:
+        if look.get("features"):
+            look["features"] = [float(f"{value:.4g}") for value in look["features"]]
     return {**record, "stages": looks}
 
 

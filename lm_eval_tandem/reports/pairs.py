@@ -12,6 +12,7 @@ from lm_eval_tandem.reports.runs import Run
 from lm_eval_tandem.reports.study import Study, model_name
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
 
+PRICED = ("input", "cached", "output")
 EFFORT_NAMES = {1: ("high",), 2: ("low", "high"), 3: ("low", "medium", "high")}
 
 
@@ -45,9 +46,8 @@ def compared(domain: str, studies: Sequence[Study]) -> Table:
                 role = "mentor" if run is study.mentor else "intern"
                 rows.setdefault(title_of(run, role), figures(study, run, title_of(run, role), studies))
     for study in studies:
-        for run in study.cascades:
-            label = study.pair if len(study.cascades) == 1 else f"{study.pair}, {study.label(run)}"
-            rows[f"pair {label}"] = figures(study, run, label, studies)
+        if study.cascade is not None:
+            rows[f"pair {study.pair}"] = figures(study, study.cascade, study.pair, studies)
     unit = studies[0].unit.name
     return table(
         f"pairs-{domain}",
@@ -121,17 +121,16 @@ def dollars(studies: Sequence[Study]) -> Section:
     """Table 4: what 1,000 questions cost at an API's prices."""
     parts: list[Part] = [priced(study) for study in studies if any("dollars" in run.columns for run in study.runs)]
     if not parts:
-        command = studies[0].command("cascade", ledger=True)
-        given = "mentor=MODEL,intern=MODEL,mentor_backend=openai,mentor_base_url=URL"
-        prices = "mentor_price_input=P,mentor_price_cached=P,mentor_price_output=P"
+        prices = ",".join(f"{role}_price_{what}=P" for role in ("mentor", "intern") for what in PRICED)
         parts = [
             Missing(
-                "Dollars need runs that know their prices: give those of the API mentor (per million tokens), and a "
-                "ledger; none of these runs does.",
-                command.replace("policy=cascade", f"policy=cascade,{given},{prices}"),
+                "Dollars need runs that know prices (per million tokens), be they those of an API or what local models "
+                "would cost at one, and a ledger; none of these runs does.",
+                studies[0].command("cascade", ledger=True).replace("policy=cascade", f"policy=cascade,{prices}"),
             )
         ]
-    return Section("dollars", "Dollars per 1,000 questions", "Paper, Table 4.", tuple(parts))
+    about = "Paper, Table 4. A prefix that an earlier call had read or written is paid for as cached tokens."
+    return Section("dollars", "Dollars per 1,000 questions", about, tuple(parts))
 
 
 def priced(study: Study) -> Table:
@@ -150,7 +149,18 @@ def priced(study: Study) -> Table:
             interval = (1000 * low, 1000 * high) if subject == "all" else None
             row += [percent(score.mean(), wilson(score.sum(), len(score))), Number(float(paid.mean()), interval, 4)]
         rows.append(row)
-    return table(f"dollars-{study.name}", study.title, "", columns, rows)
+    return table(f"dollars-{study.name}", study.title, at_prices(study), columns, rows)
+
+
+def at_prices(study: Study) -> str:
+    """The prices of a study's runs, in a sentence."""
+    told: dict[str, None] = {}
+    for run in study.runs:
+        for role in ("mentor", "intern"):
+            prices = run.about.get(role, {}).get("prices")
+            if prices:
+                told[f"{role} " + ", ".join(f"{prices[what]:g} ({what})" for what in PRICED)] = None
+    return f"Dollars per million tokens: {'; '.join(told)}." if told else ""
 
 
 def transfer(studies: Sequence[Study]) -> Section:
@@ -162,7 +172,7 @@ def transfer(studies: Sequence[Study]) -> Section:
             parts.append(study.missing("Transfer to another domain", ["cascade"]))
         elif not fitted_on(cascade):
             parts.append(untold(study))
-        elif study.domain not in fitted_domains(cascade):
+        elif foreign(study, cascade):
             parts.append(transferred(study, cascade))
     if not parts:
         tasks = ", ".join(sorted({task for study in studies if study.cascade for task in fitted_on(study.cascade)}))
@@ -188,7 +198,8 @@ def untold(study: Study) -> Missing:
 
 def transferred(study: Study, cascade: Run) -> Table:
     """Single models, fixed efforts, and the cascade."""
-    shown = [study.intern, study.mentor, *[run for stage, run in study.stages.items() if stage], *study.cascades]
+    shown = [study.intern, study.mentor, *[run for stage, run in study.stages.items() if stage]]
+    shown += [run for run in study.cascades if foreign(study, run)]
     rows: list[list[Cell]] = []
     for run in shown:
         if run is None:
@@ -202,6 +213,11 @@ def transferred(study: Study, cascade: Run) -> Table:
         ["policy", "accuracy %", "right / questions", f"cost ({study.unit.name})"],
         rows,
     )
+
+
+def foreign(study: Study, run: Run) -> bool:
+    """Whether a cascade's classifier saw nothing of the study's domain."""
+    return bool(fitted_on(run)) and study.domain not in fitted_domains(run)
 
 
 def fitted_on(run: Run) -> list[str]:

@@ -57,7 +57,7 @@ def report(
     """
     found = ledgers.joined(runs.read(folders, metric, by), folders)
     made = studies(found)
-    fitted = loaded_judge(classifier, found, folders)
+    fitted = loaded_judge(classifier, made, folders)
     data = sorted(file for folder in folders for file in folder.rglob(COLLECTED)) if collected is None else [collected]
     sections = (
         figures.trade_off(made, fitted),
@@ -79,15 +79,15 @@ def report(
     return Report(title, tuple(headlines(made)), sections, tuple(circumstances(found)))
 
 
-def loaded_judge(asked: str | None, found: Sequence[Run], folders: Sequence[Path]) -> Sufficiency | None:
+def loaded_judge(asked: str | None, made: Sequence[Study], folders: Sequence[Path]) -> Sufficiency | None:
     """The classifier that was asked for, or that of a cascade, where it ships or lies below the folders unchanged."""
     from lm_eval_tandem.sufficiency import classifier  # brings scikit-learn
 
     if asked is not None:
         return classifier_of(asked)
-    for run in found:
-        told = run.about.get("judge") or {}
-        if run.policy != "cascade" or "sha256" not in told:
+    for run in [study.cascade for study in made]:
+        told = {} if run is None else run.about.get("judge") or {}
+        if run is None or "sha256" not in told:
             continue
         below = [file.parent for folder in folders for file in folder.rglob("config.json")]
         for place in (_paths.classifiers() / run.about["classifier"], *sorted(below)):
@@ -137,11 +137,23 @@ def headlines(made: Iterable[Study]) -> list[tuple[str, tuple[tuple[str, str], .
             if other is not None and shown != "":
                 points = accuracy.percent(study.difference(run, other)[0], signed=True).text
                 facts.append((f"{getattr(shown, 'text', shown)} %", f"of {what}, at {points} points of accuracy"))
+        facts += paper_s(study, run)
         closed = study.closed(run)
         if closed is not None:
             facts.append((f"{100 * closed[0]:.0f} %", "of the costs between always-high and the oracle saved"))
         told.append((f"{study.title}: {study.label(run)}", tuple(facts)))
     return told
+
+
+def paper_s(study: Study, run: Run) -> list[tuple[str, str]]:
+    """The cascade against the one with the paper's classifier."""
+    other = study.paper_s
+    shown = "" if other is None else accuracy.cost_ratio(study, run, other)
+    if other is None or shown == "":
+        return []
+    points = accuracy.percent(*study.difference(run, other), signed=True)
+    words = f"of the cost with the paper's recipe, at {points} points of accuracy"
+    return [(f"{getattr(shown, 'text', shown)} %", words)]
 
 
 def circumstances(found: Sequence[Run]) -> list[str]:

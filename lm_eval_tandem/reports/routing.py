@@ -39,7 +39,7 @@ def share_tables(study: Study, runs: Sequence[Run]) -> list[Part]:
     tables: list[Part] = [table(f"stages-{study.name}", study.title, "", ["policy", *names], rows, fill=False)]
     if study.subjects:
         told: list[list[Cell]] = []
-        for run in runs:
+        for run in (run for run in runs if run.policy != "cascade" or run is study.cascade):
             for subject in study.subjects:
                 mask = study.of_subject(subject)
                 told.append([study.label(run), subject, str(int(mask.sum())), *shares_of(run, mask, stages)])
@@ -82,8 +82,9 @@ def failures(studies: Sequence[Study]) -> Section:
 
 
 def failure_table(study: Study) -> Table:
-    """One column per cascade."""
-    outcomes = {study.label(run): routed(study, run) for run in study.cascades}
+    """One column for the cascade, and one for that with the paper's classifier."""
+    runs = dict.fromkeys(run for run in (study.cascade, study.paper_s) if run is not None)
+    outcomes = {study.label(run): routed(study, run) for run in runs}
     n = study.questions
     rows: list[list[Cell]] = []
     for title in dict.fromkeys(title for counted in outcomes.values() for title in counted):

@@ -95,9 +95,17 @@ class Study:
 
     @property
     def cascade(self) -> Run | None:
-        """The run of the method that the others are compared with: the default recipe's, where there is one."""
-        found = self.cascades
-        return next((run for run in found if run.about.get("recipe") == "default"), found[0] if found else None)
+        """The run of the method that the others are compared with.
+
+        That of the classifier that ships with the pair; otherwise of the default recipe, with its own choice of inputs,
+        for all subjects.
+        """
+        return min(self.cascades, key=remoteness, default=None)
+
+    @property
+    def paper_s(self) -> Run | None:
+        """The cascade with a classifier made as the paper made its own."""
+        return next((run for run in self.cascades if run.about.get("recipe") == "paper"), None)
 
     @property
     def unit(self) -> Unit:
@@ -211,6 +219,21 @@ class Study:
         words = ["lm_eval --model tandem", f"--model_args {arguments}", f"--tasks {self.domain}", *like.flags]
         words += ["--include_path task_configs"] if self.domain.startswith("tandem_") else []
         return " ".join([*words, "--log_samples", "--output_path RUNS"])
+
+
+def remoteness(run: Run) -> tuple[bool, ...]:
+    """How far a cascade is from the pair's own one."""
+    judge = run.about.get("judge") or {}
+    inputs = str(judge.get("schema") or "statistics")
+    return (
+        "classifier" in run.arguments,
+        run.about.get("recipe") != "default",
+        judge.get("per") == "task",
+        not inputs.startswith(("statistics", "probe")),
+        len(judge.get("tasks") or ()) > 1,
+        judge.get("labels") == "mentor",
+        "probe" not in inputs,
+    )
 
 
 def model_name(model: str) -> str:

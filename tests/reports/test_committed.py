@@ -24,9 +24,8 @@ def test_the_report_of_the_pair_is_made_from_its_runs(tmp_path: Path) -> None:
 def test_the_committed_results_are_small_and_show_no_place_of_a_machine() -> None:
     if not RESULTS.is_dir():
         pytest.skip("the tests were copied without results/")
-    files = [file for file in RESULTS.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 6_000_000
-    for file in files:
+    assert sum(file.stat().st_size for file in RESULTS.parent.rglob("*") if file.is_file()) < 8_000_000
+    for file in RESULTS.rglob("*"):
         if file.suffix in (".md", ".html", ".tex", ".csv", ".svg"):
             assert not re.search(
                 r"(?<![\w.…])/(home|root|tmp|work|Users|mnt|data)/", file.read_text(encoding="utf-8")

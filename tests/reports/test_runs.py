@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports import runs
-from lm_eval_tandem.reports.packing import pack
+from lm_eval_tandem.reports.packing import pack, without_repetition
 from lm_eval_tandem.reports.pairing import studies
 from lm_eval_tandem.reports.study import shown
 from reports.world import STAMP, World, read
@@ -45,6 +46,20 @@ def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_pat
         assert not list(tmp_path.rglob("*.jsonl")) and {file.suffix for file in packed} == {".gz"}
         contents.append([file.read_bytes() for file in packed])
     assert contents[0] == contents[1] and b"_hash" not in gzip.decompress(contents[0][1])
+
+
+@pytest.mark.parametrize(
+    ("line", "left_out"),
+    [
+        ({"doc": {"q": "Why?"}, "arguments": {"gen_args_0": {"arg_0": "Why?"}}}, {"arguments"}),
+        ({"doc": {"q": "Why?"}, "arguments": {"gen_args_0": {"arg_0": "Be brief. Why?"}}}, set()),
+        ({"resps": [["a"], ["b"]], "filtered_resps": ["a", "b"]}, {"filtered_resps"}),
+        ({"resps": [["a </think> b"]], "filtered_resps": ["b"]}, set()),
+        ({"doc_id": 1, "target": "45", "acc": 1.0, "target_hash": "0"}, {"target_hash"}),
+    ],
+)
+def test_packing_leaves_out_only_what_is_said_twice(line: dict[str, Any], left_out: set[str]) -> None:
+    assert without_repetition(line) == {name: value for name, value in line.items() if name not in left_out}
 
 
 def test_a_ledger_gives_the_costs_of_tasks_that_do_not_show_them(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class World:
     pair: str = "large+small"
     dollars: float | None = None
     judge: dict[str, Any] = field(default_factory=lambda: {"tasks": ["t_train"], "sha256": "0"})
+    recipe: str = "default"
 
     @classmethod
     def random(cls, questions: int, seed: int = 0, **more: Any) -> World:
@@ -70,7 +71,7 @@ class World:
             "seed": 42,
         }
         if policy == "cascade":
-            told |= {"classifier": classifier, "recipe": "default", "thresholds": list(self.thresholds)}
+            told |= {"classifier": classifier, "recipe": self.recipe, "thresholds": list(self.thresholds)}
             told["judge"] = self.judge
         for role in roles:
             told[role] = {
