@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 _ARRAYS = (
     *("features", "correct", "cost", "fallback_cost", "judged", "logprob", "entropy", "answer_tokens"),
     *("agrees", "parts"),
+    *("hidden", "prompts"),
 )
 
 
@@ -40,6 +41,8 @@ class Collected:
     agrees: (Q, T), as `correct`, but against the mentor's own full answer; None where that was not collected.
     tasks: the task of each question; None for one and the same.
     parts: float (Q, T, 36), as `features.parts` returns them; None if not collected.
+    hidden: float32 (Q, T, D), the intern's hidden state at the prompts' last tokens; None if not collected.
+    prompts: (Q, T) of integer arrays, the prompts' tokens; None if not collected.
     """
 
     ids: list[str]
@@ -55,6 +58,8 @@ class Collected:
     agrees: Floats | None = None
     tasks: list[str] | None = None
     parts: Floats | None = None
+    hidden: NDArray[np.float32] | None = None
+    prompts: NDArray[np.object_] | None = None
 
     def part(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
         """Some of the questions."""
@@ -83,8 +88,38 @@ class Collected:
         return said, said[:, :, 0]
 
     def inputs(self, schema: str = schemas.STATISTICS, probe: Probe | None = None) -> Floats:
-        """The vectors that a judge is shown under a schema, float64 (Q, T, F)."""
+        """The vectors that a judge is shown under a schema, float64 (Q, T, F).
+
+        Raises ClassifierError where what that needs was not collected, or is of another width.
+        """
+        wanted = schemas.width(schema)
+        if wanted is not None:
+            found = self.hidden_states()
+            if found.shape[2] != wanted:
+                raise ClassifierError(
+                    f"These questions were collected with hidden states of {found.shape[2]} numbers, not of {wanted} as "
+                    f"the schema {schema} has; they are of another intern."
+                )
+            return found.astype(np.float64)
         return schemas.vectors(schema, self.features, None if probe is None else self.probed(probe)[0])
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """`hidden`; raises ClassifierError where it was not collected."""
+        if self.hidden is None:
+            raise ClassifierError(
+                "These questions were collected without the intern's hidden states; collect again with --hidden (what "
+                "the store holds is not generated again), or fit with --inputs statistics."
+            )
+        return self.hidden
+
+    def tokens(self) -> NDArray[np.object_]:
+        """`prompts`; raises ClassifierError where they were not collected."""
+        if self.prompts is None:
+            raise ClassifierError(
+                "These questions were collected without the prompts' tokens, from which the intern is finetuned; "
+                "collect again with --hidden (what the store holds is not generated again)."
+            )
+        return self.prompts
 
     def outcomes(self, scores: Floats, probe: Probe | None, correct: Floats | None = None) -> Outcomes:
         """What happens under scores (Q, T); a refused probe costs its tokens, an accepted one nothing.
