@@ -428,7 +428,7 @@ class Cascade:
 
 
 def shown(stats: TokenStats | None, stage: int) -> NDArray[np.float64]:
-    """What a judge's look starts from: the hidden state where that was asked for, the statistics, or the stage alone."""
+    """What a judge's look starts from: the hidden state where that was asked for, the statistics, or the stage."""
     if stats is None:
         return np.array([float(stage)])
     return features(stats, stage) if stats.hidden is None else stats.hidden.astype(np.float64)

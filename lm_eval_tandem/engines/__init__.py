@@ -122,7 +122,8 @@ class TokenStats:
         NaN where the first token has no token before it.
     cached_tokens: leading tokens whose statistics an earlier call had computed.
     seconds: the time of the forward pass that this prompt shared, divided by the prompts in its batch.
-    hidden: for `View.hidden` the last layer's hidden state at the last token, as the output layer gets it; float32 (D,).
+    hidden: for `View.hidden` the last layer's hidden state at the last token, as it goes into the output layer; float32
+        of shape (D,).
     """
 
     logprob: NDArray[np.float32]

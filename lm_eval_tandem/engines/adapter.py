@@ -30,7 +30,8 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Shape:
-    """What an adapter looks like. targets: names of the layers that it changes; None for all linear ones but the last."""
+    """What an adapter looks like. targets: names of the layers that it changes; None for all linear ones but the
+    output layer."""
 
     rank: int
     alpha: int
@@ -65,7 +66,7 @@ class Adapter:
             ) from None
         assert config.target_modules is not None
         self.shape = Shape(shape.rank, shape.alpha, tuple(sorted(config.target_modules)), shape.dropout)
-        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._modules: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self.weights = {
             PREFIX + name.replace(f".{NAME}.", "."): parameter
             for name, parameter in model.named_parameters()
@@ -131,11 +132,11 @@ class Adapter:
 
     def train(self, mode: bool) -> None:
         """Whether inputs are dropped out; the model's own dropout stays as it is."""
-        for layer in self._layers:
+        for layer in self._modules:
             layer.train(mode)
 
     def _switch(self, on: bool) -> None:
-        for layer in self._layers:
+        for layer in self._modules:
             layer.enable_adapters(on)
 
 
@@ -143,8 +144,8 @@ def _shape(config: Any) -> Shape:
     """The shape that an adapter_config.json names; ValueError where it is none of ours."""
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"{CONFIG} describes no LoRA adapter")
-    rank, alpha, targets = (config.get(name) for name in ("r", "lora_alpha", "target_modules"))
-    if not all(type(number) is int and 0 < number for number in (rank, alpha)):
+    rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
+    if type(rank) is not int or type(alpha) is not int or rank < 1 or alpha < 1:
         raise ValueError(f"{CONFIG} gives r={rank!r} and lora_alpha={alpha!r}, where whole numbers belong")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise ValueError(f"{CONFIG} names no layers")

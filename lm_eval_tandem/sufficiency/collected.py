@@ -97,8 +97,8 @@ class Collected:
             found = self.hidden_states()
             if found.shape[2] != wanted:
                 raise ClassifierError(
-                    f"These questions were collected with hidden states of {found.shape[2]} numbers, not of {wanted} as "
-                    f"the schema {schema} has; they are of another intern."
+                    f"These questions were collected with hidden states of {found.shape[2]} numbers, not of {wanted} "
+                    f"as the schema {schema} has; they are of another intern."
                 )
             return found.astype(np.float64)
         return schemas.vectors(schema, self.features, None if probe is None else self.probed(probe)[0])

@@ -1,13 +1,13 @@
 """Finetuning the intern with LoRA to tell whether it knows enough (paper, appendix E; extra `peft`).
 
-Adapter and a linear head learn together, by cross-entropy, from the prompts of some questions; the epoch that serves the
-others best is kept. The head is then given up: `fit` makes a classifier of the hidden states that the adapter gives.
+Adapter and a linear head learn together, by cross-entropy, from the prompts of some questions; the epoch that serves
+the others best is kept. The head is then given up: `fit` makes a classifier of the hidden states under the adapter.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from lm_eval_tandem.engines.hf import loaded
 from lm_eval_tandem.engines.rows import Network
 
 States = NDArray[np.float32]
-Prompts = Sequence[NDArray[np.int32]]
+Prompts = list[NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Plan:
 class Finetuning:
     """The intern, ready to be finetuned: what `fit_sufficiency` calls for `--inputs lora`.
 
-    arguments: as its engine's (pretrained, dtype, ...). base: how the adapter's file calls the intern. together: prompts
-    in one forward pass; more only need memory. Afterwards `files` holds the adapter's files and `told` what training did.
+    arguments: as its engine's (pretrained, dtype, ...). base: how the adapter's file calls the intern. together:
+    prompts in one forward pass; more only need memory. Afterwards `files` holds the adapter's files and `told` what
+    training did.
 
     Raises:
         EngineError: the intern cannot be loaded. ClassifierError: it cannot be given an adapter.
@@ -81,7 +82,7 @@ class Finetuning:
         self, network: Network, adapter: Adapter, head: Head, rows: Prompts, truth: States, learns: NDArray[np.bool_]
     ) -> None:
         plan, places = self.plan, np.flatnonzero(learns)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": list(adapter.weights.values()), "lr": plan.lr},
             {"params": list(head.parameters()), "lr": plan.head_lr},
         ]
