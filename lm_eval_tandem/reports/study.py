@@ -13,6 +13,7 @@ import numpy as np
 from lm_eval_tandem.reports.intervals import Interval, resampled_means, span
 from lm_eval_tandem.reports.runs import Floats, Run
 from lm_eval_tandem.reports.table import Missing, Unit, unit_of
+from lm_eval_tandem.sufficiency import schemas
 
 ORACLE = "oracle (not a policy)"
 ORDER = ("intern", "stage", "mentor", "budget_forcing", "llm_cascade", "escalate", "cascade")
@@ -95,9 +96,12 @@ class Study:
 
     @property
     def cascade(self) -> Run | None:
-        """The run of the method that the others are compared with: the default recipe's, where there is one."""
+        """The run of the method that the others are compared with: the default recipe's with inputs of its own choice,
+        where there is one."""
         found = self.cascades
-        return next((run for run in found if run.about.get("recipe") == "default"), found[0] if found else None)
+        own = [run for run in found if schemas.width((run.about.get("judge") or {}).get("schema")) is None]
+        default = [run for run in own if run.about.get("recipe") == "default"]
+        return next(iter(default or own or found), None)
 
     @property
     def unit(self) -> Unit:

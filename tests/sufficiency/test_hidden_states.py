@@ -53,9 +53,7 @@ def data() -> Collected:
 
 
 @pytest.mark.parametrize("model", [None, "logistic"])
-def test_hidden_states_are_fitted_by_default_with_the_papers_network(
-    data: Collected, model: str | None
-) -> None:
+def test_hidden_states_are_fitted_by_default_with_the_papers_network(data: Collected, model: str | None) -> None:
     made = fit_sufficiency(data, inputs="hidden", model=model)
     assert made.report["model"] == (model or "mlp") and made.report["inputs"] == "hidden"
     assert (
