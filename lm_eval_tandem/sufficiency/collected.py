@@ -88,7 +88,7 @@ class Collected:
         return said, said[:, :, 0]
 
     def inputs(self, schema: str = schemas.STATISTICS, probe: Probe | None = None) -> Floats:
-        """The vectors that a judge is shown under a schema, float64 (Q, T, F).
+        """The vectors that a judge is shown under a schema, float64 (Q, T, F); for hidden states, `hidden` as it is.
 
         Raises ClassifierError where what that needs was not collected, or is of another width.
         """

@@ -69,9 +69,8 @@ class Finetuning:
         learns = np.repeat(~held_out, labels.shape[1])
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed)
-            before = self._states(network, rows)
+            head = Head(self._states(network, [rows[place] for place in np.flatnonzero(learns)]), network.device)
             adapter = Adapter(network.model, self.plan.shape)
-            head = Head(before[learns], network.device)
             self._train(network, adapter, head, rows, truth, learns)
         with adapter.on():
             found = self._states(network, rows)
