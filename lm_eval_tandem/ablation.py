@@ -215,13 +215,8 @@ def _by_skipping(data: Collected, labels: NDArray[np.int64], scores: Floats, obj
         )
         made[:, stage] = hope > SKIP_BELOW
         last = np.where(made[:, stage], stage, last)
-    waste = length * data.token_cost * made
-    outcomes = Outcomes(
-        np.where(made, scores, 0.0),
-        np.asarray(data.correct, dtype=np.float64),
-        data.cost + np.cumsum(waste, axis=1) - waste,
-        data.fallback_cost + waste.sum(axis=1, keepdims=True) - waste,
-    )
+    costs = data.costs(length.astype(np.int64) * made)
+    outcomes = Outcomes(np.where(made, scores, 0.0), np.asarray(data.correct, dtype=np.float64), *costs)
     found = per_question(outcomes, objective, FINE_GRID, seed)
     note = f"a stage is passed over where the last probe leaves a chance of {SKIP_BELOW:g} or less"
     return Result("the default, no probe without hope", float("nan"), _shares(data, *found), None, note)

@@ -16,7 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.accounting import Tokens, bill, sum_known, tflops
-from lm_eval_tandem.engines import PLAIN, Completion, Engine, Prompt, Sampling, TokenStats, View, common_prefix
+from lm_eval_tandem.engines import (
+    CUE,
+    PLAIN,
+    Completion,
+    Engine,
+    Prompt,
+    Sampling,
+    TokenStats,
+    View,
+    common_prefix,
+    spared,
+    unsaid,
+)
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record, Stage
 from lm_eval_tandem.prompts import Prompts, Question, without_think_marks
@@ -229,7 +241,7 @@ class Cascade:
                     break  # the mentor had nothing to add: later stages are this one
                 await self._grow(walk, stage)
             stats = await self._judge_reads(walk, walk.insight.text, self.view) if self.judge.reads_prompt else None
-            answer = self._intern_writes(walk, stage)
+            answer = self._intern_writes(walk, stage, begun[-1].ids if begun else ())
             if self.judge.probe is not None:
                 await answer.begin(self.judge.probe)
             began = time.perf_counter()
@@ -246,17 +258,17 @@ class Cascade:
             if score > self.judge.thresholds[stage]:
                 return await self._intern_answers(walk, stage, answer, "sufficient")
             if self.policy.name == "llm_cascade":
-                return await self._fixed(walk, high)
+                return await self._fixed(walk, high, answer.ids)
         if self.policy.name == "escalate":
             return await self._mentor_alone(walk)
         best = int(np.argmax(scores))
         return await self._intern_answers(walk, best, begun[best], "best of all")
 
-    async def _fixed(self, walk: Walk, stage: int) -> tuple[str, Record]:
+    async def _fixed(self, walk: Walk, stage: int, draft: tuple[int, ...] = ()) -> tuple[str, Record]:
         for effort in range(1, stage + 1):
             if walk.insight.finish_reason != "stop":
                 await self._grow(walk, effort)
-        answer = self._intern_writes(walk, stage)
+        answer = self._intern_writes(walk, stage, draft)
         if not self.record_features:
             return await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone")
         stats = await self._judge_reads(walk, walk.insight.text, replace(self.view, adapter=None))
@@ -264,6 +276,9 @@ class Cascade:
         found = await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone", measured=True)
         look.answer_logprob = answer.logprob[:KEPT].tolist()
         look.answer_entropy = answer.entropy[:KEPT].tolist()
+        if answer.engine.drafts:
+            look.answer_ids = list(answer.ids[:KEPT])
+            look.prompt_end = ([-1] * CUE + answer.engine.encode(answer.prompt.text))[-CUE:]
         look.parts = parts(stats, self._question_tokens(walk)).tolist()
         if stats.hidden is not None:
             look.hidden, look.prompt_ids = stats.hidden, answer.engine.encode(answer.prompt.text)
@@ -334,16 +349,17 @@ class Cascade:
             walk.tokens.mentor_unused += unused.tokens
             walk.dollars = sum_known(walk.dollars, unused.dollars)
 
-    def _intern_writes(self, walk: Walk, stage: int) -> Writing:
-        """An answer under the insights so far, of which nothing is written yet."""
+    def _intern_writes(self, walk: Walk, stage: int, draft: tuple[int, ...] = ()) -> Writing:
+        """An answer under the insights so far, of which nothing is written yet; `draft`: one that was refused."""
         assert self.intern is not None
         intern = self.intern
         text = self.prompts.intern(intern, walk.task.question, walk.insight.text)
 
-        def count(continued: tuple[int, ...], completion: Completion) -> None:
-            self._count(walk, intern, "intern", text, continued, completion)
+        def count(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
+            self._count(walk, intern, "intern", text, continued, completion, draft)
 
-        return Writing(intern, Prompt(text, session=walk.task.session), walk.task.sampling_of("intern", stage), count)
+        prompt, sampling = Prompt(text, session=walk.task.session), walk.task.sampling_of("intern", stage)
+        return Writing(intern, prompt, sampling, count, unsaid(intern.encode(text), draft))
 
     async def _intern_answers(
         self, walk: Walk, stage: int, answer: Writing, reason: str, measured: bool = False
@@ -384,8 +400,19 @@ class Cascade:
         return self.mentor
 
     def _count(
-        self, walk: Walk, engine: Engine, role: str, text: str, continued: tuple[int, ...], completion: Completion
+        self,
+        walk: Walk,
+        engine: Engine,
+        role: str,
+        text: str,
+        continued: tuple[int, ...],
+        completion: Completion,
+        draft: tuple[int, ...] = (),
     ) -> None:
+        """Count a call. What a draft spared was read and not generated.
+
+        Found out here and not told by the engine: a store's completion may have been made with another draft.
+        """
         ids = engine.encode(text) + list(continued)
         new = walk.new_tokens(role, ids)
         if completion.counted is not None:
@@ -397,8 +424,8 @@ class Cascade:
             walk.tokens.mentor_prefill += new
             walk.tokens.mentor_new += completion.new_tokens
         else:
-            walk.tokens.intern_prefill += new
-            walk.tokens.intern_new += completion.new_tokens
+            walk.tokens.intern_prefill += new + len(draft)
+            walk.tokens.intern_new += completion.new_tokens - spared(draft, completion.token_ids)
 
     def _record(self, walk: Walk, stage: int, reason: str, written: Completion | Writing) -> Record:
         mentor = self.mentor.parameters if self.mentor is not None else 0
@@ -424,6 +451,7 @@ class Cascade:
             generate_seconds=walk.generate_seconds,
             stages=walk.stages,
             dollars=walk.dollars,
+            refused_tokens=walk.tokens.intern_new - (len(written.ids) if isinstance(written, Writing) else 0),
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.engines import View, loading
+from lm_eval_tandem.engines import CUE, View, loading
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.grading import answer
 from lm_eval_tandem.grading.normalised import normalise
@@ -59,6 +59,9 @@ class Row:
     answer_logprob: list[float]
     answer_entropy: list[float]
     """Of the first tokens of the intern's answer, natural logarithms."""
+    answer_ids: list[int] | None
+    prompt_end: list[int] | None
+    """Those tokens, and the last of the prompt; None where the intern's engine reads no drafts."""
     hidden: Any = None
     """The intern's hidden state at the prompt's last token, float32 (D,), and below the prompt's tokens; or None."""
     prompt_ids: list[int] | None = None
@@ -230,6 +233,8 @@ def joined(
                 truncated=record.finish_reason == "length",
                 answer_logprob=look.answer_logprob,
                 answer_entropy=look.answer_entropy,
+                answer_ids=look.answer_ids,
+                prompt_end=look.prompt_end,
                 hidden=look.hidden,
                 prompt_ids=look.prompt_ids,
             )
@@ -244,6 +249,7 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
 
     single = pyarrow.list_(pyarrow.float32())
     kinds = {"agrees": pyarrow.float64(), "answer_logprob": single, "answer_entropy": single, "parts": single}
+    kinds |= dict.fromkeys(("answer_ids", "prompt_end"), pyarrow.list_(pyarrow.int32()))
     kinds |= {"hidden": single, "prompt_ids": pyarrow.list_(pyarrow.int32())}
     left_out = {name for name in ("hidden", "prompt_ids") if all(getattr(row, name) is None for row in rows)}
     columns = {
@@ -315,10 +321,10 @@ def _collected(rows: dict[str, list[Any]], stages: int, parameters: Sequence[int
     at = question, np.asarray(rows["stage"], dtype=int)
     shape = len(place), stages
 
-    def column(name: str, width: int | None = None, kind: Any = np.float64) -> Any:
-        if name not in rows or (width is None and any(value is None for value in rows[name])):
+    def column(name: str, width: int | None = None, kind: Any = np.float64, after: float = np.nan) -> Any:
+        if name not in rows or any(value is None for value in rows[name]):
             return None
-        values = np.full(shape if width is None else (*shape, width), np.nan, dtype=kind)
+        values = np.full(shape if width is None else (*shape, width), after, dtype=kind)
         if width is None:
             values[at] = rows[name]
             return values
@@ -345,6 +351,8 @@ def _collected(rows: dict[str, list[Any]], stages: int, parameters: Sequence[int
         agrees=column("agrees"),
         tasks=[task for task, _ in place],
         parts=column("parts", len(rows["parts"][0])) if rows.get("parts") and rows["parts"][0] else None,
+        answer_ids=column("answer_ids", longest, np.int32, -1) if longest else None,
+        prompt_ends=column("prompt_end", CUE, np.int32, -1),
         hidden=hidden_of(rows.get("hidden"), at, shape),
         prompts=prompts_of(rows.get("prompt_ids"), at, shape),
     )

@@ -30,10 +30,14 @@ class Stage:
     answer_logprob: list[float] | None = None
     answer_entropy: list[float] | None = None
     """Of the first tokens of the intern's answer at this stage, for fitting a judge that probes it."""
+    answer_ids: list[int] | None = None
+    """Those tokens, where the intern's engine reads drafts: what a refused probe costs depends on them."""
+    prompt_end: list[int] | None = None
+    """With them the last tokens of the prompt (`engines.CUE`), -1 before its beginning."""
     parts: list[float] | None = None
     """Statistics of question and insights apart (`sufficiency.features.parts`), for ablations."""
     probe_tokens: int = 0
-    """Tokens of the answer that the intern began before this look."""
+    """Tokens of the answer as it was begun for this look, those read as a draft included."""
     hidden: Any = None
     """The hidden state at the prompt's last token, float32 (D,), for `collect`; a ledger on disk leaves it out."""
     prompt_ids: list[int] | None = None
@@ -65,16 +69,13 @@ class Record:
     stages: list[Stage] = field(default_factory=list)
     dollars: float | None = None
     """What servers took for it; None without prices."""
+    refused_tokens: int = 0
+    """Tokens that the intern wrote for the judge and that are not in the answer; part of `tokens.intern_new`."""
 
     @property
     def mentor_ended_before(self) -> bool:
         """The insights of this stage are those of an earlier one: the mentor had already ended."""
         return self.mentor_stages < self.stage
-
-    @property
-    def refused_tokens(self) -> int:
-        """Tokens of answers that were begun for the judge and not gone on with; part of the intern's tokens."""
-        return sum(look.probe_tokens for look in self.stages if look.stage != self.stage)
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -120,7 +121,7 @@ def shortened(record: dict[str, Any]) -> dict[str, Any]:
         lists = {
             name: [float(f"{value:.7g}") for value in values]
             for name, values in look.items()
-            if isinstance(values, list)
+            if isinstance(values, list) and name not in ("answer_ids", "prompt_end")
         }
         looks.append({**look, "seconds": round(look["seconds"], 6), **lists})
     return {**record, **times, "stages": looks}

@@ -1,7 +1,8 @@
-"""An answer written in pieces: begun as a probe for the judge, and finished later from the same tokens, or never."""
+"""An answer that is begun as a probe for the judge, and finished later from the same tokens, or never."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -21,16 +22,23 @@ PIECE = 8
 class Rule(Protocol):
     """How far an answer is begun (`sufficiency.probe.Probe`)."""
 
-    def next_piece(self, entropy: Floats) -> int:
-        """Tokens to write after some of these entropies (nats, (n,)); 0 where it is enough."""
+    @property
+    def tokens(self) -> int:
+        """At most so many."""
+        ...
+
+    @property
+    def doubt(self) -> float:
+        """Nats: the first token with a higher entropy is the last; infinite for none."""
         ...
 
 
 @dataclass
 class Writing:
-    """One answer to a prompt. Greedy, its text is that of a single call; sampled, each piece has a seed of its own.
+    """One answer to a prompt. Greedy, its text is that of a single call; sampled, each call has a seed of its own.
 
-    count: told of every call: the tokens it continued from, and what came.
+    count: told of every call: the tokens it continued from, what came, and the draft that was read for it.
+    draft: an answer to another prompt, refused; what this one has in common with it need not be written again.
     finish_reason: "stop" or "length" once the answer is whole, "" before.
     logprob, entropy: of the tokens written so far, as long as they were measured.
     """
@@ -38,7 +46,8 @@ class Writing:
     engine: Engine
     prompt: Prompt
     sampling: Sampling
-    count: Callable[[tuple[int, ...], Completion], None]
+    count: Callable[[tuple[int, ...], Completion, tuple[int, ...]], None]
+    draft: tuple[int, ...] = ()
     ids: tuple[int, ...] = ()
     finish_reason: str = ""
     logprob: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
@@ -46,20 +55,18 @@ class Writing:
     _whole: str | None = None
 
     async def begin(self, rule: Rule) -> None:
-        """Write piece by piece until the rule has seen enough.
+        """Write until the rule has seen enough.
 
         Raises:
             EngineError: the engine cannot measure what it generates.
         """
-        while not self.finish_reason and (piece := rule.next_piece(self.entropy)):
-            completion = await self._write(piece, measured=True)
-            if completion.logprob is None or completion.entropy is None:
-                raise EngineError(
-                    f"{self.engine.name} does not say how sure it is of the tokens that it generates, which this "
-                    "classifier asks for; use one fitted with --inputs statistics, or another backend for the intern."
-                )
-            self.logprob = np.concatenate([self.logprob, completion.logprob])
-            self.entropy = np.concatenate([self.entropy, completion.entropy])
+        completion = await self._write(rule.tokens, measured=True, doubt=rule.doubt)
+        if completion.logprob is None or completion.entropy is None:
+            raise EngineError(
+                f"{self.engine.name} does not say how sure it is of the tokens that it generates, which this "
+                "classifier asks for; use one fitted with --inputs statistics, or another backend for the intern."
+            )
+        self.logprob, self.entropy = completion.logprob, completion.entropy
 
     async def finish(self, measured: bool = False) -> str:
         """The whole answer's text; `measured` has an effect only where nothing was begun."""
@@ -75,12 +82,20 @@ class Writing:
                     self.logprob, self.entropy = completion.logprob, completion.entropy
         return self.engine.text(self.ids, self.sampling.stop) if self._whole is None else self._whole
 
-    async def _write(self, tokens: int, measured: bool) -> Completion:
+    async def _write(self, tokens: int, measured: bool, doubt: float = math.inf) -> Completion:
         left = self.sampling.max_tokens - len(self.ids)
-        seed = self.sampling.seed + len(self.ids) if self.sampling.temperature else self.sampling.seed
-        sampling = replace(self.sampling, max_tokens=min(tokens, left), seed=seed, measured=measured)
-        completion = await self.engine.generate(replace(self.prompt, continued=self.ids), sampling)
-        self.count(self.ids, completion)
+        sampling = replace(
+            self.sampling,
+            max_tokens=min(tokens, left),
+            seed=self.sampling.seed + len(self.ids) if self.sampling.temperature else self.sampling.seed,
+            measured=measured,
+            doubt=doubt if math.isfinite(doubt) else None,
+        )
+        draft: tuple[int, ...] = ()
+        if self.engine.drafts and self.draft[: len(self.ids)] == self.ids:
+            draft = self.draft[len(self.ids) :][: sampling.max_tokens - 1]
+        completion = await self.engine.generate(replace(self.prompt, continued=self.ids, draft=draft), sampling)
+        self.count(self.ids, completion, draft)
         self.ids += completion.token_ids
         stopped = completion.finish_reason == "stop" or any(
             s in self.engine.decode(self.ids) for s in self.sampling.stop

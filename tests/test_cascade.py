@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import tiny
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.cascade import Cascade, Policy, Task
-from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines import Prompt, Sampling, spared
 from lm_eval_tandem.engines.hf import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record
@@ -259,14 +259,28 @@ def test_a_wording_file_is_checked(tmp_path: Path) -> None:
 
 
 def test_an_accepted_probe_costs_nothing_and_reads_the_same(cascade: Cascade) -> None:
-    plain = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9))))
-    probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5, piece=2))))
-    assert probed[0] == plain[0]
+    plain = answer(replace(cascade, judge=GivenJudge((0.9,) * 4)))
+    probed = answer(replace(cascade, judge=GivenJudge((0.9,) * 4, probe=Probe(5))))
+    assert probed[0] == plain[0] and probed[1].tokens == plain[1].tokens
     assert (probed[1].stage, probed[1].finish_reason) == (plain[1].stage, plain[1].finish_reason)
-    refused = probed[1].stages[0].probe_tokens
-    assert refused == 5 and [look.probe_tokens for look in plain[1].stages] == [0, 0]
+    assert probed[1].stages[0].probe_tokens == 5 and plain[1].stages[0].probe_tokens == 0
+
+
+def test_of_a_refused_probe_only_what_differs_is_written_again(cascade: Cascade) -> None:
+    plain = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9))))
+    probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5))))
+    assert probed[0] == plain[0] and probed[1].stage == plain[1].stage == 1
+    begun, whole = (answers(cascade, stage)[: (5, None)[stage]] for stage in (0, 1))
+    refused = 5 - spared(begun, whole[:5])
+    assert probed[1].refused_tokens == refused > 0 and plain[1].refused_tokens == 0
     assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + refused
-    assert probed[1].tflops is not None and plain[1].tflops is not None and probed[1].tflops > plain[1].tflops
+
+
+def answers(cascade: Cascade, stage: int) -> tuple[int, ...]:
+    """The tokens of the answer at a stage."""
+    look = answer(replace(cascade, policy=Policy("stage", stage=stage), judge=None, record_features=True))[1].stages[-1]
+    assert look.answer_ids is not None
+    return tuple(look.answer_ids)
 
 
 def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Cascade) -> None:
@@ -274,7 +288,7 @@ def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Ca
     reads, alone = (answer(replace(cascade, judge=replace(given, reads_prompt=reads))) for reads in (True, False))
     assert alone[0] == reads[0] and alone[1].tflops == reads[1].tflops
     assert alone[1].tokens.judge_prefill == 0 < reads[1].tokens.judge_prefill
-    assert alone[1].refused_tokens == reads[1].refused_tokens == 8
+    assert alone[1].refused_tokens == reads[1].refused_tokens > 0
 
 
 def test_a_probe_between_two_looks_makes_nothing_be_read_again(cascade: Cascade) -> None:
@@ -293,7 +307,8 @@ def test_the_best_refused_probe_is_gone_on_from(cascade: Cascade) -> None:
     plain = answer(replace(cascade, judge=GivenJudge(scores)))
     probed = answer(replace(cascade, judge=GivenJudge(scores, probe=Probe(4))))
     assert probed[0] == plain[0] and probed[1].reason == plain[1].reason == "best of all"
-    assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + 3 * 4
+    assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + probed[1].refused_tokens
+    assert 0 < probed[1].refused_tokens <= 3 * 4
 
 
 def test_a_recorded_fixed_stage_keeps_what_a_probe_would_have_seen(cascade: Cascade) -> None:

@@ -44,7 +44,7 @@ def rows(questions: int = 60, task: str = "train", seed: int = 0) -> list[Row]:
             made.append(
                 Row(
                     task, doc, stage, True, float(right), float(right), features, [], 10 * stage, tokens, False,
-                    (-entropy).tolist(), entropy.tolist(),
+                    (-entropy).tolist(), entropy.tolist(), None, None,
                 )
             )  # fmt: skip
     return made

@@ -25,16 +25,18 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
     made.close()
 
 
-def written(engine: HFEngine, sampling: Sampling, probe: Probe | None) -> tuple[str, Writing, int]:
+def written(
+    engine: HFEngine, sampling: Sampling, probe: Probe | None, draft: tuple[int, ...] = ()
+) -> tuple[str, Writing, int]:
     """The text, the writing and the tokens that its calls were counted with."""
     counted: list[Completion] = []
 
-    def count(continued: tuple[int, ...], completion: Completion) -> None:
+    def count(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
         assert len(continued) == sum(len(one.token_ids) for one in counted)
         counted.append(completion)
 
     async def write() -> tuple[str, Writing]:
-        writing = Writing(engine, PROMPT, sampling, count)
+        writing = Writing(engine, PROMPT, sampling, count, draft)
         if probe is not None:
             await writing.begin(probe)
             assert len(writing.entropy) == len(writing.ids) == probe.length(writing.entropy)
@@ -45,23 +47,22 @@ def written(engine: HFEngine, sampling: Sampling, probe: Probe | None) -> tuple[
     return text, writing, sum(len(one.token_ids) for one in counted)
 
 
-@pytest.mark.parametrize("piece", [1, 3, 8])
-@pytest.mark.parametrize("tokens", [5, 12, 40])
-def test_a_begun_answer_ends_as_if_it_had_never_been_interrupted(engine: HFEngine, piece: int, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 5, 12, 40])
+def test_a_begun_answer_ends_as_if_it_had_never_been_interrupted(engine: HFEngine, tokens: int) -> None:
     sampling = Sampling(24)
     whole, direct, _ = written(engine, sampling, None)
-    text, writing, counted = written(engine, sampling, Probe(tokens, np.inf, piece))
+    text, writing, counted = written(engine, sampling, Probe(tokens))
     assert (text, writing.ids, writing.finish_reason) == (whole, direct.ids, direct.finish_reason)
     assert counted == len(direct.ids)
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 8])
-def test_a_stop_string_across_two_pieces_ends_the_answer(engine: HFEngine, piece: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 2, 3, 6])
+def test_a_stop_string_across_two_calls_ends_the_answer(engine: HFEngine, tokens: int) -> None:
     free, _, _ = written(engine, Sampling(24), None)
     for start in range(0, len(free) - 4, 3):
         sampling = Sampling(24, stop=(free[start : start + 4],))
         whole, direct, _ = written(engine, sampling, None)
-        text, writing, _ = written(engine, sampling, Probe(6, np.inf, piece))
+        text, writing, _ = written(engine, sampling, Probe(tokens))
         assert (
             (text, writing.finish_reason)
             == (whole, direct.finish_reason)
@@ -69,18 +70,38 @@ def test_a_stop_string_across_two_pieces_ends_the_answer(engine: HFEngine, piece
         )
 
 
-def test_doubt_ends_the_probe_after_its_piece(engine: HFEngine) -> None:
-    """A random model is never sure: the first piece is the last."""
+def test_a_probe_ends_with_its_first_doubt(engine: HFEngine) -> None:
+    """And what comes after it is written as if there had been no probe."""
+    whole, direct, _ = written(engine, Sampling(24), Probe(24))
+    for place in (0, 3, 11):
+        below = np.sort(direct.entropy[:place])[-1:]
+        if len(below) and below[0] >= direct.entropy[place]:
+            continue
+        doubt = float(direct.entropy[place]) * 0.9999
+        text, writing, counted = written(
+            engine, Sampling(24), Probe(24, max(doubt, float(below[0]) if len(below) else 0))
+        )
+        assert (text, writing.ids, counted) == (whole, direct.ids, len(direct.ids))
+        assert len(writing.entropy) <= place + 1 < 24
+    assert len(written(engine, Sampling(24), Probe(20, 1e-6))[1].entropy) == 1, "a random model is never sure"
 
-    async def begin() -> Writing:
-        writing = Writing(engine, PROMPT, Sampling(24), lambda continued, completion: None)
-        await writing.begin(Probe(20, 1e-6, 4))
-        return writing
 
-    assert len(asyncio.run(begin()).ids) == 4
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_changes_no_answer_and_is_read_as_far_as_it_is_true(engine: HFEngine, temperature: float) -> None:
+    sampling = Sampling(24, temperature=temperature, seed=5)
+    whole, direct, _ = written(engine, sampling, None)
+    for true in (0, 1, 7, 23, 24):
+        wrong = (direct.ids[true] + 1,) if true < 24 else ()
+        for probe in (None, Probe(9)):
+            before = engine.work.decode_tokens
+            text, writing, _ = written(engine, sampling, probe, (*direct.ids[:true], *wrong, *direct.ids[true + 1 :]))
+            if probe is None or not temperature:  # sampled, a second call has a seed of its own
+                assert (text, writing.ids, writing.finish_reason) == (whole, direct.ids, direct.finish_reason)
+            if probe is None:
+                assert engine.work.decode_tokens - before == max(0, 24 - true - 1)
 
 
-def test_sampled_pieces_have_seeds_of_their_own_and_repeat(engine: HFEngine) -> None:
+def test_sampled_calls_have_seeds_of_their_own_and_repeat(engine: HFEngine) -> None:
     sampling = Sampling(24, temperature=1.0, seed=5)
-    first, again = (written(engine, sampling, Probe(8, np.inf, 4))[1].ids for _ in range(2))
+    first, again = (written(engine, sampling, Probe(8))[1].ids for _ in range(2))
     assert first == again and len(set(first)) > 1

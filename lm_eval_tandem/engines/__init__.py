@@ -29,12 +29,15 @@ class Prompt:
         `release(session)`. Never part of a store's key.
     horizon: how many new tokens this call and later ones that grow its text may ask for in all; None where no later
         one will. An engine that reads a server's stream asks for so many. Never part of a store's key.
+    draft: token ids that a greedy generation may begin with. An engine that can (`Engine.drafts`) reads them in one
+        pass and keeps those that it would have written itself. They change no output, so they are no part of a key.
     """
 
     text: str
     continued: tuple[int, ...] = ()
     session: str | None = None
     horizon: int | None = None
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Sampling:
     """How to generate. `temperature == 0` is greedy; None leaves a value to the model's own generation defaults.
 
     `max_tokens` counts new tokens, the end token included. `measured` asks for the model's own distribution at each
-    new token (before temperature and the like): `Completion.logprob` and `.entropy`.
+    new token (before temperature and the like): `Completion.logprob` and `.entropy`. `doubt`, in nats, goes with it:
+    generation ends with the first token that has a higher entropy.
     """
 
     max_tokens: int
@@ -54,6 +58,7 @@ class Sampling:
     repetition_penalty: float | None = None
     seed: int = 0
     measured: bool = False
+    doubt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Completion:
     text: the decoded new tokens, special tokens left out, cut before the first stop string.
     token_ids: the new tokens as generated (end token and stop string included). An engine that sees only text counts
         in an alphabet of its own (`Engine.decode` reads it) and says in `counted` how many tokens they were.
-    finish_reason: "stop" (end token or stop string) or "length" (`max_tokens` reached).
+    finish_reason: "stop" (end token or stop string), "length" (`max_tokens` reached) or "doubt" (`Sampling.doubt`).
     prompt_tokens: tokens of the prompt; cached_tokens: those of them that an earlier call had already computed.
     seconds: from submission to the end, waiting included.
     logprob, entropy: float32 of length len(token_ids) for `Sampling.measured`, natural logarithms; otherwise None.
@@ -185,6 +190,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def drafts(self) -> bool:
+        """Whether a greedy generation reads `Prompt.draft` instead of writing the same tokens again."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Everything besides prompt and sampling that can change an output; part of the store's key."""
         ...
@@ -236,3 +246,20 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         if a[i] != b[i]:
             return i
     return n
+
+
+def spared(draft: Sequence[int], written: Sequence[int]) -> int:
+    """How many tokens of a generation its draft spared the engine: every call writes at least one token itself."""
+    return min(common_prefix(draft, written), len(written) - 1)
+
+
+CUE = 8
+"""Tokens at a prompt's end among which `unsaid` looks."""
+
+
+def unsaid(prompt: Sequence[int], draft: tuple[int, ...]) -> tuple[int, ...]:
+    """A draft without the leading tokens that the prompt ends with: a cue that another prompt had left to the model."""
+    for n in range(min(CUE, len(draft), len(prompt)), 0, -1):
+        if tuple(prompt[-n:]) == draft[:n]:
+            return draft[n:]
+    return draft

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,9 +28,29 @@ class Job:
     new: list[int] = field(default_factory=list)
     measures: list[list[float]] = field(default_factory=list)
     """Log-probability and entropy of each new token, for `Sampling.measured`."""
+    draft: tuple[int, ...] = ()
+    """Tokens that the row may begin with, read together with its prompt."""
     cached: int = 0
     finish_reason: str = ""
     view: View = PLAIN
+
+    def add(self, token: int, measured: list[float] | None) -> None:
+        """Write a token, with its log-probability and entropy where they are asked for."""
+        self.new.append(token)
+        if measured is not None:
+            self.measures.append(measured)
+
+
+def wants_measures(job: Job | None) -> bool:
+    """Whether the job asks what the model thinks of each token that it writes."""
+    return job is not None and job.sampling is not None and job.sampling.measured
+
+
+def thought(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
+    """Log-probability and entropy of each of these tokens [N], a pair each, of logits [N, V]."""
+    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
+    pairs: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
+    return pairs
 
 
 class Stops:
@@ -42,7 +62,7 @@ class Stops:
         self._pieces: dict[int, str] = {}
 
     def reason(self, job: Job) -> str:
-        """ "stop", "length", or "" while the row goes on. Looks at the last token only where it could end a stop."""
+        """ "stop", "length", "doubt", or "" while the row goes on. Looks at the newest token alone."""
         assert job.sampling is not None
         token = job.new[-1]
         if token in self.ends:
@@ -53,7 +73,10 @@ class Stops:
             text = self.tokenizer.decode(tail)
             if any(stop in text for stop in stops):
                 return "stop"
-        return "length" if len(job.new) >= job.sampling.max_tokens else ""
+        if len(job.new) >= job.sampling.max_tokens:
+            return "length"
+        doubt = job.sampling.doubt
+        return "doubt" if doubt is not None and job.measures and job.measures[-1][1] > doubt else ""
 
     def _piece(self, token: int) -> str:
         """All characters that the token may add to a text: a lone piece may be shown without its space or byte."""
@@ -118,39 +141,59 @@ class Decoding:
             shared = common_prefix(kept.ids, job.ids) if kept is not None else 0
             job.cached = min(shared, len(job.ids) - 1)
             self.work.recomputed_tokens += shared - job.cached
-            self.work.prefill_tokens += len(job.ids) - job.cached
+            self.work.prefill_tokens += len(job.ids) - job.cached + len(job.draft)
             layers.append(kept.cut(job.cached) if kept is not None else [])
             choosers.append(Chooser(job.sampling, self.network.model.generation_config, self.network.device))
         rows.stack(layers)
-        logits = rows.read([job.ids[job.cached :] for job in jobs])
-        for job, token in zip(jobs, choose(choosers, [job.ids for job in jobs], logits), strict=True):
-            job.new.append(token)
-        self._measure(jobs, logits)
+        unread = [[*job.ids[job.cached :], *job.draft] for job in jobs]
+        logits = rows.read(unread, last=1 + max(len(job.draft) for job in jobs))
+        self._begin(jobs, choosers, logits)
+        for row, job in enumerate(jobs):
+            rows.forget(row, len(job.draft) - (len(job.new) - 1))
         return choosers
+
+    def _begin(self, jobs: list[Job], choosers: list[Chooser], logits: torch.Tensor) -> None:
+        """Each row's first tokens: of its draft those that it writes itself, and the one after them.
+
+        logits [B, K, V]: the last of a row is that after all it has read, its draft included.
+        """
+        best: list[list[int]] = logits.argmax(-1).tolist()
+        written: list[tuple[int, int, int]] = []
+        for row, (job, chooser) in enumerate(zip(jobs, choosers, strict=True)):
+            first = logits.shape[1] - 1 - len(job.draft)
+            ids = list(job.ids)
+            for place, expected in enumerate((*job.draft, None), first):
+                token = best[row][place] if chooser.plain else chooser.choose(ids, logits[row, place])
+                written.append((row, place, token))
+                ids.append(token)
+                if token != expected:
+                    break
+        asked = [one for one in written if wants_measures(jobs[one[0]])]
+        thoughts: Iterator[list[float]] = iter(())
+        if asked:
+            rows, places, tokens = zip(*asked, strict=True)
+            thoughts = iter(thought(logits[list(rows), list(places)], tokens))
+        for row, _, token in written:
+            job = jobs[row]
+            pair = next(thoughts) if wants_measures(job) else None
+            if not (job.new and self.stops.reason(job)):  # what follows in a draft is not written any more
+                job.add(token, pair)
 
     def step(self) -> None:
         """One more token for every row."""
         last = [[job.new[-1]] if job is not None else [self.network.pad] for job in self.slots]
-        logits = self.rows.read(last)
+        logits = self.rows.read(last)[:, 0]
         self.work.decode_tokens += len(self.live)
         written = [job.ids + job.new if job is not None else [] for job in self.slots] if self._picky else []
         tokens = choose(self._choosers, written, logits)
-        for job, token in zip(self.slots, tokens, strict=True):
+        asked = [row for row, job in enumerate(self.slots) if wants_measures(job)]
+        pairs: dict[int, list[float]] = {}
+        if asked:
+            few = logits if len(asked) == len(logits) else logits[asked]
+            pairs = dict(zip(asked, thought(few, [tokens[row] for row in asked]), strict=True))
+        for row, job in enumerate(self.slots):
             if job is not None:
-                job.new.append(token)
-        self._measure(self.slots, logits)
-
-    def _measure(self, jobs: Sequence[Job | None], logits: torch.Tensor) -> None:
-        """Note what the model thought of each row's newest token, for those that asked; logits [B, V]."""
-        asked = [
-            (row, job) for row, job in enumerate(jobs) if job is not None and job.sampling and job.sampling.measured
-        ]
-        if not asked:
-            return
-        chosen = torch.tensor([[job.new[-1]] for _, job in asked], device=logits.device)
-        logprob, entropy = measures(logits[[row for row, _ in asked]], chosen)
-        for (_, job), pair in zip(asked, torch.cat([logprob, entropy], dim=1).tolist(), strict=True):
-            job.measures.append(pair)
+                job.add(tokens[row], pairs.get(row))
 
     @property
     def _picky(self) -> bool:

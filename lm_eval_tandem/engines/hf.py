@@ -77,6 +77,7 @@ class HFEngine(Local):
         """What was computed with the adapter."""
         stops = Stops(self.lm.tokenizer, end_tokens)
         self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
+        self.drafts = self._network.stackable
         self._decoding = Decoding(self._network, stops, self._prefixes, self.work)
         self._wake = threading.Condition()
         self._gathered: list[Job] = []
@@ -142,7 +143,10 @@ class HFEngine(Local):
 
     def _job(self, prompt: Prompt, sampling: Sampling | None) -> Job:
         ids = self.encode(prompt.text) + list(prompt.continued)
-        return Job(prompt, ids, asyncio.get_running_loop().create_future(), time.perf_counter(), sampling)
+        job = Job(prompt, ids, asyncio.get_running_loop().create_future(), time.perf_counter(), sampling)
+        if sampling is not None and self.drafts:
+            job.draft = prompt.draft[: sampling.max_tokens - 1]  # at least one token is written
+        return job
 
     def _fits(self, prompt: int, new: int) -> None:
         if prompt + new > self.window:

@@ -48,6 +48,8 @@ class APIEngine:
         EngineError: no server is reached, or it does not know the model or the key.
     """
 
+    drafts = False
+
     def __init__(self, model: str, arguments: Mapping[str, Any]) -> None:
         self.options = options = Options.read(model, arguments)
         self.name, self.prices = model, options.prices

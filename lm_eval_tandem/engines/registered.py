@@ -60,6 +60,8 @@ class RegisteredEngine:
         EngineError: the model cannot be made.
     """
 
+    drafts = False
+
     def __init__(self, backend: str, model: str, arguments: Mapping[str, Any]) -> None:
         self.name, self.backend = model, backend
         known = accepted(backend) or set()

@@ -87,7 +87,7 @@ class Network:
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.takes_last = "logits_to_keep" in accepted
         self.stackable = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
     @property
@@ -158,11 +158,21 @@ class Rows:
             ]
         return [(layer.keys[row][:, filled], layer.values[row][:, filled]) for layer in self.cache.layers]
 
-    def forward(self, ids: torch.Tensor, real: torch.Tensor, last_only: bool) -> torch.Tensor:
-        """One pass over new tokens `ids` [B, M] (`real` [B, M] says which are no padding); logits [B, M or 1, V]."""
+    def forget(self, row: int, cells: int) -> None:
+        """The newest cells of a row hold nothing that was written; they become a hole."""
+        if cells:
+            self.mask[row, -cells:] = False
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor, last: int | None = None) -> torch.Tensor:
+        """One pass over new tokens `ids` [B, M] (`real` [B, M] says which are no padding); logits [B, M, V].
+
+        last: of so many positions at the end alone, [B, last, V].
+        """
         before = self.mask.sum(1, keepdim=True)
         self.mask = torch.cat([self.mask, real], dim=1)
-        arguments: dict[str, Any] = dict(self.network.last_only) if last_only else {}
+        arguments: dict[str, Any] = {}
+        if last is not None and self.network.takes_last:
+            arguments["logits_to_keep"] = last
         if self.network.takes_positions:
             arguments["position_ids"] = (before + real.cumsum(1) - 1).clamp(min=0)
         output = self.network.model(
@@ -173,12 +183,12 @@ class Rows:
             **arguments,
         )
         logits: torch.Tensor = output.logits
-        return logits[:, -1:] if last_only else logits
+        return logits if last is None else logits[:, -last:]
 
-    def read(self, new: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read each row's new tokens, aligned on the right; logits after the last one, [B, V]."""
+    def read(self, new: Sequence[Sequence[int]], last: int = 1) -> torch.Tensor:
+        """Read each row's new tokens, aligned on the right; logits after each of the last ones, [B, last, V]."""
         ids, real = self._align(new)
-        return self.forward(ids, real, last_only=True)[:, -1]
+        return self.forward(ids, real, last)
 
     def score(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Read each row's new tokens; log-probability and entropy of each of them but the first, [B, M - 1] float32.
@@ -191,7 +201,7 @@ class Rows:
         logprob, entropy = [], []
         for start in range(0, width, step):
             stop = min(width, start + step)
-            logits = self.forward(ids[:, start:stop], real[:, start:stop], last_only=False)
+            logits = self.forward(ids[:, start:stop], real[:, start:stop])
             logits = logits[:, : min(stop, width - 1) - start]
             targets = ids[:, start + 1 : start + 1 + logits.shape[1]]
             each = measures(logits, targets.unsqueeze(-1))
@@ -209,7 +219,7 @@ class Rows:
 def measures(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of `targets` [..., 1] and entropy, [..., 1] each, of logits [..., V]; float32."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
-    each = log_p.exp().mul_(log_p).sum(-1, keepdim=True)
+    each = torch.linalg.vecdot(log_p.exp(), log_p).unsqueeze(-1)
     # A masked logit is minus infinity and makes 0 * -inf; only then is the slower, exact sum needed.
     if not bool(each.isfinite().all()):
         each = -torch.special.entr(log_p.exp()).sum(-1, keepdim=True)

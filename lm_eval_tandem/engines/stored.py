@@ -24,7 +24,7 @@ class Stored:
         self.engine = engine
         self.store = store
         self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
-        self.lm, self.places = engine.lm, engine.places
+        self.lm, self.places, self.drafts = engine.lm, engine.places, engine.drafts
         self.identity, self.work = engine.identity, engine.work
         self.found = 0
         """Calls answered from the store."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -93,6 +93,8 @@ class VLLMEngine(Local):
         EngineError: the model cannot be loaded, or this vLLM cannot be measured in.
     """
 
+    drafts = False
+
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         given = {name: value for name, value in arguments.items() if name != "device"}  # vLLM knows its own
         self.name = str(given["pretrained"])
@@ -124,20 +126,25 @@ class VLLMEngine(Local):
         self._fits(len(ids), sampling.max_tokens)
         session = self._session(prompt)
         with self._shares.one() as seconds:
-            found = await self._ask(ids, self._params(sampling), session)
+            found = await self._ask(ids, self._params(sampling), session, until=self._doubts(sampling))
         self.work.generate_seconds += seconds[0]
         output, cached = found.outputs[0], found.num_cached_tokens or 0
         new = tuple(output.token_ids)
+        reason = output.finish_reason or "doubt"
         self._count(session, ids, cached, new[:-1])
         self.work.decode_tokens += len(new)
         logprob = entropy = None
         if sampling.measured:
             logprob, entropy, measured = self._entropy.read(output.logprobs, self._vocabulary)
             self._check(measured)
+            doubts = np.flatnonzero(entropy > (np.inf if sampling.doubt is None else sampling.doubt))
+            if len(doubts) and doubts[0] + 1 < len(new):  # vLLM has written on before it was told
+                n, reason = int(doubts[0]) + 1, "doubt"
+                new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
         return Completion(
             text=self.text(tuple(new), sampling.stop),
             token_ids=new,
-            finish_reason=output.finish_reason,
+            finish_reason=reason,
             prompt_tokens=len(ids),
             cached_tokens=cached,
             seconds=time.perf_counter() - since,
@@ -233,8 +240,26 @@ class VLLMEngine(Local):
                 f"{self.window} tokens; lower max_gen_toks or the efforts, or use a model with a longer window."
             )
 
-    async def _ask(self, ids: list[int], params: SamplingParams, session: Session, salted: bool = False) -> Any:
-        options: dict[str, Any] = {"lora_request": self.lm.lora_request}
+    def _doubts(self, sampling: Sampling) -> Callable[[Any], bool] | None:
+        """Whether a generation that goes on has just written a token of more than `Sampling.doubt`."""
+        doubt = sampling.doubt
+        if doubt is None:
+            return None
+
+        def newest(found: Any) -> bool:
+            return bool((self._entropy.read(found.outputs[0].logprobs, self._vocabulary)[1] > doubt).any())
+
+        return newest
+
+    async def _ask(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        session: Session,
+        salted: bool = False,
+        until: Callable[[Any], bool] | None = None,
+    ) -> Any:
+        options: dict[str, Any] = {"lora_request": self.lm.lora_request, "until": until}
         if self._ranks > 1:  # to the rank whose cache holds the question
             options["data_parallel_rank"] = zlib.crc32(session.salt.encode()) % self._ranks
         prompt: dict[str, Any] = {"prompt_token_ids": ids}
@@ -262,7 +287,7 @@ class VLLMEngine(Local):
             spaces_between_special_tokens=False,
             logprobs=self._entropy.columns if sampling.measured else None,
             flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.FINAL_ONLY if sampling.doubt is None else RequestOutputKind.CUMULATIVE,
             **chosen,
         )
 

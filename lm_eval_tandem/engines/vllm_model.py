@@ -11,8 +11,8 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from importlib.metadata import version
 from itertools import count
 from typing import Any, TypeVar
@@ -73,23 +73,39 @@ class Served:
         """What lm-eval reads the model's configuration from."""
         return self.llm
 
-    async def one(self, prompt: Mapping[str, Any], params: SamplingParams, **options: Any) -> Any:
+    async def one(
+        self,
+        prompt: Mapping[str, Any],
+        params: SamplingParams,
+        until: Callable[[Any], bool] | None = None,
+        **options: Any,
+    ) -> Any:
         """The finished `RequestOutput` for one prompt of token ids (vLLM's `TokensPrompt`).
+
+        until: asked of what has come so far; True ends the request, and the output's finish_reason is then None.
 
         May be awaited in any loop; cancelling it aborts the request.
 
         Raises:
             EngineError: vLLM refused the request, or has ended.
         """
-        work = asyncio.run_coroutine_threadsafe(self._one(prompt, params, options), self._loop)
+        work = asyncio.run_coroutine_threadsafe(self._one(prompt, params, options, until), self._loop)
         return await asyncio.wrap_future(work)
 
-    async def _one(self, prompt: Mapping[str, Any], params: SamplingParams, options: Mapping[str, Any]) -> Any:
+    async def _one(
+        self,
+        prompt: Mapping[str, Any],
+        params: SamplingParams,
+        options: Mapping[str, Any],
+        until: Callable[[Any], bool] | None = None,
+    ) -> Any:
         last = None
         name = f"tandem-{next(self._numbers)}"
         try:
-            async for output in self.llm.generate(prompt, params, name, **options):
-                last = output
+            async with aclosing(self.llm.generate(prompt, params, name, **options)) as outputs:
+                async for last in outputs:
+                    if until is not None and not last.finished and until(last):
+                        return last  # closing the outputs aborts the request
         except EngineDeadError as error:
             raise EngineError(
                 "an engine of vLLM has ended and answers no more; its log, above, says why. "

@@ -169,6 +169,7 @@ def gate(role: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
 def train(role: str, recipe: Recipe, minutes: float, resume: bool, look_every: float, log_file: Path) -> None:
     """The whole run; what is in the folder is always the last checkpoint."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    halves = device == "cuda" or "AVX512" in torch.backends.cpu.get_cpu_capability()  # else bfloat16 is the slower one
     torch.manual_seed(recipe.seed)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tk.save(recipe.folder)
@@ -202,7 +203,8 @@ def train(role: str, recipe: Recipe, minutes: float, resume: bool, look_every: f
 
     size = sum(p.numel() for p in model.parameters())
     told = {**vars(recipe), "folder": recipe.folder.name}
-    say(role=role, parameters=size, recipe=told, device=device, torch=torch.__version__)
+    precision = "bfloat16" if halves else "float32"
+    say(role=role, parameters=size, recipe=told, device=device, precision=precision, torch=torch.__version__)
     progress = {"share": 0.0}
     stream = batches(role, recipe, progress, f"{role} {recipe.seed} {state['step']}")
     began, looked, losses = time.monotonic() - state["seconds"], time.monotonic(), []
@@ -214,7 +216,7 @@ def train(role: str, recipe: Recipe, minutes: float, resume: bool, look_every: f
             cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * turn)) / 2
             group["lr"] = recipe.rate * min(1.0, state["step"] / WARM_UP) * cosine
         ids, weights = (tensor.to(device) for tensor in next(stream))
-        with torch.autocast(device, torch.bfloat16, enabled=turn < FULL_PRECISION_FROM):
+        with torch.autocast(device, torch.bfloat16, enabled=halves and turn < FULL_PRECISION_FROM):
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         each = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         weight = weights[:, 1:].flatten()
@@ -242,6 +244,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--role", choices=RECIPES, required=True)
     parser.add_argument("--steps", type=int, help="optimizer steps; default: the recipe's")
+    parser.add_argument(
+        "--width", type=int, help="of a smaller or larger model, a multiple of 32; default: the recipe's"
+    )
     parser.add_argument("--out", type=Path, help="folder for the weights; default: where the package looks for them")
     parser.add_argument("--minutes", type=float, default=math.inf, help="shorten the schedule to so much time")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -252,6 +257,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     recipe = RECIPES[given.role]
     changed = {"steps": given.steps or recipe.steps, "folder": given.out or recipe.folder}
+    if given.width is not None:
+        changed |= {"width": given.width, "feed_forward": given.width * recipe.feed_forward // recipe.width}
     log_file = given.log or Path(__file__).parent / "logs" / f"{given.role}.log"
     train(given.role, Recipe(**{**vars(recipe), **changed}), given.minutes, given.resume, given.look_every, log_file)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_eval_tandem.reports.runs import Floats
 from lm_eval_tandem.sufficiency import schemas
@@ -58,6 +59,19 @@ def probed(look: Record, judge: Sufficiency) -> float:
     """How many tokens of the answer the probe would have taken."""
     assert judge.probe is not None
     return float(judge.probe.length(np.array(look["answer_entropy"])))
+
+
+def tokens(stages: Sequence[Sequence[Record]], name: str) -> NDArray[np.int32] | None:
+    """`answer_ids` or `prompt_end` of each stage's looks, int32 (Q, T, P), -1 after; None if not all are kept."""
+    told: list[list[list[int]]] = [[last_look(r).get(name) or [] for r in records] for records in stages]
+    if not all(ids for records in told for ids in records):
+        return None
+    longest = max(len(ids) for records in told for ids in records)
+    found = np.full((len(told[0]), len(told), longest), -1, dtype=np.int32)
+    for stage, records in enumerate(told):
+        for row, ids in enumerate(records):
+            found[row, stage, : len(ids)] = ids
+    return found
 
 
 def last_look(record: Record) -> dict[str, Any]:

@@ -8,7 +8,10 @@ import numpy as np
 
 from lm_eval_tandem.accounting import TERA
 from lm_eval_tandem.reports.judge import everywhere
+from lm_eval_tandem.reports.scores import tokens
 from lm_eval_tandem.reports.study import Study
+from lm_eval_tandem.sufficiency.collected import probing_costs
+from lm_eval_tandem.sufficiency.probe import refusals
 from lm_eval_tandem.sufficiency.thresholds import Outcomes, simulate
 
 if TYPE_CHECKING:
@@ -47,15 +50,13 @@ def outcomes_of(study: Study, judge: Sufficiency | None) -> Outcomes | None:
     if not mentor_size or not intern_size:
         return None
     scores = np.stack([one for one, _ in told], axis=1)
-    probes = np.stack([length for _, length in told], axis=1)
     ended = np.array([[r["mentor_stages"] < stage for r in run.records] for stage, run in stages.items()]).T
-    waste = probes * (2 / TERA) * intern_size * ~ended
+    probes = np.stack([length for _, length in told], axis=1).astype(np.int64) * ~ended
+    written = np.array([[r["tokens"]["intern_new"] for r in run.records] for run in stages.values()]).T
+    records = [run.records for run in stages.values()]
+    refused = refusals(probes, written, tokens(records, "answer_ids"), tokens(records, "prompt_end"))
     cost = np.stack([run.columns["tflops"] for run in stages.values()], axis=1)
     mentor = np.stack([run.columns["mentor_tokens"] for run in stages.values()], axis=1)
     rest = (2 / TERA) * (mentor_size + intern_size) * (mentor[:, -1:] - mentor)
-    return Outcomes(
-        np.where(ended, 0.0, scores),
-        np.stack([run.score for run in stages.values()], axis=1),
-        cost + np.cumsum(waste, axis=1) - waste,
-        cost + rest + waste.sum(axis=1, keepdims=True) - waste,
-    )
+    costs = probing_costs(cost, cost + rest, (2 / TERA) * intern_size, probes, refused)
+    return Outcomes(np.where(ended, 0.0, scores), np.stack([run.score for run in stages.values()], axis=1), *costs)

@@ -124,7 +124,8 @@ class Sufficiency:
                 f"The judge was given an array of shape {np.shape(features)} (or one that is not finite); give the "
                 f"{width} finite numbers of one look at a prompt (schema {self.schema})."
             )
-        return float(self.estimator.predict_proba(np.reshape(features, (1, -1)))[0, 1])
+        # Checked above; scikit-learn's own checks would take most of the judge's time.
+        return float(self.estimator.positive(np.reshape(features, (1, -1)))[0])
 
 
 def save(

@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.sufficiency import schemas
-from lm_eval_tandem.sufficiency.probe import Probe, statistics
+from lm_eval_tandem.sufficiency.probe import Probe, refusals, statistics
 from lm_eval_tandem.sufficiency.thresholds import Outcomes
 
 Floats = NDArray[np.float64]
 _ARRAYS = (
     *("features", "correct", "cost", "fallback_cost", "judged", "logprob", "entropy", "answer_tokens"),
-    *("agrees", "parts"),
+    *("agrees", "parts", "answer_ids", "prompt_ends"),
     *("hidden", "prompts"),
 )
+_UNTIL_END = {"logprob": np.nan, "entropy": np.nan, "answer_ids": -1}
+"""Arrays of an answer's first tokens, and what stands there after its end."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Collected:
     agrees: (Q, T), as `correct`, but against the mentor's own full answer; None where that was not collected.
     tasks: the task of each question; None for one and the same.
     parts: float (Q, T, 36), as `features.parts` returns them; None if not collected.
+    answer_ids: int32 (Q, T, P), the first P tokens of the intern's answers, -1 after their end; None where they were
+        not collected, as with engines that read no drafts.
+    prompt_ends: int32 (Q, T, 8), the last tokens of the prompts, -1 before their beginning; None as `answer_ids`.
     hidden: float32 (Q, T, D), the intern's hidden state at the prompts' last tokens; None if not collected.
     prompts: (Q, T) of integer arrays, the prompts' tokens; None if not collected.
     """
@@ -58,6 +63,8 @@ class Collected:
     agrees: Floats | None = None
     tasks: list[str] | None = None
     parts: Floats | None = None
+    answer_ids: NDArray[np.int32] | None = None
+    prompt_ends: NDArray[np.int32] | None = None
     hidden: NDArray[np.float32] | None = None
     prompts: NDArray[np.object_] | None = None
 
@@ -122,21 +129,46 @@ class Collected:
         return self.prompts
 
     def outcomes(self, scores: Floats, probe: Probe | None, correct: Floats | None = None) -> Outcomes:
-        """What happens under scores (Q, T); a refused probe costs its tokens, an accepted one nothing.
+        """What happens under scores (Q, T); probes cost what `probe.refusals` says, an accepted one nothing.
 
         correct: other grades than the data's own, (Q, T).
         """
         judged = np.ones(np.shape(scores), dtype=bool) if self.judged is None else self.judged
-        waste = np.zeros(np.shape(scores))
+        lengths = np.zeros(np.shape(scores), dtype=np.int64)
         if probe is not None:
-            waste = self.probed(probe)[1] * self.token_cost * judged
+            lengths = self.probed(probe)[1].astype(np.int64) * judged
         grades = np.asarray(self.correct if correct is None else correct, dtype=np.float64)
-        return Outcomes(
-            np.where(judged, scores, 0.0),
-            grades,
-            self.cost + np.cumsum(waste, axis=1) - waste,
-            self.fallback_cost + waste.sum(axis=1, keepdims=True) - waste,
-        )
+        costs = self.costs(lengths)
+        return Outcomes(np.where(judged, scores, 0.0), grades, *costs)
+
+    def costs(self, lengths: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """`cost` and `fallback_cost`, (Q, T) each, with probes of so many tokens, int (Q, T), before."""
+        if not lengths.any():
+            return self.cost, self.fallback_cost
+        assert self.answer_tokens is not None
+        refused = refusals(lengths, self.answer_tokens, self.answer_ids, self.prompt_ends)
+        return probing_costs(self.cost, self.fallback_cost, self.token_cost, lengths, refused)
+
+
+def probing_costs(
+    cost: Floats,
+    fallback_cost: Floats,
+    token_cost: float,
+    lengths: NDArray[np.int64],
+    refused: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+) -> tuple[Floats, Floats]:
+    """What stopping at a stage costs, and what answering from it costs after all were refused, (Q, T) each.
+
+    cost, fallback_cost: the same without probes. token_cost: of one token of the intern. lengths, refused: tokens of
+    the probes and what `probe.refusals` says of them.
+    """
+    wasted, spared, spared_later = refused
+    before = np.cumsum(wasted, axis=1) - wasted
+    everything = wasted.sum(axis=1, keepdims=True)
+    return (
+        cost + token_cost * (before - spared),
+        fallback_cost + token_cost * (everything - lengths - spared_later),
+    )
 
 
 def together(found: Sequence[Collected]) -> Collected:
@@ -149,9 +181,9 @@ def together(found: Sequence[Collected]) -> Collected:
         arrays = [getattr(one, name) for one in found]
         if any(array is None for array in arrays):
             return None
-        if name in ("logprob", "entropy"):
-            longest = max(array.shape[2] for array in arrays)
-            arrays = [np.pad(a, ((0, 0), (0, 0), (0, longest - a.shape[2])), constant_values=np.nan) for a in arrays]
+        if name in _UNTIL_END:
+            longest, after = max(array.shape[2] for array in arrays), _UNTIL_END[name]
+            arrays = [np.pad(a, ((0, 0), (0, 0), (0, longest - a.shape[2])), constant_values=after) for a in arrays]
         return np.concatenate(arrays)
 
     arrays: dict[str, Any] = {name: joined(name) for name in _ARRAYS}

@@ -39,8 +39,13 @@ class _Judge(ClassifierMixin, BaseEstimator, ABC):
                 f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input; give the features it was fitted on."
             )
-        positive = expit(self._logit(rows))
+        positive = self.positive(rows)
         return np.stack([1.0 - positive, positive], axis=1)
+
+    def positive(self, rows: Floats) -> Floats:
+        """The probability of the second class, float64 (N,), for rows (N, F) that are known to be sound: no checks."""
+        found: Floats = expit(self._logit(rows))
+        return found
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The likelier class of each row of X (N, F), shape (N,)."""

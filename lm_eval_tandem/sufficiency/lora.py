@@ -172,7 +172,7 @@ def read(network: Network, rows: Prompts) -> torch.Tensor:
     for row, tokens in enumerate(rows):
         ids[row, width - len(tokens) :] = torch.from_numpy(np.asarray(tokens, dtype=np.int64))
         mask[row, width - len(tokens) :] = 1
-    arguments: dict[str, Any] = dict(network.last_only)
+    arguments: dict[str, Any] = {"logits_to_keep": 1} if network.takes_last else {}
     if network.takes_positions:
         arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0).to(network.device)
     with network.hidden() as caught:

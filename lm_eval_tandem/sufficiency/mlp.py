@@ -148,12 +148,17 @@ class SufficiencyClassifier(ClassifierMixin, BaseEstimator):
                 f"X has {values.shape[1]} features, but SufficiencyClassifier is expecting {self.n_features_in_} "
                 "features as input; give the features it was fitted on."
             )
-        values = self._standardised(self._transformed(values))
+        positive = self.positive(values)
+        return np.stack([1.0 - positive, positive], axis=1)
+
+    def positive(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability of the second class, float64 (N,), for rows (N, F) that are known to be sound: no checks."""
+        values = self._standardised(self._transformed(rows))
         for weight, bias in zip(self.weights_[:-1], self.biases_[:-1], strict=True):
             values = np.maximum(values @ weight.astype(np.float64) + bias, 0.0)
         logit = (values @ self.weights_[-1].astype(np.float64) + self.biases_[-1])[:, 0]
-        positive = 0.5 * (1.0 + np.tanh(0.5 * logit))
-        return np.stack([1.0 - positive, positive], axis=1)
+        found: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * logit))
+        return found
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The likelier class of each row of X (N, F), shape (N,)."""

@@ -1,6 +1,7 @@
 """The probe: the judge also sees how sure the intern is while it begins its answer. Beyond the paper. Numpy only.
 
-An accepted probe costs nothing, because the answer goes on from its tokens; a refused one costs its tokens.
+An accepted probe costs nothing, because the answer goes on from its tokens. A refused one is a draft of the next: only
+what differs is written again, so it costs little more than its last tokens (`refusals`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem.engines import CUE
 from lm_eval_tandem.errors import ClassifierError
 
 PROBE_NAMES: tuple[str, ...] = (
@@ -42,47 +44,34 @@ UNSURE = 0.5
 class Probe:
     """How far the intern begins its answer before it is judged.
 
-    tokens: at most so many. doubt: nats; after the first token with a higher entropy no further piece is begun
-    (infinite: never). piece: tokens generated at once, between which it is looked for doubt.
+    tokens: at most so many. doubt: nats; it ends with the first token that has a higher entropy (infinite: never).
     """
 
     tokens: int
     doubt: float = math.inf
-    piece: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "piece"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= KEPT:
-                raise ClassifierError(f"A probe's {name} must be a whole number from 1 to {KEPT}, not {value!r}.")
+        if type(self.tokens) is not int or not 1 <= self.tokens <= KEPT:
+            raise ClassifierError(f"A probe's tokens must be a whole number from 1 to {KEPT}, not {self.tokens!r}.")
         if not isinstance(self.doubt, (int, float)) or not self.doubt > 0:
             raise ClassifierError(f"A probe's doubt must be a positive number of nats, not {self.doubt!r}.")
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Probe:
         """A probe from the JSON that `spelled` makes; raises ClassifierError for anything else."""
-        if not isinstance(given, dict) or set(given) != {"tokens", "doubt", "piece"}:
-            raise ClassifierError(f"A probe is described by tokens, doubt and piece, not by {given!r}.")
-        return cls(given["tokens"], math.inf if given["doubt"] is None else given["doubt"], given["piece"])
+        if not isinstance(given, dict) or set(given) != {"tokens", "doubt"}:
+            raise ClassifierError(f"A probe is described by tokens and doubt, not by {given!r}.")
+        return cls(given["tokens"], math.inf if given["doubt"] is None else given["doubt"])
 
     def spelled(self) -> dict[str, Any]:
         """As JSON, where infinity is null."""
         return asdict(self) | {"doubt": self.doubt if math.isfinite(self.doubt) else None}
 
     def length(self, entropy: NDArray[np.floating[Any]]) -> int:
-        """How many tokens of an answer with these entropies (nats, float (n,)) the probe sees: what a refusal costs."""
+        """How many tokens of an answer with these entropies (nats, float (n,)) the probe sees."""
         shown = np.asarray(entropy)[: self.tokens]
         doubts = np.flatnonzero(shown > self.doubt)
-        if not len(doubts):
-            return len(shown)
-        pieces = -(-(int(doubts[0]) + 1) // self.piece)
-        return min(pieces * self.piece, len(shown))
-
-    def next_piece(self, entropy: NDArray[np.floating[Any]]) -> int:
-        """Tokens to generate after some of these entropies, float (n,); 0 where the probe has seen enough."""
-        if bool((np.asarray(entropy) > self.doubt).any()):
-            return 0
-        return max(0, min(self.piece, self.tokens - len(entropy)))
+        return int(doubts[0]) + 1 if len(doubts) else len(shown)
 
 
 def statistics(
@@ -119,3 +108,43 @@ def statistics(
             said.min(),
         ]
     )
+
+
+Ints = NDArray[np.int64]
+Tokens = NDArray[np.int32]
+
+
+def refusals(lengths: Ints, answers: Ints, ids: Tokens | None, ends: Tokens | None) -> tuple[Ints, Ints, Ints]:
+    """What probes cost, in tokens that are generated beside those of the answer given in the end; (Q, T) each.
+
+    lengths: int (Q, T), tokens of each stage's probe, 0 where none is made. answers: int (Q, T), tokens of the whole
+    answers. ids: int (Q, T, P), their first tokens, -1 after their end; ends: int (Q, T, 8), the last tokens of their
+    prompts, -1 before their beginning. None where an engine reads no drafts.
+
+    Returns the tokens that a refusal at each stage writes; how many tokens of its answer a stage need not write, if it
+    is answered from at once; and the same of what follows its probe, if it is answered from after later refusals.
+    """
+    spared_begun, spared_rest = np.zeros_like(lengths), np.zeros_like(lengths)
+    if ids is None or ends is None:
+        return lengths, spared_begun, spared_rest
+    places = np.arange(ids.shape[2])
+    drafts = np.full((len(lengths), ids.shape[2] + CUE), -1)
+    for stage in range(lengths.shape[1]):
+        length = lengths[:, stage]
+        unsaid = places + repeated(ends[:, stage], drafts)[:, None]
+        same = (np.take_along_axis(drafts, unsaid, axis=1) == ids[:, stage]) & (ids[:, stage] >= 0)
+        common = np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1))
+        spared_begun[:, stage] = np.clip(np.minimum(common, length - 1), 0, None)
+        rest = np.where(common >= length, np.minimum(common, answers[:, stage] - 1) - length, 0)
+        spared_rest[:, stage] = np.clip(rest, 0, None)
+        begun = np.where(places < length[:, None], ids[:, stage], -1)
+        drafts[:, : len(places)] = np.where(length[:, None] > 0, begun, drafts[:, : len(places)])
+    return lengths - spared_begun, spared_begun + spared_rest, spared_rest
+
+
+def repeated(ends: Tokens, drafts: Ints) -> Ints:
+    """How many leading tokens of each draft (Q, P) are the last ones of a prompt's end (Q, 8); see `engines.unsaid`."""
+    found = np.zeros(len(ends), dtype=np.int64)
+    for n in range(1, CUE + 1):
+        found[(ends[:, -n:] == drafts[:, :n]).all(axis=1)] = n
+    return found

@@ -82,6 +82,44 @@ class EngineConformance:
             np.testing.assert_allclose(completion.logprob, logprob[-n:], atol=1e-4)
             np.testing.assert_allclose(completion.entropy, entropy[-n:], atol=1e-4)
 
+    def test_doubt_ends_a_generation_with_the_token_that_raised_it(self, engine: Engine, reference: Reference) -> None:
+        whole = run(together(*(engine.generate(Prompt(text), Sampling(12, measured=True)) for text in TEXTS)))
+        doubts = [float(np.sort(one.entropy)[len(one.token_ids) // 2]) for one in whole]  # type: ignore[arg-type]
+        asked = [Sampling(12, measured=True, doubt=doubt) for doubt in doubts]
+        found = run(together(*(engine.generate(Prompt(t, (), t), s) for t, s in zip(TEXTS, asked, strict=True))))
+        for text, doubt, one, other in zip(TEXTS, doubts, whole, found, strict=True):
+            assert one.entropy is not None and other.entropy is not None
+            n = len(other.token_ids)
+            assert other.token_ids == one.token_ids[:n] and len(other.entropy) == n
+            np.testing.assert_allclose(other.entropy, one.entropy[:n], atol=1e-4)
+            assert (other.entropy[: n - 1] <= doubt + 1e-4).all()
+            if other.finish_reason == "doubt":
+                assert other.entropy[-1] > doubt - 1e-4
+            else:
+                assert n == len(one.token_ids) and other.finish_reason == one.finish_reason
+            rest = run(engine.generate(Prompt(text, other.token_ids, text), Sampling(12)))
+            assert list(other.token_ids + rest.token_ids)[:12] == reference.greedy(text, 12 + n)[:12]
+            engine.release(text)
+        assert any(one.finish_reason == "doubt" for one in found)
+
+    def test_a_draft_changes_no_output(self, engine: Engine, reference: Reference) -> None:
+        drafts = [tuple(reference.greedy(text, 12)[: 2 * i]) + (5, 6)[: i % 3] for i, text in enumerate(TEXTS)]
+        asked = Sampling(12, stop=(reference.tokenizer.decode(drafts[-1][7:8]),))
+        for sampling in (Sampling(12), Sampling(4), asked):
+            plain = run(together(*(engine.generate(Prompt(text), sampling) for text in TEXTS)))
+            prompts = [Prompt(text, session=text, draft=draft) for text, draft in zip(TEXTS, drafts, strict=True)]
+            found = run(together(*(engine.generate(prompt, sampling) for prompt in prompts)))
+            for text, one, other in zip(TEXTS, plain, found, strict=True):
+                assert (one.token_ids, one.text, one.finish_reason) == (
+                    other.token_ids,
+                    other.text,
+                    other.finish_reason,
+                )
+                on = run(engine.generate(Prompt(text, other.token_ids, text), Sampling(3)))
+                again = run(engine.generate(Prompt(text, other.token_ids), Sampling(3)))
+                assert on.token_ids == again.token_ids, "what was refused of a draft is still in the cache"
+                engine.release(text)
+
     def test_growing_equals_one_uninterrupted_run(self, engine: Engine, reference: Reference) -> None:
         async def grow(text: str) -> tuple[int, ...]:
             ids: tuple[int, ...] = ()

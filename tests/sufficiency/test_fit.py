@@ -139,7 +139,7 @@ def test_labels_of_the_mentor_look_at_no_grade(data: Collected) -> None:
 
 
 def test_a_refused_probe_costs_its_tokens_and_an_accepted_one_nothing(data: Collected) -> None:
-    probe = Probe(16, np.inf, 8)
+    probe = Probe(16)
     tokens = data.probed(probe)[1]
     scores = np.tile([0.1, 0.2, 0.9, 0.3], (240, 1))
     outcomes = data.outcomes(scores, probe)
