@@ -22,7 +22,7 @@ from lm_eval_tandem.sufficiency import classifier
 from lm_eval_tandem.sufficiency.estimators import LogisticJudge
 from test_model import COMMON, instances
 
-QUESTIONS = 30
+QUESTIONS = 24
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_collected_hidden_states_and_prompts_are_the_interns_own(collected: Path
 def test_a_classifier_of_hidden_states_has_its_thresholds_and_trade_off(
     collected: Path, classifiers: dict[str, Path]
 ) -> None:
-    for inputs, scored in (("hidden", QUESTIONS), ("lora", 9)):
+    for inputs, scored in (("hidden", QUESTIONS), ("lora", 7)):
         points = study.thresholds([collected], classifiers[inputs], "accuracy")
         assert {"frontier", "stage:3", "chosen"} <= {point.name for point in points}
         outcomes, _ = study.honest_outcomes(read(collected)[0], classifiers[inputs])
@@ -101,7 +101,9 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[list[str]
 def test_a_live_cascade_answers_as_the_stage_that_it_stopped_at(
     inputs: str, classifiers: dict[str, Path], fixed: dict[int, tuple[list[str], list[Record]]], tmp_path: Path
 ) -> None:
-    answers, records, lm = run(classifiers[inputs], thresholds="0.75:0.75:0.75:0.75")
+    limits = np.nanmedian(classifier.out_of_fold_of(classifiers[inputs])["scores"], axis=0)
+    thresholds = ":".join(f"{limit:.6f}" for limit in limits)  # about half of the questions pass
+    answers, records, lm = run(classifiers[inputs], thresholds=thresholds)
     assert len({record.stage for record in records}) > 1, "the cascade stopped everywhere at one stage"
     for i, record in enumerate(records):
         plain = fixed[record.stage]
@@ -116,7 +118,7 @@ def test_a_live_cascade_answers_as_the_stage_that_it_stopped_at(
     assert described["schema"] == {"hidden": "hidden-64/1", "lora": "hidden-lora-64/1"}[inputs]
 
     store = tmp_path / "s.sqlite"
-    kept = [run(classifiers[inputs], thresholds="0.75:0.75:0.75:0.75", store=str(store)) for _ in range(2)]
+    kept = [run(classifiers[inputs], thresholds=thresholds, store=str(store)) for _ in range(2)]
     for again, found, _ in kept:
         assert again == answers and [record.stage for record in found] == [record.stage for record in records]
         assert [record.tokens for record in found] == [record.tokens for record in records]
