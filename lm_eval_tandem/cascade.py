@@ -16,7 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.accounting import Prices, Tokens, bill, sum_known, tflops
-from lm_eval_tandem.engines import CUE, Completion, Engine, Prompt, Sampling, TokenStats, common_prefix, spared, unsaid
+from lm_eval_tandem.engines import (
+    CUE,
+    PLAIN,
+    Completion,
+    Engine,
+    Prompt,
+    Sampling,
+    TokenStats,
+    View,
+    common_prefix,
+    spared,
+    unsaid,
+)
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record, Stage
 from lm_eval_tandem.prompts import Prompts, Question, without_think_marks
@@ -45,11 +57,12 @@ class Judge(Protocol):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether it sees the 18 statistics of the prompt, as in the paper."""
+        """Whether it sees the prompt: the 18 statistics, as in the paper, or the hidden state."""
         ...
 
     def look(self, features: NDArray[np.float64], begun: Writing | None) -> NDArray[np.float64]:
-        """What the judge sees: the 18 statistics, or the stage alone, (1,), and, if it probes, the answer begun."""
+        """What the judge sees: the 18 statistics, the hidden state (D,) where it asks for that, or the stage alone,
+        (1,), and, if it probes, the answer begun."""
         ...
 
     def score(self, features: NDArray[np.float64]) -> float:
@@ -193,6 +206,8 @@ class Cascade:
     record_features: also judge-read fixed stages and keep the features in the record (for fitting a classifier).
     prices: of tokens, by role, for calls of which the engine does not say what they cost. Where there are any, every
         question has its dollars, be it 0.
+    view: how the judge looks at the intern's prompts; a hidden state takes the place of the statistics. With
+        record_features what a view without adapter shows is kept, and the prompt's tokens.
     """
 
     mentor: Engine | None
@@ -203,6 +218,7 @@ class Cascade:
     judge: Judge | None = None
     record_features: bool = False
     prices: Mapping[str, Prices] = field(default_factory=dict)
+    view: View = PLAIN
 
     async def answer(self, task: Task) -> tuple[str, Record]:
         """The answer (only what the answering role wrote) and the record of how it came about."""
@@ -230,12 +246,12 @@ class Cascade:
                 if walk.insight.finish_reason == "stop":
                     break  # the mentor had nothing to add: later stages are this one
                 await self._grow(walk, stage)
-            stats = await self._judge_reads(walk, walk.insight.text) if self.judge.reads_prompt else None
+            stats = await self._judge_reads(walk, walk.insight.text, self.view) if self.judge.reads_prompt else None
             answer = self._intern_writes(walk, stage, begun[-1].ids if begun else ())
             if self.judge.probe is not None:
                 await answer.begin(self.judge.probe)
             began = time.perf_counter()
-            known = np.array([float(stage)]) if stats is None else features(stats, stage)
+            known = shown(stats, stage)
             vector = self.judge.look(known, None if self.judge.probe is None else answer)
             score = self.judge.score(vector)
             spent = time.perf_counter() - began
@@ -261,7 +277,7 @@ class Cascade:
         answer = self._intern_writes(walk, stage, draft)
         if not self.record_features:
             return await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone")
-        stats = await self._judge_reads(walk, walk.insight.text)
+        stats = await self._judge_reads(walk, walk.insight.text, replace(self.view, adapter=None))
         look = self._look(walk, stage, answer, stats.seconds, features(stats, stage), None, None)
         found = await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone", measured=True)
         look.answer_logprob = answer.logprob[:KEPT].tolist()
@@ -270,6 +286,8 @@ class Cascade:
             look.answer_ids = list(answer.ids[:KEPT])
             look.prompt_end = ([-1] * CUE + answer.engine.encode(answer.prompt.text))[-CUE:]
         look.parts = parts(stats, self._question_tokens(walk)).tolist()
+        if stats.hidden is not None:
+            look.hidden, look.prompt_ids = stats.hidden, answer.engine.encode(answer.prompt.text)
         return found
 
     def _question_tokens(self, walk: Walk) -> int:
@@ -301,15 +319,18 @@ class Cascade:
             stages=stage,
         )
 
-    async def _judge_reads(self, walk: Walk, insights: str) -> TokenStats:
-        """The intern reads exactly the prompt that it would answer from (Eq. 3 to 6)."""
+    async def _judge_reads(self, walk: Walk, insights: str, view: View) -> TokenStats:
+        """The intern reads exactly the prompt that it would answer from (Eq. 3 to 6).
+
+        With an adapter it reads as another model: the answer starts from nothing of that.
+        """
         assert self.intern is not None
         text = self.prompts.intern(self.intern, walk.task.question, insights)
-        stats = await self.intern.score(Prompt(text, session=walk.task.session))
-        ids = self.intern.encode(text)
-        walk.tokens.judge_prefill += walk.new_tokens("intern", ids)
+        stats = await self.intern.score(Prompt(text, session=walk.task.session), view)
+        reader, ids = "intern" if view.adapter is None else "judge", self.intern.encode(text)
+        walk.tokens.judge_prefill += walk.new_tokens(reader, ids)
         if self.policy.needs_judge:
-            walk.dollars = sum_known(walk.dollars, self._dollars(walk, "intern", ids))
+            walk.dollars = sum_known(walk.dollars, self._dollars(walk, reader, ids))
         return stats
 
     def _dollars(
@@ -323,7 +344,7 @@ class Cascade:
         """What a call cost, or would at the role's prices; what an earlier one had read or written is cached."""
         cached = common_prefix(walk.paid.get(role, []), ids)
         walk.paid[role] = ids if completion is None else ids + list(completion.token_ids)
-        prices = self.prices.get(role)
+        prices = self.prices.get("intern" if role == "judge" else role)
         if prices is None or completion is None:
             return None if prices is None else prices.dollars(len(ids), cached, 0)
         if completion.dollars is not None:
@@ -461,3 +482,10 @@ class Cascade:
             dollars=walk.dollars,
             refused_tokens=walk.tokens.intern_new - (len(written.ids) if isinstance(written, Writing) else 0),
         )
+
+
+def shown(stats: TokenStats | None, stage: int) -> NDArray[np.float64]:
+    """What a judge's look starts from: the hidden state where that was asked for, the statistics, or the stage."""
+    if stats is None:
+        return np.array([float(stage)])
+    return features(stats, stage) if stats.hidden is None else stats.hidden.astype(np.float64)

@@ -44,6 +44,11 @@ def parsers() -> argparse.ArgumentParser:
     collect.add_argument(
         "--no_mentor", action="store_true", help="leave out the mentor's own answers, which fit --labels mentor needs"
     )
+    collect.add_argument(
+        "--hidden",
+        action="store_true",
+        help="also keep the intern's hidden states and the prompts' tokens, which fit --inputs hidden and lora need",
+    )
     collect.add_argument("--gen_kwargs", default=None)
     collect.add_argument("--system_instruction", default=None)
     collect.add_argument("--apply_chat_template", action="store_true")
@@ -54,7 +59,12 @@ def parsers() -> argparse.ArgumentParser:
     fit.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
     fit.add_argument("--output", type=Path, required=True, help="folder of the classifier")
     fit.add_argument("--recipe", default="default", help="default, or paper")
-    fit.add_argument("--inputs", default=None, help="statistics, probe, or statistics+probe; default: the recipe's")
+    fit.add_argument(
+        "--inputs",
+        default=None,
+        help="statistics, probe, or statistics+probe; default: the recipe's. Or hidden, the intern's hidden state, "
+        "and lora, the same after finetuning the intern (both from collect --hidden)",
+    )
     fit.add_argument("--model", default=None, help="mlp, boosting or logistic; by default the recipe's")
     fit.add_argument(
         "--labels",
@@ -64,6 +74,8 @@ def parsers() -> argparse.ArgumentParser:
     fit.add_argument("--per", default="all", help="all (one classifier), or task (one each, in folders)")
     fit.add_argument("--objective", default="accuracy", help=OBJECTIVE)
     fit.add_argument("--seed", type=int, default=42)
+    fit.add_argument("--device", default=None, help="of the intern, for --inputs lora")
+    fit.add_argument("--batch_size", type=int, default=8, help="prompts read together, for --inputs lora")
     fit.set_defaults(run=run_fit)
 
     limits = commands.add_parser("thresholds", help="a classifier's trade-off, from collected questions")
@@ -119,6 +131,7 @@ def run_collect(given: argparse.Namespace) -> None:
             "apply_chat_template",
             "confirm_run_unsafe_code",
             "metric",
+            "hidden",
         )
     }
     run["mentor"] = not given.no_mentor
@@ -130,7 +143,8 @@ def run_fit(given: argparse.Namespace) -> None:
     """`lm-eval-tandem fit`."""
     from lm_eval_tandem.study import fit
 
-    how = {name: getattr(given, name) for name in ("recipe", "inputs", "model", "labels", "seed")}
+    names = ("recipe", "inputs", "model", "labels", "seed", "device", "batch_size")
+    how = {name: getattr(given, name) for name in names}
     for folder, report in fit(given.collected, given.output, given.per, given.objective, **how):
         print(json.dumps(report["cascade"] | {name: report[name] for name in ("thresholds", "probe")}))
         print(f"fitted: {folder}")

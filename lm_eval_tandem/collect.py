@@ -19,7 +19,7 @@ import numpy as np
 
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.engines import CUE
+from lm_eval_tandem.engines import CUE, View, loading
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.grading import answer
 from lm_eval_tandem.grading.normalised import normalise
@@ -62,6 +62,9 @@ class Row:
     answer_ids: list[int] | None
     prompt_end: list[int] | None
     """Those tokens, and the last of the prompt; None where the intern's engine reads no drafts."""
+    hidden: Any = None
+    """The intern's hidden state at the prompt's last token, float32 (D,), and below the prompt's tokens; or None."""
+    prompt_ids: list[int] | None = None
 
 
 @dataclass
@@ -109,7 +112,8 @@ def collect(arguments: dict[str, Any], tasks: Sequence[str], output: Path, inclu
 
     arguments: as `--model_args`, without policy, store and ledger. include: folders with more task files.
     run: limit, apply_chat_template, system_instruction, num_fewshot, gen_kwargs, metric (the grade to learn;
-        by default the task's first), mentor (False: without the mentor's own answers, which `--labels mentor` needs).
+        by default the task's first), mentor (False: without the mentor's own answers, which `--labels mentor` needs),
+        hidden (also the intern's hidden states and the prompts' tokens, for `--inputs hidden` and `lora`).
     """
     from lm_eval.tasks import TaskManager
 
@@ -119,16 +123,26 @@ def collect(arguments: dict[str, Any], tasks: Sequence[str], output: Path, inclu
         if name in arguments:
             raise ArgumentError(f"collect sets {name} itself; leave {name}={arguments[name]} out of --model_args.")
     metric, mentor, limit = run.pop("metric", None), run.pop("mentor", True), run.pop("limit", None)
+    hidden = run.pop("hidden", False)
+    if hidden:
+        backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
+        loading.check_view(View(hidden=True), backend, "collect --hidden")
     folders = [str(_paths.task_configs()), *include]
     manager = TaskManager(include_path=folders, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=folders)
     output.mkdir(parents=True, exist_ok=True)
     lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features=True)
+    if hidden:
+        lm.record_hidden()
     passes = Run(lm, list(tasks), manager, metric, run)
     estimate(passes, limit, mentor)
     rows = passes.rows(limit, mentor)
     description = {**lm.description, "tasks": list(tasks), "format": FORMAT, "schema": SCHEMA, "policy": "collect"}
+    if hidden and lm.settings.intern is not None:  # how it is loaded again to be finetuned
+        loaded = lm.settings.intern.arguments
+        kept = {name: value for name, value in loaded.items() if name not in ("batch_size", "max_batch_size", "device")}
+        description["intern"] = {**description["intern"], "arguments": kept}
     lm.close()
     return write(output / FILE, rows, description)
 
@@ -221,6 +235,8 @@ def joined(
                 answer_entropy=look.answer_entropy,
                 answer_ids=look.answer_ids,
                 prompt_end=look.prompt_end,
+                hidden=look.hidden,
+                prompt_ids=look.prompt_ids,
             )
         )
     return rows
@@ -234,8 +250,12 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
     single = pyarrow.list_(pyarrow.float32())
     kinds = {"agrees": pyarrow.float64(), "answer_logprob": single, "answer_entropy": single, "parts": single}
     kinds |= dict.fromkeys(("answer_ids", "prompt_end"), pyarrow.list_(pyarrow.int32()))
+    kinds |= {"hidden": single, "prompt_ids": pyarrow.list_(pyarrow.int32())}
+    left_out = {name for name in ("hidden", "prompt_ids") if all(getattr(row, name) is None for row in rows)}
     columns = {
-        name: pyarrow.array([getattr(row, name) for row in rows], kinds.get(name)) for name in Row.__annotations__
+        name: pyarrow.array([getattr(row, name) for row in rows], kinds.get(name))
+        for name in Row.__annotations__
+        if name not in left_out
     }
     table = pyarrow.table(columns).replace_schema_metadata({"tandem": json.dumps(description)})
     unfinished = path.with_name(path.name + ".unfinished")
@@ -275,7 +295,8 @@ def _read(path: Path) -> tuple[Collected, dict[str, Any]]:
         table = pyarrow.parquet.read_table(file)
         description = json.loads((table.schema.metadata or {})[b"tandem"])
         efforts, sizes = description["efforts"], [description[role]["parameters"] for role in ("mentor", "intern")]
-        rows = table.to_pydict()
+        arrays = {name: table.column(name) for name in ("hidden", "prompt_ids") if name in table.column_names}
+        rows = {**table.drop_columns(list(arrays)).to_pydict(), **arrays}
         schema = description.get("schema")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -332,7 +353,29 @@ def _collected(rows: dict[str, list[Any]], stages: int, parameters: Sequence[int
         parts=column("parts", len(rows["parts"][0])) if rows.get("parts") and rows["parts"][0] else None,
         answer_ids=column("answer_ids", longest, np.int32, -1) if longest else None,
         prompt_ends=column("prompt_end", CUE, np.int32, -1),
+        hidden=hidden_of(rows.get("hidden"), at, shape),
+        prompts=prompts_of(rows.get("prompt_ids"), at, shape),
     )
+
+
+def hidden_of(column: Any, at: tuple[Any, Any], shape: tuple[int, int]) -> Any:
+    """Hidden states of a column of the file, float32 (Q, T, D), NaN where a stage is missing; None without one."""
+    if column is None or column.null_count:
+        return None
+    states = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    found = np.full((*shape, states.shape[1]), np.nan, dtype=np.float32)
+    found[at] = states
+    return found
+
+
+def prompts_of(column: Any, at: tuple[Any, Any], shape: tuple[int, int]) -> Any:
+    """Tokens of prompts of a column of the file, (Q, T) of int32 arrays; None without one."""
+    if column is None or column.null_count:
+        return None
+    found = np.empty(shape, dtype=object)
+    for q, t, tokens in zip(*at, column, strict=True):
+        found[q, t] = tokens.values.to_numpy(zero_copy_only=False)
+    return found
 
 
 def tflops_of(mentor_tokens: Any, intern_tokens: Any, parameters: Sequence[int]) -> Any:

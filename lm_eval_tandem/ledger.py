@@ -38,6 +38,10 @@ class Stage:
     """Statistics of question and insights apart (`sufficiency.features.parts`), for ablations."""
     probe_tokens: int = 0
     """Tokens of the answer as it was begun for this look, those read as a draft included."""
+    hidden: Any = None
+    """The hidden state at the prompt's last token, float32 (D,), for `collect`; a ledger on disk leaves it out."""
+    prompt_ids: list[int] | None = None
+    """The prompt's tokens, where its hidden state was asked for; left out as well."""
 
 
 @dataclass
@@ -112,7 +116,8 @@ def shortened(record: dict[str, Any]) -> dict[str, Any]:
     """A record with measured numbers to seven digits, what float32 has, and seconds to a millionth: half the size."""
     times = {name: round(value, 6) for name, value in record.items() if name.endswith("seconds")}
     looks = []
-    for look in record["stages"]:
+    for whole in record["stages"]:
+        look = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids")}
         lists = {
             name: [float(f"{value:.7g}") for value in values]
             for name, values in look.items()

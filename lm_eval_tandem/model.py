@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lm_eval_tandem import __version__, errors, harness, ledger, settings
 from lm_eval_tandem.cascade import Cascade, Policy, Task
-from lm_eval_tandem.engines import Engine, loading
+from lm_eval_tandem.engines import PLAIN, Engine, View, loading
 from lm_eval_tandem.engines.stored import Stored
 from lm_eval_tandem.errors import (
     ArgumentError,
@@ -78,12 +78,18 @@ class TandemLM(LM):
         self.ranks = Ranks()
         self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self.judge = self._load_judge() if chosen.policy.needs_judge else None
+        view = PLAIN if self.judge is None else self.judge.view
+        if self.judge is not None and chosen.intern is not None:
+            loading.check_view(view, chosen.intern.backend, f"classifier={chosen.classifier}")
         self.store = Store(chosen.store) if chosen.store is not None else None
         self._mentor = None if chosen.mentor is None else loading.load(chosen.mentor)
         self._intern = None if chosen.intern is None else loading.load(chosen.intern)
         refused = str(getattr(self._intern, "cannot_score", ""))
         if refused and (self.judge is not None or chosen.record_features):
             raise EngineError(refused)
+        if self.judge is not None and self._intern is not None:
+            who = f"classifier={chosen.classifier}"
+            loading.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
         self.cascade = Cascade(
             mentor=self._wrapped(self._mentor),
             intern=self._wrapped(self._intern),
@@ -93,6 +99,7 @@ class TandemLM(LM):
             judge=self.judge,
             record_features=chosen.record_features,
             prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
+            view=view,
         )
         self.records: list[Record] = []
         """Of this process; at rank 0, after each call of `generate_until`, those of all."""
@@ -113,6 +120,17 @@ class TandemLM(LM):
         self.settings = replace(self.settings, policy=chosen)
         self.cascade = replace(self.cascade, policy=chosen)
         self.records = []
+
+    def record_hidden(self) -> None:
+        """From now on what record_features keeps includes the intern's hidden states.
+
+        Raises:
+            ClassifierError: the intern's engine does not tell them.
+        """
+        assert self._intern is not None
+        view = View(hidden=True)
+        loading.prepare(self._intern, view, None, None, "collect --hidden")
+        self.cascade = replace(self.cascade, view=view)
 
     def _load_judge(self) -> Sufficiency:
         from lm_eval_tandem.sufficiency import classifier  # brings scikit-learn, which only a judge needs

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem import pair
 from lm_eval_tandem.collect import read
+from lm_eval_tandem.engines import loading
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
-from lm_eval_tandem.sufficiency import card, classifier
+from lm_eval_tandem.settings import PAIR
+from lm_eval_tandem.sufficiency import card, classifier, schemas
 from lm_eval_tandem.sufficiency.collected import Collected
 from lm_eval_tandem.sufficiency.fit import RECIPES, fit_sufficiency, per_question
 from lm_eval_tandem.sufficiency.thresholds import Outcomes, centred, choose, curve, simulate
@@ -22,6 +25,9 @@ from lm_eval_tandem.sufficiency.thresholds import Outcomes, centred, choose, cur
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
+BUNDLED = f"{PAIR}/intern"
+TOGETHER = 8
+"""Prompts that the intern reads together while it is finetuned."""
 POINTS = 15
 
 
@@ -30,7 +36,8 @@ def fit(
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Fit on collected questions and write the artefact into the folder `output`, or one a task into folders in it.
 
-    per: "all" (one classifier for all tasks) or "task". how: recipe, seed, inputs, model, labels of `fit_sufficiency`.
+    per: "all" (one classifier for all tasks) or "task". how: recipe, seed, inputs, model, labels of `fit_sufficiency`;
+        for the inputs "lora" also batch_size and device.
 
     Returns the folders written, and the report of each fit. Raises ClassifierError, ArgumentError.
     """
@@ -56,7 +63,11 @@ def fit(
 def _fit_one(
     data: Collected, description: dict[str, Any], output: Path, per: str, objective: str, how: dict[str, Any]
 ) -> dict[str, Any]:
-    fitted = fit_sufficiency(data, objective=objective, **how)
+    finetune: Any = None
+    if how.get("inputs") == "lora":
+        finetune = finetuning(data, description, how.get("batch_size") or TOGETHER, how.get("device"))
+    of_fit = {name: value for name, value in how.items() if name not in ("batch_size", "device")}
+    fitted = fit_sufficiency(data, objective=objective, finetune=finetune, **of_fit)
     report = fitted.report
     fitted_on = {name: report[name] for name in ("questions", "objective", "inputs", "model", "labels")}
     fitted_on |= {name: description[name] for name in ("tasks", "efforts", "insights", "guidance")}
@@ -71,8 +82,27 @@ def _fit_one(
         schema=fitted.schema,
         probe=fitted.probe,
         out_of_fold={"questions": keys(data.ids), "scores": fitted.scores.astype(np.float32)},
+        adapter=None if finetune is None else finetune.files,
     )
     return report
+
+
+def finetuning(data: Collected, description: dict[str, Any], together: int, device: str | None) -> Any:
+    """The intern of collected questions, to be finetuned (`lora.Finetuning`).
+
+    Raises:
+        ClassifierError: peft is missing, or the questions were collected without what this needs.
+    """
+    loading.need_peft("fit --inputs lora")
+    data.tokens()
+    told = description["intern"]
+    model, arguments = told["model"], dict(told.get("arguments", {}))
+    if device is not None:
+        arguments["device"] = device
+    from lm_eval_tandem.sufficiency.lora import Finetuning  # brings torch and peft
+
+    path = str(pair.INTERN) if model == BUNDLED else model
+    return Finetuning({**arguments, "pretrained": path}, model, together)
 
 
 def keys(ids: Sequence[str]) -> NDArray[np.uint64]:
@@ -92,8 +122,11 @@ def honest_outcomes(data: Collected, folder: Path, labels: str = "truth") -> tup
     """
     judge = classifier.load(folder, stages=data.features.shape[1])
     kept = classifier.out_of_fold_of(folder)
-    vectors = data.inputs(judge.schema, judge.probe)
-    scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
+    if schemas.adapted(judge.schema):  # what the adapter shows of other questions was not collected
+        scores = np.full(data.correct.shape, np.nan)
+    else:
+        vectors = data.inputs(judge.schema, judge.probe)
+        scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
     if kept:
         place = {int(key): row for row, key in enumerate(kept["questions"])}
         for q, key in enumerate(keys(data.ids)):

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem.errors import EngineError
+
 Messages = tuple[tuple[str, str], ...]
 """A conversation as (role, content) pairs."""
 
@@ -92,6 +94,32 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class View:
+    """How a judge looks at a prompt, beside its statistics.
+
+    hidden: it wants `TokenStats.hidden`.
+    adapter: checksum of the LoRA adapter that the model reads with (`loading.adapt`); None for the weights that answer.
+        What was computed with one is never used with another.
+    """
+
+    hidden: bool = False
+    adapter: str | None = None
+
+
+PLAIN = View()
+"""The statistics alone."""
+
+
+def only_plain(view: View, name: str) -> None:
+    """For engines that tell statistics alone. Raises EngineError for any other view of a prompt by the model `name`."""
+    if view != PLAIN:
+        raise EngineError(
+            f"{name} runs where hidden states are not told and no adapter is read with; run the intern with "
+            "intern_backend=hf, or use a classifier fitted with other --inputs than hidden or lora."
+        )
+
+
+@dataclass(frozen=True)
 class TokenStats:
     """The intern's view of a prompt of n tokens (paper, Eq. 3-5), natural logarithms.
 
@@ -99,12 +127,15 @@ class TokenStats:
         NaN where the first token has no token before it.
     cached_tokens: leading tokens whose statistics an earlier call had computed.
     seconds: the time of the forward pass that this prompt shared, divided by the prompts in its batch.
+    hidden: for `View.hidden` the last layer's hidden state at the last token, as it goes into the output layer; float32
+        of shape (D,).
     """
 
     logprob: NDArray[np.float32]
     entropy: NDArray[np.float32]
     cached_tokens: int
     seconds: float
+    hidden: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.logprob)
@@ -177,8 +208,9 @@ class Engine(Protocol):
         """Raises ContextError when prompt and `max_tokens` exceed the window."""
         ...
 
-    async def score(self, prompt: Prompt) -> TokenStats:
-        """Raises ContextError when the prompt exceeds the window, EngineError when the engine cannot score."""
+    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+        """Raises ContextError when the prompt exceeds the window, EngineError when the engine cannot score, or not in
+        this view."""
         ...
 
     def release(self, session: str) -> Unused | None:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_tandem.engines import Prompt, Sampling, Work, common_prefix
+from lm_eval_tandem.engines import PLAIN, Prompt, Sampling, View, Work, common_prefix
 from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows, measures
 from lm_eval_tandem.engines.sampling import Chooser, choose
 
 
 @dataclass(eq=False)
 class Job:
-    """One call of an engine that waits or runs: the prompt's tokens and, for a generation, what it wrote so far."""
+    """One call of an engine that waits or runs: the prompt's tokens and, for a generation, what it wrote so far; for a
+    judge's look at a prompt its view."""
 
     prompt: Prompt
     ids: list[int]
@@ -31,6 +32,7 @@ class Job:
     """Tokens that the row may begin with, read together with its prompt."""
     cached: int = 0
     finish_reason: str = ""
+    view: View = PLAIN
 
     def add(self, token: int, measured: list[float] | None) -> None:
         """Write a token, with its log-probability and entropy where they are asked for."""

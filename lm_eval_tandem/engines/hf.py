@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,11 +23,14 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats, Work, common_prefix
+from lm_eval_tandem.engines import PLAIN, Completion, Prompt, Sampling, TokenStats, View, Work, common_prefix
 from lm_eval_tandem.engines.decoding import Decoding, Job, Stops
 from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
 from lm_eval_tandem.errors import ContextError, EngineError
+
+if TYPE_CHECKING:
+    from lm_eval_tandem.engines.adapter import Adapter
 
 CPU = threading.Lock()
 """Held for each pass on a CPU: two engines at once would fight for the same cores."""
@@ -51,12 +54,7 @@ class HFEngine(Local):
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.name = str(arguments["pretrained"])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            lm = HFLM(**{"device": device, **arguments})
-        except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
-            reason = " ".join(str(error).split())
-            raise EngineError(f"the model {self.name} could not be loaded: {reason[:300]}") from error
+        lm = loaded(arguments)
         super().__init__(lm, lambda text: lm.tok_batch_encode([text])[0][0].long().tolist())
         if self.lm.backend != "causal" or getattr(self.lm.model, "_is_stateful", False):
             raise EngineError(
@@ -74,6 +72,9 @@ class HFEngine(Local):
         end_tokens = {self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
         self._prefixes = Prefixes(kept_room(self.lm.device))
+        self._adapter: Adapter | None = None
+        self._adapted = Prefixes(0)
+        """What was computed with the adapter."""
         stops = Stops(self.lm.tokenizer, end_tokens)
         self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
         self.drafts = self._network.stackable
@@ -96,12 +97,33 @@ class HFEngine(Local):
         completion: Completion = await self._submit(job)
         return completion
 
-    async def score(self, prompt: Prompt) -> TokenStats:
+    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
         """See `Engine.score`."""
+        if view.adapter not in (None, self._adapter and self._adapter.checksum):
+            raise EngineError(f"{self.name} was given no adapter {view.adapter}; load the classifier that has it.")
         job = self._job(prompt, None)
+        job.view = view
         self._fits(len(job.ids), 0)
         stats: TokenStats = await self._submit(job)
         return stats
+
+    @property
+    def width(self) -> int | None:
+        """D, the numbers of `TokenStats.hidden`; None for an architecture that shows none."""
+        return self._network.width
+
+    def adapt(self, adapter: Path, checksum: str) -> None:
+        """From now on `score` reads with the LoRA adapter of this folder where its view names the checksum. Everything
+        else goes on without it. Call it before the first question.
+
+        Raises:
+            ClassifierError: the adapter is none for this model.
+        """
+        from lm_eval_tandem.engines.adapter import Adapter  # brings peft, which only such a judge needs
+
+        self._adapter = Adapter.read(self.lm.model, adapter, checksum)
+        self._prefixes.room //= 2
+        self._adapted.room = self._prefixes.room
 
     def release(self, session: str) -> None:
         """See `Engine.release`."""
@@ -159,7 +181,9 @@ class HFEngine(Local):
                 if self._closed:
                     return
             while self._released:
-                self._prefixes.drop(self._released.popleft())
+                session = self._released.popleft()
+                self._prefixes.drop(session)
+                self._adapted.drop(session)
             involved: list[Job] = []
             try:
                 with torch.inference_mode(), self._autocast(), self._alone():
@@ -224,9 +248,18 @@ class HFEngine(Local):
         return str(postprocess_generated_text(text, [*stop, self._end_text], think_end))
 
     def _score(self, jobs: list[Job]) -> None:
+        plain = [job for job in jobs if job.view.adapter is None]
+        adapted = [job for job in jobs if job.view.adapter is not None]
+        if plain:
+            self._look(plain, self._prefixes)
+        if adapted and self._adapter is not None:
+            with self._adapter.on():
+                self._look(adapted, self._adapted)
+
+    def _look(self, jobs: list[Job], prefixes: Prefixes) -> None:
         started = time.perf_counter()
         rows = Rows(self._network)
-        before = [self._prefixes.get(job.prompt.session) for job in jobs]
+        before = [prefixes.get(job.prompt.session) for job in jobs]
         reused = []
         for job, kept in zip(jobs, before, strict=True):
             shared = 0
@@ -237,19 +270,44 @@ class HFEngine(Local):
             self.work.recomputed_tokens += shared - reused[-1]
             self.work.prefill_tokens += len(job.ids) - reused[-1]
         rows.stack([kept.cut(n) if kept else [] for kept, n in zip(before, reused, strict=True)])
-        scored = rows.score([job.ids[n:] for job, n in zip(jobs, reused, strict=True)])
+        hidden: list[Any] = [None] * len(jobs)
+        with self._network.hidden() if any(job.view.hidden for job in jobs) else nullcontext() as caught:
+            # The last token of every prompt is among the new ones, so its hidden state is in the last pass.
+            scored = rows.score([job.ids[n:] for job, n in zip(jobs, reused, strict=True)])
         logprobs, entropies = (tensor.cpu().numpy() for tensor in scored)
+        if caught is not None:
+            hidden = [state if job.view.hidden else None for job, state in zip(jobs, taken(caught), strict=True)]
         arrays = []
         for row, (job, kept, n) in enumerate(zip(jobs, before, reused, strict=True)):
             logprob = joined(kept.logprob if kept else None, n, logprobs[row], len(job.ids))
             entropy = joined(kept.entropy if kept else None, n, entropies[row], len(job.ids))
             arrays.append((logprob, entropy))
             if job.prompt.session is not None and self._network.stackable:
-                self._prefixes.put(job.prompt.session, Kept(job.ids, rows.take(row), logprob, entropy))
+                prefixes.put(job.prompt.session, Kept(job.ids, rows.take(row), logprob, entropy))
         seconds = time.perf_counter() - started
         self.work.judge_seconds += seconds
         share = seconds / len(jobs)
-        resolve([(job, TokenStats(*pair, n, share)) for job, pair, n in zip(jobs, arrays, reused, strict=True)])
+        found = [TokenStats(*pair, n, share, state) for pair, n, state in zip(arrays, reused, hidden, strict=True)]
+        resolve(list(zip(jobs, found, strict=True)))
+
+
+def taken(caught: list[torch.Tensor]) -> np.ndarray[Any, Any]:
+    """Hidden states [B, D] as float32 of their own."""
+    return np.array(caught[0].float().cpu().numpy())
+
+
+def loaded(arguments: Mapping[str, Any]) -> HFLM:
+    """lm-eval's model of these arguments.
+
+    Raises:
+        EngineError: it cannot be loaded.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return HFLM(**{"device": device, **arguments})
+    except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(f"the model {arguments['pretrained']} could not be loaded: {reason[:300]}") from error
 
 
 def joined(before: np.ndarray[Any, Any] | None, reused: int, new: np.ndarray[Any, Any], n: int) -> Any:

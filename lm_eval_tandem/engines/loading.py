@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Collection
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 
-from lm_eval_tandem.engines import Engine
+from lm_eval_tandem.engines import PLAIN, Engine, View
 from lm_eval_tandem.engines.remote import IGNORED, Options
-from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.settings import Role
 
 BACKENDS = ("hf", "vllm", "openai")
+VIEWING = ("hf",)
+"""Backends whose engines know other views of a prompt than the plain one: hidden states, adapters."""
 FROM_PRETRAINED = (
     "attn_implementation",
     "device_map",
@@ -91,3 +94,45 @@ def load(role: Role) -> Engine:
     from lm_eval_tandem.engines.hf import HFEngine
 
     return HFEngine({"pretrained": role.model, **role.arguments})
+
+
+def check_view(view: View, backend: str, who: str) -> None:
+    """Before a model is loaded: can an intern of this backend look at prompts as `who` (a clause) wants it to?
+
+    Raises:
+        ClassifierError: it cannot, or what that needs is not installed.
+    """
+    if view != PLAIN and backend not in VIEWING:
+        raise ClassifierError(
+            f"{who} needs the intern's hidden states, which intern_backend={backend} does not tell; "
+            f"use intern_backend={VIEWING[0]}, or other inputs (fit --inputs statistics, for example)."
+        )
+    if view.adapter is not None:
+        need_peft(who)
+
+
+def need_peft(who: str) -> None:
+    """Raises ClassifierError where peft is not installed, which `who` (a clause) needs."""
+    if find_spec("peft") is None:
+        raise ClassifierError(f"{who} needs the package peft; install it with pip install 'lm-eval-tandem[peft]'.")
+
+
+def prepare(intern: Engine, view: View, width: int | None, adapter: Path | None, who: str) -> None:
+    """After the models are loaded: the intern is ready for this view of prompts.
+
+    width: D, where the hidden state has to be of so many numbers. adapter: the folder of the view's adapter.
+    Raises:
+        ClassifierError: its hidden states are others, or the adapter is not for it.
+    """
+    if view == PLAIN:
+        return
+    from lm_eval_tandem.engines.hf import HFEngine
+
+    assert isinstance(intern, HFEngine)
+    if intern.width is None or width not in (None, intern.width):
+        raise ClassifierError(
+            f"{who} reads hidden states of {width or 'any'} numbers, but {intern.name} has "
+            f"{intern.width or 'no output layer to take them from, so none'}; use the intern that it was fitted on."
+        )
+    if view.adapter is not None and adapter is not None:
+        intern.adapt(adapter, view.adapter)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines import Completion, Messages, Prompt, Sampling, TokenStats, Unused
+from lm_eval_tandem.engines import PLAIN, Completion, Messages, Prompt, Sampling, TokenStats, Unused, View, only_plain
 from lm_eval_tandem.engines.entropy import Entropy, estimate
 from lm_eval_tandem.engines.openai_calls import CHAT, TEXT, CallWork, Servers
 from lm_eval_tandem.engines.remote import UNKNOWN_WINDOW, Failure, Options, Tries
@@ -157,10 +157,11 @@ class APIEngine:
             return await self._read_on(prompt, sampling)
         return await self._ask(prompt, sampling)
 
-    async def score(self, prompt: Prompt) -> TokenStats:
+    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
         """See `Engine.score`; with `entropy=topk:K` alone, and the entropies are then estimates."""
         if self.cannot_score:
             raise EngineError(self.cannot_score)
+        only_plain(view, self.name)
         self._fits(prompt, 1)
         started = time.perf_counter()
         path, body = await self._request(prompt, Sampling(max_tokens=1))

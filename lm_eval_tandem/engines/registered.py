@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.api_models import JsonChatStr
 
-from lm_eval_tandem.engines import Completion, Messages, Prompt, Sampling, TokenStats, Work
+from lm_eval_tandem.engines import PLAIN, Completion, Messages, Prompt, Sampling, TokenStats, View, Work
 from lm_eval_tandem.engines.remote import IGNORED, UNKNOWN_WINDOW
 from lm_eval_tandem.engines.textual import GO_ON, Counter, TextLM, cut, heard, letters, spoken, text_of
 from lm_eval_tandem.errors import CallError, ContextError, EngineError
@@ -115,7 +115,7 @@ class RegisteredEngine:
         seconds = time.perf_counter() - started
         return Completion(text, letters(text), "stop" if ended else "length", size, 0, seconds, counted=new)
 
-    async def score(self, prompt: Prompt) -> TokenStats:
+    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
         """See `Engine.score`: raises EngineError, these models tell no entropies."""
         raise EngineError(self.cannot_score)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,27 @@ class Network:
         self.takes_positions = "position_ids" in accepted
         self.takes_last = "logits_to_keep" in accepted
         self.stackable = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+    @property
+    def width(self) -> int | None:
+        """D, the numbers of a hidden state; None for an architecture whose output layer is not known."""
+        head = self.model.get_output_embeddings()
+        width = getattr(head, "in_features", None)
+        return None if width is None else int(width)
+
+    @contextmanager
+    def hidden(self) -> Iterator[list[torch.Tensor]]:
+        """While it lasts, the list holds the hidden state at the last position of the newest forward pass, [B, D].
+
+        It is taken on its way into the output layer, so no pass is made for it and no other layer's is kept.
+        """
+        caught: list[torch.Tensor] = []
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, given: caught.__setitem__(slice(None), [given[0][:, -1]]))
+        try:
+            yield caught
+        finally:
+            hook.remove()
 
 
 class Rows:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.engines import Completion, Engine, Messages, Prompt, Sampling, TokenStats, Unused
+from lm_eval_tandem.engines import PLAIN, Completion, Engine, Messages, Prompt, Sampling, TokenStats, Unused, View
 from lm_eval_tandem.store import Store, key_of
 
 MEASURES = ("logprob", "entropy")
+VIEWED = (*MEASURES, "hidden")
 
 
 class Stored:
@@ -41,15 +42,16 @@ class Stored:
         arrays = {name: unpacked(value[name]) for name in MEASURES if value[name] is not None}
         return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
 
-    async def score(self, prompt: Prompt) -> TokenStats:
-        """See `Engine.score`."""
+    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+        """See `Engine.score`. Each view has entries of its own."""
 
         async def fresh() -> dict[str, Any]:
-            value = asdict(await self.engine.score(prompt))
-            return value | {name: packed(value[name]) for name in MEASURES}
+            value = asdict(await self.engine.score(prompt, view))
+            return value | {name: packed(value[name]) for name in VIEWED if value[name] is not None}
 
-        value = await self._once({"score": "float32"}, prompt, fresh)
-        arrays = {name: unpacked(value[name]) for name in MEASURES}
+        viewed = {} if view == PLAIN else {"view": asdict(view)}
+        value = await self._once({"score": "float32", **viewed}, prompt, fresh)
+        arrays = {name: unpacked(value[name]) for name in VIEWED if value.get(name) is not None}
         return TokenStats(**{**value, **arrays})
 
     async def _once(

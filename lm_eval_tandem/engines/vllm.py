@@ -25,7 +25,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats, Work, common_prefix
+from lm_eval_tandem.engines import (
+    PLAIN,
+    Completion,
+    Prompt,
+    Sampling,
+    TokenStats,
+    View,
+    Work,
+    common_prefix,
+    only_plain,
+)
 from lm_eval_tandem.engines.entropy import Entropy, Values
 from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.vllm_model import VERSION, load
@@ -142,12 +152,13 @@ class VLLMEngine(Local):
             entropy=entropy,
         )
 
-    async def score(self, prompt: Prompt) -> TokenStats:
+    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
         """See `Engine.score`. vLLM always generates a token, so the prompt has to leave room for one.
 
         The statistics of tokens that vLLM finds in its prefix cache are those of this session's pass before. What
         other questions wrote there is of no use, hence the salt, and the first pass of a session reads all.
         """
+        only_plain(view, self.name)
         ids = self._ids(prompt)
         self._fits(len(ids), 1)
         session = self._session(prompt)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 REPEATS = 5
 SHOWN_FEATURES = 10
-MOST_FEATURES = 60
-"""More are entries of a hidden state."""
 
 
 def section(collected: Sequence[Path], judge: Sufficiency | None, asked: bool) -> Section:
@@ -29,7 +27,7 @@ def section(collected: Sequence[Path], judge: Sufficiency | None, asked: bool) -
     collected: files to look for data of the judge's pair in. asked: the user named them, so they have to fit.
     """
     part: Part | None = None
-    if judge is not None and len(judge.config["features"]) > MOST_FEATURES:
+    if judge is not None and judge.width is not None:
         part = Missing(f"The classifier {judge.name} sees hidden states, whose entries mean nothing one by one.")
     elif judge is not None:
         part = next((made for file in collected if (made := importance_table(file, judge, asked))), None)

@@ -43,7 +43,7 @@ def vector(record: Record, judge: Sufficiency) -> Floats | None:
     """What the judge is shown of a fixed stage; None where it was not recorded."""
     look = last_look(record)
     features = look.get("features")
-    if not features or judge.schema.startswith("hidden"):
+    if not features or judge.width is not None:
         return None
     if judge.probe is None:
         return np.array(features)

@@ -8,6 +8,8 @@ SEEN = {
     "statistics": "the intern's perplexity and entropy on question and insights",
     "probe": "how sure the intern is of the answer that it begins",
     "statistics+probe": "the intern's perplexity and entropy on question, insights and the answer that it begins",
+    "hidden": "the intern's last-layer hidden state after question and insights",
+    "lora": "the last-layer hidden state, after question and insights, of the intern finetuned for this with LoRA",
 }
 """What a judge goes by, per inputs of `fit`."""
 

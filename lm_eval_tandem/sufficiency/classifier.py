@@ -1,8 +1,9 @@
 """The sufficiency classifier as an artefact on disk: JSON and safetensors, so that loading runs no code.
 
-A folder holds config.json (what it is, what it is shown, for which pair, thresholds, checksum), model.safetensors (its
-arrays, see `models.py`), README.md (its card) and, where it was fitted by the command line, out_of_fold.safetensors
-(scores of the questions it was fitted on, by classifiers that had not seen them; judging does not need it).
+A folder holds config.json (what it is, what it is shown, for which pair, thresholds, checksums), model.safetensors (its
+arrays, see `models.py`), README.md (its card), for hidden states of a finetuned intern the folder adapter (LoRA weights
+and their JSON, see `engines/adapter.py`) and, where it was fitted by the command line, out_of_fold.safetensors (scores
+of the questions it was fitted on, by classifiers that had not seen them; judging does not need it).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lm_eval_tandem import __version__
+from lm_eval_tandem.engines import PLAIN, View
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.sufficiency import schemas
 from lm_eval_tandem.sufficiency.mlp import SufficiencyClassifier
@@ -33,6 +35,8 @@ __all__ = ["FORMAT_VERSION", "Sufficiency", "SufficiencyClassifier", "load", "sa
 
 FORMAT_VERSION = 1
 SCORES = "out_of_fold.safetensors"
+ADAPTER = "adapter"
+"""The folder of the LoRA adapter, and the entry of config.json with the checksums of its files."""
 
 _KEYS: dict[str, type] = {
     "features": list,
@@ -68,6 +72,7 @@ class Sufficiency:
 
     name: the folder's name. schema: of the features. pair: {"mentor": ..., "intern": ...}. recipe: how it was fitted.
     config: all of config.json. probe: how far the answer is begun before it is judged; None for not at all.
+    adapter: the folder of the LoRA adapter that the intern reads with; None for none.
     """
 
     estimator: Estimator
@@ -78,16 +83,30 @@ class Sufficiency:
     recipe: str
     config: dict[str, Any]
     probe: Probe | None = None
+    adapter: Path | None = None
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether it sees the 18 statistics of the prompt, for which the intern has to read it as a judge."""
+        """Whether it sees the prompt's statistics or hidden state, for which the intern has to read it as a judge."""
         return self.schema != schemas.PROBE
+
+    @property
+    def width(self) -> int | None:
+        """D, the numbers of the hidden state that it sees; None where it sees none."""
+        return schemas.width(self.schema)
+
+    @property
+    def view(self) -> View:
+        """How the intern has to look at a prompt for it."""
+        if self.width is None:
+            return PLAIN
+        return View(True, None if self.adapter is None else checksum_of(self.config[ADAPTER]))
 
     def look(self, features: NDArray[np.float64], begun: Measured | None = None) -> NDArray[np.float64]:
         """What the judge sees.
 
-        features: the 18 statistics of a prompt, or the stage alone, (1,), where it does not read the prompt.
+        features: the 18 statistics of a prompt, its hidden state, (D,), where that is what it sees, or the stage
+            alone, (1,), where it does not read the prompt.
         begun: the answer as far as the probe goes; None for a classifier that does not probe.
         """
         if self.probe is None:
@@ -121,12 +140,14 @@ def save(
     schema: str = schemas.STATISTICS,
     probe: Probe | None = None,
     out_of_fold: Mapping[str, NDArray[Any]] | None = None,
+    adapter: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write an artefact, each file in one step, config.json last.
 
     classifier: fitted on vectors of the schema with labels 0 and 1. thresholds: in [0, 1], one per stage, stage 0
     included. pair: {"mentor": name, "intern": name}. fitted_on: anything JSON holds (data set, split, number of
     questions). probe: as the classifier was fitted with. out_of_fold: arrays for out_of_fold.safetensors.
+    adapter: the files of the LoRA adapter by name, where the schema is of hidden states under one.
     Raises ClassifierError when something of this does not fit or the folder cannot be written.
     """
     tensors = tensors_of(classifier)
@@ -145,6 +166,8 @@ def save(
         training |= {"validation_accuracy": classifier.validation_accuracy_, "epochs_run": classifier.epochs_run_}
     if probe is not None:
         config["probe"] = probe.spelled()
+    if adapter is not None:
+        config[ADAPTER] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(adapter.items())}
     config |= {
         "training": training,
         "stages": len(thresholds),
@@ -155,7 +178,7 @@ def save(
         "sha256": hashlib.sha256(model).hexdigest(),
         "versions": _versions(),
     }
-    _restored(Path(folder), config, model)
+    _restored(Path(folder), config, model, adapter or {})
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -164,11 +187,14 @@ def save(
         ) from None
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        if adapter is not None:
+            (Path(folder) / ADAPTER).mkdir(exist_ok=True)
         files = {"model.safetensors": model, "README.md": card.encode(), "config.json": text.encode()}
         if out_of_fold is not None:
             files = {SCORES: _packed(out_of_fold), **files}
+        files = {**{f"{ADAPTER}/{name}": content for name, content in (adapter or {}).items()}, **files}
         for name, content in files.items():
-            temporary = Path(folder) / f".{name}.{os.getpid()}.tmp"
+            temporary = (Path(folder) / name).with_name(f".{Path(name).name}.{os.getpid()}.tmp")
             try:
                 temporary.write_bytes(content)
                 temporary.replace(Path(folder) / name)
@@ -233,7 +259,7 @@ def load(folder: str | Path, *, stages: int | None = None) -> Sufficiency:
         config = None
     if not isinstance(config, dict):
         raise ClassifierError(f"{path}/config.json is not a JSON object; fetch the folder again or refit it.")
-    loaded = _restored(path, config, content["model.safetensors"])
+    loaded = _restored(path, config, content["model.safetensors"], _adapter_files(path, config))
     if stages not in (None, len(loaded.thresholds)):
         raise ClassifierError(
             f"The classifier {path} has thresholds for {len(loaded.thresholds)} stages (stage 0 included), but this "
@@ -242,8 +268,27 @@ def load(folder: str | Path, *, stages: int | None = None) -> Sufficiency:
     return loaded
 
 
-def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
-    """The artefact of a parsed config and the bytes of its arrays, every claim of the config checked."""
+def _adapter_files(path: Path, config: dict[str, Any]) -> dict[str, bytes]:
+    """The files of the adapter that a parsed config names, by name; none where it names none."""
+    listed = config.get(ADAPTER, {})
+    if not isinstance(listed, dict) or not all(Path(name).name == name for name in listed):
+        raise ClassifierError(f"{path}/config.json needs {ADAPTER!r} as names of files with checksums; refit it.")
+    try:
+        return {name: (path / ADAPTER / name).read_bytes() for name in listed}
+    except OSError as error:
+        raise ClassifierError(
+            f"The classifier {path} lacks a file of its LoRA adapter ({error.strerror}: {error.filename}); fetch the "
+            "folder again or refit it."
+        ) from None
+
+
+def checksum_of(files: Mapping[str, str]) -> str:
+    """One checksum of several files with checksums of their own."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _restored(path: Path, config: dict[str, Any], model: bytes, adapter: Mapping[str, bytes]) -> Sufficiency:
+    """The artefact of a parsed config, the bytes of its arrays and those of its adapter, every claim checked."""
     if config.get("format_version") != FORMAT_VERSION:
         raise ClassifierError(
             f"The classifier {path} has format version {config.get('format_version')}, but this lm-eval-tandem reads "
@@ -261,7 +306,7 @@ def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
     for key, form in (_KEYS | (_MLP_KEYS if kind == "mlp" else {})).items():
         if type(config.get(key)) is not form:
             raise ClassifierError(f"{path}/config.json needs {key!r} as {form.__name__}; refit the classifier.")
-    if (config["schema"] != schemas.STATISTICS) != ("probe" in config):
+    if schemas.probing(config["schema"]) != ("probe" in config):
         raise ClassifierError(
             f"{path}/config.json has {'a' if 'probe' in config else 'no'} probe, which does not go with its schema "
             f"{config['schema']!r}; refit it."
@@ -270,6 +315,17 @@ def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
         probe = Probe.read(config["probe"]) if "probe" in config else None
     except ClassifierError as error:
         raise ClassifierError(f"{path}/config.json: {error} Refit the classifier.") from None
+    if schemas.adapted(config["schema"]) != bool(adapter):
+        raise ClassifierError(
+            f"{path}/config.json has {'a' if adapter else 'no'} LoRA adapter, which does not go with its schema "
+            f"{config['schema']!r}; refit it."
+        )
+    for name, content in adapter.items():
+        if hashlib.sha256(content).hexdigest() != config[ADAPTER][name]:
+            raise ClassifierError(
+                f"{path}/{ADAPTER}/{name} is corrupted (its checksum differs from config.json); fetch the folder "
+                "again or refit it."
+            )
     if hashlib.sha256(model).hexdigest() != config["sha256"]:
         raise ClassifierError(
             f"{path}/model.safetensors is corrupted (its checksum differs from config.json); fetch the folder "
@@ -313,4 +369,5 @@ def _restored(path: Path, config: dict[str, Any], model: bytes) -> Sufficiency:
         config["recipe"],
         config,
         probe,
+        path / ADAPTER if adapter else None,
     )

@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 _ARRAYS = (
     *("features", "correct", "cost", "fallback_cost", "judged", "logprob", "entropy", "answer_tokens"),
     *("agrees", "parts", "answer_ids", "prompt_ends"),
+    *("hidden", "prompts"),
 )
 _UNTIL_END = {"logprob": np.nan, "entropy": np.nan, "answer_ids": -1}
 """Arrays of an answer's first tokens, and what stands there after its end."""
@@ -45,6 +46,8 @@ class Collected:
     answer_ids: int32 (Q, T, P), the first P tokens of the intern's answers, -1 after their end; None where they were
         not collected, as with engines that read no drafts.
     prompt_ends: int32 (Q, T, 8), the last tokens of the prompts, -1 before their beginning; None as `answer_ids`.
+    hidden: float32 (Q, T, D), the intern's hidden state at the prompts' last tokens; None if not collected.
+    prompts: (Q, T) of integer arrays, the prompts' tokens; None if not collected.
     """
 
     ids: list[str]
@@ -62,6 +65,8 @@ class Collected:
     parts: Floats | None = None
     answer_ids: NDArray[np.int32] | None = None
     prompt_ends: NDArray[np.int32] | None = None
+    hidden: NDArray[np.float32] | None = None
+    prompts: NDArray[np.object_] | None = None
 
     def part(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
         """Some of the questions."""
@@ -90,8 +95,38 @@ class Collected:
         return said, said[:, :, 0]
 
     def inputs(self, schema: str = schemas.STATISTICS, probe: Probe | None = None) -> Floats:
-        """The vectors that a judge is shown under a schema, float64 (Q, T, F)."""
+        """The vectors that a judge is shown under a schema, float64 (Q, T, F); for hidden states, `hidden` as it is.
+
+        Raises ClassifierError where what that needs was not collected, or is of another width.
+        """
+        wanted = schemas.width(schema)
+        if wanted is not None:
+            found = self.hidden_states()
+            if found.shape[2] != wanted:
+                raise ClassifierError(
+                    f"These questions were collected with hidden states of {found.shape[2]} numbers, not of {wanted} "
+                    f"as the schema {schema} has; they are of another intern."
+                )
+            return found.astype(np.float64)
         return schemas.vectors(schema, self.features, None if probe is None else self.probed(probe)[0])
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """`hidden`; raises ClassifierError where it was not collected."""
+        if self.hidden is None:
+            raise ClassifierError(
+                "These questions were collected without the intern's hidden states; collect again with --hidden (what "
+                "the store holds is not generated again), or fit with --inputs statistics."
+            )
+        return self.hidden
+
+    def tokens(self) -> NDArray[np.object_]:
+        """`prompts`; raises ClassifierError where they were not collected."""
+        if self.prompts is None:
+            raise ClassifierError(
+                "These questions were collected without the prompts' tokens, from which the intern is finetuned; "
+                "collect again with --hidden (what the store holds is not generated again)."
+            )
+        return self.prompts
 
     def outcomes(self, scores: Floats, probe: Probe | None, correct: Floats | None = None) -> Outcomes:
         """What happens under scores (Q, T); probes cost what `probe.refusals` says, an accepted one nothing.

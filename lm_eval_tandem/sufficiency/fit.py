@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,8 @@ _PAPERS_MLP = {"hidden": (64, 32), "dropout": 0.3, "lr": 1e-4, "epochs": 3, "pat
 
 INPUTS = {"statistics": schemas.STATISTICS, "probe": schemas.PROBE, "statistics+probe": schemas.BOTH}
 """What a classifier may be shown: the prompt's statistics, the answer begun, or both."""
+HIDDEN_INPUTS = ("hidden", "lora")
+"""What it may be shown besides, where it was collected: the intern's hidden state, as it is or finetuned for this."""
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(("statistics",), "mlp", GRID, {"mlp": _PAPERS_MLP}),
     "default": Recipe(tuple(INPUTS), "logistic", FINE_GRID, {"mlp": _OWN_MLP}),
@@ -89,6 +91,16 @@ class Fitted:
     scores: Floats
 
 
+class Finetune(Protocol):
+    """What finetunes the intern (`lora.Finetuning`)."""
+
+    def __call__(
+        self, prompts: NDArray[np.object_], labels: NDArray[np.int64], held_out: NDArray[np.bool_], seed: int
+    ) -> NDArray[np.float32]:
+        """Hidden states of all prompts, float32 (Q, T, D), after learning from questions not held out."""
+        ...
+
+
 def fit_sufficiency(
     data: Collected,
     recipe: str = "default",
@@ -98,6 +110,7 @@ def fit_sufficiency(
     inputs: str | None = None,
     model: str | None = None,
     labels: str = "truth",
+    finetune: Finetune | None = None,
 ) -> Fitted:
     """Fit a classifier, choose its thresholds out of sample, and report how well both do there.
 
@@ -110,7 +123,10 @@ def fit_sufficiency(
             (5 folds by question), on a grid that is finer near 1; then one fit on all questions.
     objective: see `choose`.
     seed: of splits, weights, dropout and batch order.
-    inputs: one of `INPUTS`; model: "mlp", "boosting" or "logistic"; by default the recipe's.
+    inputs: one of `INPUTS`, by default the recipe's; or "hidden", the intern's last hidden state, or "lora", the same
+        after `finetune` has taught the intern. The finetuned one has seen its questions, so "lora" has thresholds on
+        30 % as the paper's recipe.
+    model: "mlp", "boosting" or "logistic"; by default the recipe's, and for hidden states "mlp".
     labels: "truth" (the task's grades) or "mentor" (agreement with the mentor's own answer: no truth is looked at).
 
     The report holds plain JSON values, measured on out-of-sample scores, costs in the unit of `data`: recipe, inputs,
@@ -129,8 +145,9 @@ def fit_sufficiency(
     chosen = RECIPES.get(recipe)
     if chosen is None:
         raise ClassifierError(f"The recipe {recipe!r} is unknown; give one of {', '.join(RECIPES)}.")
-    model = model or chosen.model
-    for name, value, allowed in (("inputs", inputs, INPUTS), ("model", model, MODELS), ("labels", labels, LABELS)):
+    model = model or ("mlp" if inputs in HIDDEN_INPUTS else chosen.model)
+    known = (*INPUTS, *HIDDEN_INPUTS)
+    for name, value, allowed in (("inputs", inputs, known), ("model", model, MODELS), ("labels", labels, LABELS)):
         if value is not None and value not in allowed:
             raise ClassifierError(f"{name}={value} is not known; give one of {', '.join(allowed)}.")
     parse_objective(objective)
@@ -139,9 +156,19 @@ def fit_sufficiency(
     truth = _checked(data)
     made: Any = MODELS[model]
     make = partial(made, **chosen.parameters.get(model, {}), **({} if model == "logistic" else {"seed": seed}))
-    inputs, probe = choose_inputs(data, truth, (inputs,) if inputs else chosen.inputs, objective, seed)
-    vectors = data.inputs(INPUTS[inputs], probe)
-    estimator, scores = _fitted(make, vectors, truth, recipe == "paper", seed)
+    held_out = recipe == "paper" or inputs == "lora"
+    schema, probe = "", None
+    if inputs == "lora":
+        if finetune is None:
+            raise ClassifierError("inputs=lora needs what finetunes the intern; fit with `lm-eval-tandem fit`.")
+        data = replace(data, hidden=finetune(data.tokens(), truth, _held_out(truth, seed)[:, 0], seed))
+    if inputs in HIDDEN_INPUTS:
+        schema = schemas.hidden(data.hidden_states().shape[2], inputs == "lora")
+    else:
+        inputs, probe = choose_inputs(data, truth, (inputs,) if inputs else chosen.inputs, objective, seed)
+        schema = INPUTS[inputs]
+    vectors = data.inputs(schema, probe)
+    estimator, scores = _fitted(make, vectors, truth, held_out, seed)
     kept = ~np.isnan(scores[:, 0])
     outcomes = data.part(kept).outcomes(scores[kept], probe)
     thresholds = choose(outcomes, objective, chosen.grid)
@@ -162,19 +189,25 @@ def fit_sufficiency(
         "calibration": calibration(outcomes.scores, truth[kept]),
     }
     report["cascade"] |= cross_fitted(outcomes, objective, chosen.grid, seed)
-    return Fitted(estimator, thresholds, report, INPUTS[inputs], probe, scores)
+    return Fitted(estimator, thresholds, report, schema, probe, scores)
+
+
+def _held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """The 30 % of the questions that are not fitted on, bool (Q, T)."""
+    groups = np.repeat(np.arange(len(labels)), labels.shape[1])
+    return validation_rows(labels.ravel(), groups, 0.3, seed).reshape(labels.shape)
 
 
 def _fitted(
-    make: Callable[[], Any], vectors: Floats, labels: NDArray[np.int64], paper: bool, seed: int
+    make: Callable[[], Any], vectors: Floats, labels: NDArray[np.int64], keeps_apart: bool, seed: int
 ) -> tuple[Estimator, Floats]:
     """An estimator and the scores (Q, T) of questions that it, or its like, has not seen (NaN for others)."""
     questions, stages = labels.shape
     groups = np.repeat(np.arange(questions), stages)
     rows = vectors.reshape(-1, vectors.shape[2])
-    if not paper:
+    if not keeps_apart:
         return _fit(make(), rows, labels.ravel(), groups), out_of_fold(make, vectors, labels, FOLDS, seed)
-    held_out = validation_rows(labels.ravel(), groups, 0.3, seed)
+    held_out = _held_out(labels, seed).ravel()
     estimator = make()
     if hasattr(estimator, "epochs"):  # the MLP keeps the same 30 % apart by itself, to choose its epoch
         estimator.fit(rows, labels.ravel(), groups)

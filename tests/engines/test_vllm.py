@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engines.conformance import TEXTS, EngineConformance, Reference, run, together
 from engines.vllm_server import CPU, INSTALLED
 from lm_eval_tandem import pair
-from lm_eval_tandem.engines import Engine, Prompt, Sampling
+from lm_eval_tandem.engines import Engine, Prompt, Sampling, View
 from lm_eval_tandem.engines.entropy import bounds
 from lm_eval_tandem.engines.hf import HFEngine
 from lm_eval_tandem.errors import EngineError
@@ -105,6 +105,10 @@ class TestVLLMEngine(EngineConformance):
             expected = log_p.gather(1, torch.tensor(whole)[1:, None])[:, 0].numpy()
             np.testing.assert_allclose(stats.logprob[1:], expected, atol=2e-4)
             np.testing.assert_allclose(stats.entropy[1:], -(log_p.exp() * log_p).sum(-1).numpy(), atol=2e-4)
+
+    def test_it_says_that_it_tells_no_hidden_states(self, engine: Any) -> None:
+        with pytest.raises(EngineError, match="hidden states are not told .* intern_backend=hf"):
+            run(engine.score(Prompt("x"), View(hidden=True)))
 
     def test_another_session_s_cache_is_not_taken_for_known(self, engine: Any, reference: Reference) -> None:
         async def twice() -> Any:

@@ -188,6 +188,21 @@ def test_several_classifiers_and_per_subject_ones_are_compared(tmp_path: Path) -
     assert isinstance(gap, Number) and gap.signed
 
 
+def test_classifiers_of_other_inputs_are_rows_that_say_what_they_see(tmp_path: Path) -> None:
+    world = World.random(40)
+    for policy in POLICIES:
+        world.write(tmp_path, policy)
+    for name, schema in (("a-hidden", "hidden-64/1"), ("a-lora", "hidden-lora-64/1")):
+        judge = {"tasks": ["t_train"], "sha256": name, "schema": schema, "model": "mlp", "labels": "truth"}
+        World(world.right, world.scores, (0.9, 0.9, 0.9), judge=judge).write(tmp_path, "cascade", classifier=name)
+    made = report([tmp_path])
+    shown = tables(made)["inputs-t-large-small"]
+    assert row(shown, "cascade (a-hidden)")["inputs"] == "hidden-64/1"
+    assert row(shown, "cascade (a-lora)")["inputs"] == "hidden-lora-64/1"
+    assert "cascade (judge): points above it" in shown.columns, "the others are compared with the default recipe's own"
+    assert "inputs" not in missing(made)
+
+
 def test_two_pairs_on_one_task_stand_beside_each_other(tmp_path: Path) -> None:
     for seed, (mentor, intern) in enumerate(itertools.product(("lab/large", "lab/giant"), ("lab/small",))):
         world = World.random(30, seed, models={"mentor": mentor, "intern": intern}, pair=f"{mentor[4:]}+small")
