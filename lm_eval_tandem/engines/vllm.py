@@ -146,9 +146,13 @@ class VLLMEngine(Local):
         session = self._session(prompt)
         known = common_prefix(session.scored, ids)
         with self._shares.one() as seconds:
-            # Where texts part at the end of a block the cache would hold all that is known, but of the token after
-            # it nobody would know the log-probability.
-            stats = await self._measure(session, ids, known) if known % self.block else None
+            stats = None
+            if known:
+                # Where texts part at the end of a block the cache holds all that is known, and nobody knows yet how
+                # likely the token after it was.
+                parted = known < len(ids) and known % self.block == 0
+                next_token = await self._next(session, ids[:known], ids[known]) if parted else None
+                stats = await self._measure(session, ids, known, next_token)
             if stats is None:
                 stats = await self._measure(session, ids, 0)
         if stats is None:
@@ -157,10 +161,35 @@ class VLLMEngine(Local):
         session.scored, (session.logprob, session.entropy, cached) = ids, stats
         return TokenStats(session.logprob, session.entropy, cached, seconds[0])
 
-    async def _measure(self, session: Session, ids: list[int], known: int) -> tuple[Values, Values, int] | None:
+    async def _next(self, session: Session, ids: list[int], token: int) -> tuple[float, float]:
+        """Log-probability of a token after tokens that were read before, and the entropy there: the last block again.
+
+        vLLM tells these of tokens that it generates, so it has to generate this one.
+        """
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            allowed_token_ids=[token],
+            logprobs=self._entropy.columns,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        found = await self._ask(ids, params, session, salted=True)
+        again = len(ids) - (found.num_cached_tokens or 0)
+        self.work.prefill_tokens += again
+        self.work.recomputed_tokens += again
+        logprob, entropy, measured = self._entropy.read(found.outputs[0].logprobs, self._vocabulary)
+        self._check(measured)
+        return float(logprob[0]), float(entropy[0])
+
+    async def _measure(
+        self, session: Session, ids: list[int], known: int, next_token: tuple[float, float] | None = None
+    ) -> tuple[Values, Values, int] | None:
         """One judge pass: the statistics of all tokens, and how many leading ones are those of the pass before.
 
-        known: leading tokens whose statistics the session has. None where the cache held more than those.
+        known: leading tokens whose statistics the session has. next_token: those of the token after them.
+        None where the cache held more than those.
         """
         params = SamplingParams(
             max_tokens=1,
@@ -174,7 +203,7 @@ class VLLMEngine(Local):
         found = await self._ask(ids, params, session, salted=True)
         cached = found.num_cached_tokens or 0
         self._count(session, ids, cached, ())
-        if cached and cached >= known:
+        if cached and cached >= known + (next_token is not None):
             return None
         logprob, entropy = np.full((2, len(ids)), np.nan, dtype=np.float32)
         if len(ids) > 1:
@@ -185,7 +214,10 @@ class VLLMEngine(Local):
             logprob[1 + left_out :], entropy[1 + left_out :] = rows[0], rows[1]
         if cached:
             # The first row that was computed is that of token `cached`, and tells of the token after it.
-            logprob[: cached + 1], entropy[: cached + 1] = session.logprob[: cached + 1], session.entropy[: cached + 1]
+            old = min(cached + 1, known)
+            logprob[:old], entropy[:old] = session.logprob[:old], session.entropy[:old]
+        if cached and cached == known and next_token is not None:
+            logprob[known], entropy[known] = next_token
         return logprob, entropy, cached
 
     def _session(self, prompt: Prompt) -> Session:

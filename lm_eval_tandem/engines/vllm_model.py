@@ -37,6 +37,10 @@ STEP_TOKENS = 1024
 CPU_BLOCK = 32
 """Tokens of a cache block on a CPU, where vLLM's own default of 128 would have a grown text read again in large parts;
 its kernels want a multiple of 32."""
+CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The model runs in the engine's own process. Where it has one to itself, which is vLLM's default on a CPU, the engine
+keeps a core busy with waiting for it; two engines at once take four cores so, of which two do nothing."""
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 CPU_ENVIRONMENT = {
     # Two engines would bind their threads to the same cores otherwise.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -192,6 +196,8 @@ def with_defaults(arguments: Mapping[str, Any], exact: bool) -> dict[str, Any]:
     given = {"enable_prefix_caching": True, "max_num_batched_tokens": STEP_TOKENS, **arguments}
     if ON_CPU:
         given = {"enforce_eager": True, "block_size": CPU_BLOCK, **given}
+        if all(int(given.get(name) or 1) == 1 for name in PARALLEL):
+            given = {"distributed_executor_backend": CPU_EXECUTOR, **given}
     template = dict(given.get("chat_template_args") or {})
     if "enable_thinking" in template:  # lm-eval's class would lose it there
         given = {"enable_thinking": template.pop("enable_thinking"), **given, "chat_template_args": template}
