@@ -116,11 +116,12 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
     mentor, intern = bench.mentor.parameters, bench.intern.parameters
     assert mentor is not None and intern is not None
     pair = f"{mentor / 1e6:,.1f}M + {intern / 1e6:,.1f}M parameters"
-    counts = "the paper's token counts and stage shares" + (f", times {given.scale}" if given.scale != 1 else "")
+    scaled = f", times {given.scale}" if given.scale != 1 else ""
     text = [
         f"# Latency: {given.engine}, {pair} ({mentor / intern:.2f}:1)",
         "",
-        f"Random weights, {given.dtype}; {counts}. {hardware(given.engine)}. `{command()}`",
+        f"Random weights, {given.dtype}; the paper's token counts and stage shares{scaled}. "
+        f"{hardware(given.engine)}. `{command()}`",
     ]
     print("\n".join(text), flush=True)
     found: list[dict[str, Any]] = []
@@ -133,7 +134,8 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
             runs.append(bench.policy(policy, count, places, given.scale))
             lines.append(row(runs[-1], next((run for run in runs if run.policy == "mentor"), None)))
             print(lines[-1], flush=True)
-        found.append(figures(runs, given, places) | {"task": f"MATH, {counts}", "pair": f"random weights, {pair}"})
+        found.append({"task": f"token counts of MATH{scaled}", "pair": f"random weights, {pair}"})
+        found[-1] |= figures(runs, given, places)
         if given.apart:
             alone = bench.apart(count, places, given.scale)
             together = next(run.wall for run in runs if run.policy == "cascade")
