@@ -1,7 +1,8 @@
 """vLLM as an engine: every call is a request of its own, and vLLM's continuous batching does the rest.
 
-Growing a text and answering after judging start from what vLLM's prefix cache holds, in whole blocks. A judge pass
-reads from that cache too: the statistics of the tokens found there are kept here from the pass before.
+A mentor's text that grows does so in a request that stays open (`vllm_growing`). Answering after judging starts from
+what vLLM's prefix cache holds, in whole blocks. A judge pass reads from that cache too: the statistics of the tokens
+found there are kept here from the pass before.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from vllm.sampling_params import RequestOutputKind
 from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats, Work, common_prefix
 from lm_eval_tandem.engines.entropy import Entropy, Values
 from lm_eval_tandem.engines.local import Local, weights_identity
+from lm_eval_tandem.engines.vllm_growing import Grown, Growth
 from lm_eval_tandem.engines.vllm_model import VERSION, load
 from lm_eval_tandem.errors import ContextError, EngineError
 
@@ -106,6 +108,7 @@ class VLLMEngine(Local):
         self._sessions: dict[str, Session] = {}
         self._numbers = count()
         self._shares = Shares()
+        self._growth = Growth(self._served, settings.cache_config.kv_cache_size_tokens or 0, self.places)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
@@ -114,7 +117,7 @@ class VLLMEngine(Local):
         self._fits(len(ids), sampling.max_tokens)
         session = self._session(prompt)
         with self._shares.one() as seconds:
-            found = await self._ask(ids, self._params(sampling), session)
+            found = await self._grow(prompt, sampling, ids) or await self._ask(ids, self._params(sampling), session)
         self.work.generate_seconds += seconds[0]
         output, cached = found.outputs[0], found.num_cached_tokens or 0
         new = tuple(output.token_ids)
@@ -134,6 +137,18 @@ class VLLMEngine(Local):
             logprob=logprob,
             entropy=entropy,
         )
+
+    async def _grow(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> Grown | None:
+        """A text that later calls will grow, or that an earlier one left open, goes on in its open request.
+
+        Only greedy texts: a seed's random numbers would run on instead of beginning anew with each call.
+        """
+        params = self._params(sampling)
+        plain = not params.stop and params.logprobs is None and params.repetition_penalty == 1.0
+        if prompt.session is None or prompt.horizon is None or sampling.temperature > 0 or not plain or self._ranks > 1:
+            return None
+        options = {"lora_request": self.lm.lora_request}
+        return await self._growth.goes_on(prompt.session, ids, prompt.horizon, params, options)
 
     async def score(self, prompt: Prompt) -> TokenStats:
         """See `Engine.score`. vLLM always generates a token, so the prompt has to leave room for one.
@@ -231,6 +246,7 @@ class VLLMEngine(Local):
     def release(self, session: str) -> None:
         """See `Engine.release`. What vLLM's prefix cache holds goes when its room is needed."""
         self._sessions.pop(session, None)
+        self._growth.end(session)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""

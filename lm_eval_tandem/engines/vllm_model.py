@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import count
@@ -85,22 +85,28 @@ class Served:
         Raises:
             EngineError: vLLM refused the request, or has ended.
         """
-        work = asyncio.run_coroutine_threadsafe(self._one(prompt, params, options), self._loop)
-        return await asyncio.wrap_future(work)
+        return await self.run(self._one(prompt, params, options))
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of something that has to run in vLLM's loop, awaited in any other; cancelling it reaches there."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have something done in vLLM's loop, for which nobody waits."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(work, self._loop)
+        else:
+            work.close()
+
+    def new_name(self) -> str:
+        """A name that no request had."""
+        return f"tandem-{next(self._numbers)}"
 
     async def _one(self, prompt: Mapping[str, Any], params: SamplingParams, options: Mapping[str, Any]) -> Any:
         last = None
-        name = f"tandem-{next(self._numbers)}"
-        try:
-            async for output in self.llm.generate(prompt, params, name, **options):
+        with in_our_words():
+            async for output in self.llm.generate(prompt, params, self.new_name(), **options):
                 last = output
-        except EngineDeadError as error:
-            raise EngineError(
-                "an engine of vLLM has ended and answers no more; its log, above, says why. "
-                "With store=FILE another run goes on from what is finished."
-            ) from error
-        except (VLLMError, ValueError) as error:
-            raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error)}") from error
         if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
             reason = "nothing" if last is None else last.outputs[0].finish_reason
             raise EngineError(f"vLLM {VERSION} broke off a request ({reason}); its log, above, may say why.")
@@ -147,6 +153,20 @@ class Served:
         self._thread.join(timeout=30)
         with suppress(RuntimeError):  # it still runs: a daemon's loop ends with the process
             self._loop.close()
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """vLLM's errors about a request, in a sentence."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError(
+            "an engine of vLLM has ended and answers no more; its log, above, says why. "
+            "With store=FILE another run goes on from what is finished."
+        ) from error
+    except (VLLMError, ValueError) as error:
+        raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error)}") from error
 
 
 def load(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
