@@ -86,9 +86,10 @@ report: runtime
 # beside each engine driven alone, and against the number of questions. ENGINE=vllm in the environment of make vllm, where
 # models have to be larger for their sizes to show, and two engines at once get one thread each
 ENGINE ?= hf
+COMMA := ,
 BENCH = $(if $(filter vllm,$(ENGINE)),$(VLLM_BIN),$(BIN))/python benchmarks/latency.py --engine $(ENGINE) --output results/bench
 CACHE = kv_cache_memory_bytes=1000000000,max_model_len=4096
-SIZES = $(if $(filter vllm,$(ENGINE)),--mentor 160e6 --intern 35e6 --questions 2,--mentor 32e6 --intern 7e6 --questions 5) $(VLLM_SIZES)
+SIZES = $(if $(filter vllm,$(ENGINE)),--mentor 160e6 --intern 35e6 --questions 2 --policies mentor$(COMMA)intern$(COMMA)cascade,--mentor 32e6 --intern 7e6 --questions 5) $(VLLM_SIZES)
 VLLM_SIZES = $(if $(filter vllm,$(ENGINE)),--mentor_args $(CACHE) --intern_args $(CACHE))
 SWEEP = $(if $(filter vllm,$(ENGINE)),OMP_NUM_THREADS=1) HF_HUB_OFFLINE=1 $(BENCH) $(VLLM_SIZES) --policies mentor,cascade
 bench: $(if $(filter vllm,$(ENGINE)),vllm,runtime)

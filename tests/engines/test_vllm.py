@@ -340,7 +340,7 @@ def test_nothing_is_left_behind(tmp_path: Path, ending: str) -> None:
 
     until(ended, 300)
     told = (tmp_path / "log").read_text(errors="replace")
-    assert "ready" in told and len(seen) >= 2, told
+    assert "ready" in told and seen, told
     until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in seen.values()), 60)
     if ending == "pass":
         assert "EngineDeadError" not in told
