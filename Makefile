@@ -115,15 +115,25 @@ RECORDED = $(if $(filter intern stage:%,$(policy)),$(comma)record_features=True)
 comma := ,
 
 # the report alone, from the runs that are there
-REPORT = "$(BIN)/lm-eval-tandem" report "$(RESULTS)" --title "Every policy on the bundled pair" --by steps --output "$(RESULTS)"
+# latencies are of models of random weights, and say so
+REPORT = cp results/bench/latency-*.json "$(RESULTS)" && "$(BIN)/lm-eval-tandem" report "$(RESULTS)" --title "Every policy on the bundled pair" --by steps --output "$(RESULTS)"
 report: runtime
 	$(REPORT)
 
-# Table 13 of the paper on models of random weights, a fifth of an hour on a quiet machine; ENGINE=vllm where it is installed
+# Table 13 of the paper on models of random weights, one question at a time; then against the number of questions in flight,
+# beside each engine driven alone, and against the number of questions. ENGINE=vllm in the environment of make vllm, where
+# models have to be larger for their sizes to show, and two engines at once get one thread each
 ENGINE ?= hf
-BENCH ?= --mentor 32e6 --intern 7e6 --questions 5
-bench: runtime
-	HF_HUB_OFFLINE=1 "$(BIN)/python" benchmarks/latency.py --engine $(ENGINE) $(BENCH) --output results/bench
+COMMA := ,
+BENCH = $(if $(filter vllm,$(ENGINE)),$(VLLM_BIN),$(BIN))/python benchmarks/latency.py --engine $(ENGINE) --output results/bench
+CACHE = kv_cache_memory_bytes=1000000000,max_model_len=4096
+SIZES = $(if $(filter vllm,$(ENGINE)),--mentor 160e6 --intern 35e6 --questions 2 --policies mentor$(COMMA)intern$(COMMA)cascade,--mentor 32e6 --intern 7e6 --questions 5) $(VLLM_SIZES)
+VLLM_SIZES = $(if $(filter vllm,$(ENGINE)),--mentor_args $(CACHE) --intern_args $(CACHE))
+SWEEP = $(if $(filter vllm,$(ENGINE)),OMP_NUM_THREADS=1) HF_HUB_OFFLINE=1 $(BENCH) $(VLLM_SIZES) --policies mentor,cascade
+bench: $(if $(filter vllm,$(ENGINE)),vllm,runtime)
+	HF_HUB_OFFLINE=1 $(BENCH) $(SIZES)
+	$(SWEEP) --questions 64 --in_flight 1,4,16,64 --scale 0.04 --apart
+	$(SWEEP) --questions 10,100,1000 --in_flight 64 --scale 0.01
 
 # the code tasks' sandbox; where it cannot be installed its tests say so and are skipped
 sandbox:
@@ -153,7 +163,7 @@ test-vllm: vllm
 
 # in a folder of its own: there the package cannot be imported from the checkout by accident
 test: install sandbox
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples setup.cfg "$$folder" && cd "$$folder" && \
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(TESTS)
 	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
 

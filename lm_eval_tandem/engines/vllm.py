@@ -1,7 +1,8 @@
 """vLLM as an engine: every call is a request of its own, and vLLM's continuous batching does the rest.
 
-Growing a text and answering after judging start from what vLLM's prefix cache holds, in whole blocks. A judge pass
-reads from that cache too: the statistics of the tokens found there are kept here from the pass before.
+A mentor's text that grows does so in a request that stays open (`vllm_growing`). Answering after judging starts from
+what vLLM's prefix cache holds, in whole blocks. A judge pass reads from that cache too: the statistics of the tokens
+found there are kept here from the pass before.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from lm_eval_tandem.engines import (
 )
 from lm_eval_tandem.engines.entropy import Entropy, Values
 from lm_eval_tandem.engines.local import Local, weights_identity
+from lm_eval_tandem.engines.vllm_growing import Grown, Growth
 from lm_eval_tandem.engines.vllm_model import VERSION, load
 from lm_eval_tandem.errors import ContextError, EngineError
 
@@ -118,6 +120,7 @@ class VLLMEngine(Local):
         self._sessions: dict[str, Session] = {}
         self._numbers = count()
         self._shares = Shares()
+        self._growth = Growth(self._served, settings.cache_config.kv_cache_size_tokens or 0, self.places)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
@@ -126,7 +129,9 @@ class VLLMEngine(Local):
         self._fits(len(ids), sampling.max_tokens)
         session = self._session(prompt)
         with self._shares.one() as seconds:
-            found = await self._ask(ids, self._params(sampling), session, until=self._doubts(sampling))
+            found = await self._grow(prompt, sampling, ids)
+            if found is None:
+                found = await self._ask(ids, self._params(sampling), session, until=self._doubts(sampling))
         self.work.generate_seconds += seconds[0]
         output, cached = found.outputs[0], found.num_cached_tokens or 0
         new = tuple(output.token_ids)
@@ -152,6 +157,18 @@ class VLLMEngine(Local):
             entropy=entropy,
         )
 
+    async def _grow(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> Grown | None:
+        """A text that later calls will grow, or that an earlier one left open, goes on in its open request.
+
+        Only greedy texts: a seed's random numbers would run on instead of beginning anew with each call.
+        """
+        params = self._params(sampling)
+        plain = not params.stop and params.logprobs is None and params.repetition_penalty == 1.0
+        if prompt.session is None or prompt.horizon is None or sampling.temperature > 0 or not plain or self._ranks > 1:
+            return None
+        options = {"lora_request": self.lm.lora_request}
+        return await self._growth.goes_on(prompt.session, ids, prompt.horizon, params, options)
+
     async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
         """See `Engine.score`. vLLM always generates a token, so the prompt has to leave room for one.
 
@@ -164,9 +181,13 @@ class VLLMEngine(Local):
         session = self._session(prompt)
         known = common_prefix(session.scored, ids)
         with self._shares.one() as seconds:
-            # Where texts part at the end of a block the cache would hold all that is known, but of the token after
-            # it nobody would know the log-probability.
-            stats = await self._measure(session, ids, known) if known % self.block else None
+            stats = None
+            if known:
+                # Where texts part at the end of a block the cache holds all that is known, and nobody knows yet how
+                # likely the token after it was.
+                parted = known < len(ids) and known % self.block == 0
+                next_token = await self._next(session, ids[:known], ids[known]) if parted else None
+                stats = await self._measure(session, ids, known, next_token)
             if stats is None:
                 stats = await self._measure(session, ids, 0)
         if stats is None:
@@ -175,10 +196,35 @@ class VLLMEngine(Local):
         session.scored, (session.logprob, session.entropy, cached) = ids, stats
         return TokenStats(session.logprob, session.entropy, cached, seconds[0])
 
-    async def _measure(self, session: Session, ids: list[int], known: int) -> tuple[Values, Values, int] | None:
+    async def _next(self, session: Session, ids: list[int], token: int) -> tuple[float, float]:
+        """Log-probability of a token after tokens that were read before, and the entropy there: the last block again.
+
+        vLLM tells these of tokens that it generates, so it has to generate this one.
+        """
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            allowed_token_ids=[token],
+            logprobs=self._entropy.columns,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        found = await self._ask(ids, params, session, salted=True)
+        again = len(ids) - (found.num_cached_tokens or 0)
+        self.work.prefill_tokens += again
+        self.work.recomputed_tokens += again
+        logprob, entropy, measured = self._entropy.read(found.outputs[0].logprobs, self._vocabulary)
+        self._check(measured)
+        return float(logprob[0]), float(entropy[0])
+
+    async def _measure(
+        self, session: Session, ids: list[int], known: int, next_token: tuple[float, float] | None = None
+    ) -> tuple[Values, Values, int] | None:
         """One judge pass: the statistics of all tokens, and how many leading ones are those of the pass before.
 
-        known: leading tokens whose statistics the session has. None where the cache held more than those.
+        known: leading tokens whose statistics the session has. next_token: those of the token after them.
+        None where the cache held more than those.
         """
         params = SamplingParams(
             max_tokens=1,
@@ -192,7 +238,7 @@ class VLLMEngine(Local):
         found = await self._ask(ids, params, session, salted=True)
         cached = found.num_cached_tokens or 0
         self._count(session, ids, cached, ())
-        if cached and cached >= known:
+        if cached and cached >= known + (next_token is not None):
             return None
         logprob, entropy = np.full((2, len(ids)), np.nan, dtype=np.float32)
         if len(ids) > 1:
@@ -203,7 +249,10 @@ class VLLMEngine(Local):
             logprob[1 + left_out :], entropy[1 + left_out :] = rows[0], rows[1]
         if cached:
             # The first row that was computed is that of token `cached`, and tells of the token after it.
-            logprob[: cached + 1], entropy[: cached + 1] = session.logprob[: cached + 1], session.entropy[: cached + 1]
+            old = min(cached + 1, known)
+            logprob[:old], entropy[:old] = session.logprob[:old], session.entropy[:old]
+        if cached and cached == known and next_token is not None:
+            logprob[known], entropy[known] = next_token
         return logprob, entropy, cached
 
     def _session(self, prompt: Prompt) -> Session:
@@ -217,6 +266,7 @@ class VLLMEngine(Local):
     def release(self, session: str) -> None:
         """See `Engine.release`. What vLLM's prefix cache holds goes when its room is needed."""
         self._sessions.pop(session, None)
+        self._growth.end(session)
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""

@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from importlib.metadata import version
 from itertools import count
@@ -37,6 +37,10 @@ STEP_TOKENS = 1024
 CPU_BLOCK = 32
 """Tokens of a cache block on a CPU, where vLLM's own default of 128 would have a grown text read again in large parts;
 its kernels want a multiple of 32."""
+CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The model runs in the engine's own process. Where it has one to itself, which is vLLM's default on a CPU, the engine
+keeps a core busy with waiting for it; two engines at once take four cores so, of which two do nothing."""
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 CPU_ENVIRONMENT = {
     # Two engines would bind their threads to the same cores otherwise.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -89,8 +93,22 @@ class Served:
         Raises:
             EngineError: vLLM refused the request, or has ended.
         """
-        work = asyncio.run_coroutine_threadsafe(self._one(prompt, params, options, until), self._loop)
-        return await asyncio.wrap_future(work)
+        return await self.run(self._one(prompt, params, options, until))
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of something that has to run in vLLM's loop, awaited in any other; cancelling it reaches there."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have something done in vLLM's loop, for which nobody waits."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(work, self._loop)
+        else:
+            work.close()
+
+    def new_name(self) -> str:
+        """A name that no request had."""
+        return f"tandem-{next(self._numbers)}"
 
     async def _one(
         self,
@@ -100,19 +118,11 @@ class Served:
         until: Callable[[Any], bool] | None = None,
     ) -> Any:
         last = None
-        name = f"tandem-{next(self._numbers)}"
-        try:
-            async with aclosing(self.llm.generate(prompt, params, name, **options)) as outputs:
+        with in_our_words():
+            async with aclosing(self.llm.generate(prompt, params, self.new_name(), **options)) as outputs:
                 async for last in outputs:
                     if until is not None and not last.finished and until(last):
                         return last  # closing the outputs aborts the request
-        except EngineDeadError as error:
-            raise EngineError(
-                "an engine of vLLM has ended and answers no more; its log, above, says why. "
-                "With store=FILE another run goes on from what is finished."
-            ) from error
-        except (VLLMError, ValueError) as error:
-            raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error)}") from error
         if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
             reason = "nothing" if last is None else last.outputs[0].finish_reason
             raise EngineError(f"vLLM {VERSION} broke off a request ({reason}); its log, above, may say why.")
@@ -159,6 +169,20 @@ class Served:
         self._thread.join(timeout=30)
         with suppress(RuntimeError):  # it still runs: a daemon's loop ends with the process
             self._loop.close()
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """vLLM's errors about a request, in a sentence."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError(
+            "an engine of vLLM has ended and answers no more; its log, above, says why. "
+            "With store=FILE another run goes on from what is finished."
+        ) from error
+    except (VLLMError, ValueError) as error:
+        raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error)}") from error
 
 
 def load(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
@@ -208,6 +232,8 @@ def with_defaults(arguments: Mapping[str, Any], exact: bool) -> dict[str, Any]:
     given = {"enable_prefix_caching": True, "max_num_batched_tokens": STEP_TOKENS, **arguments}
     if ON_CPU:
         given = {"enforce_eager": True, "block_size": CPU_BLOCK, **given}
+        if all(int(given.get(name) or 1) == 1 for name in PARALLEL):
+            given = {"distributed_executor_backend": CPU_EXECUTOR, **given}
     template = dict(given.get("chat_template_args") or {})
     if "enable_thinking" in template:  # lm-eval's class would lose it there
         given = {"enable_thinking": template.pop("enable_thinking"), **given, "chat_template_args": template}
