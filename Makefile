@@ -13,6 +13,8 @@ DATA ?= $(abspath $(ROOT)/../shared/data)
 # what make demo and make results run on; QUESTIONS= and TRAIN= all of them
 QUESTIONS ?=
 TRAIN ?= $(QUESTIONS)
+# training questions of code, and of math for the second pair
+FEWER ?= $(or $(TRAIN),2000)
 POLICIES ?= intern stage:1 stage:2 stage:3 mentor budget_forcing:120 llm_cascade escalate cascade
 RESULTS ?= results/pair
 BUILD ?= build
@@ -52,12 +54,12 @@ demo: runtime
 
 # the training questions: those of math with the mentor's own answers, on which the pair's classifier is fitted, and those of
 # code, which it never sees; what is in the stores below $(BUILD) is not made again
-COLLECT = HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --batch_size 64 $(if $(TRAIN),--limit $(TRAIN)) $(COLLECT_MORE)
+COLLECT = HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --batch_size 64
 collect: runtime
-	$(COLLECT) --tasks tandem_pair_math_train --output "$(BUILD)/collected"
+	$(COLLECT) $(if $(TRAIN),--limit $(TRAIN)) --tasks tandem_pair_math_train --hidden --output "$(BUILD)/collected"
 
 collect-code: runtime
-	$(COLLECT) --tasks tandem_pair_code_train --no_mentor --output "$(BUILD)/collected_code"
+	$(COLLECT) --limit $(FEWER) --tasks tandem_pair_code_train --no_mentor --output "$(BUILD)/collected_code"
 
 # the pair's classifier, fitted on the math training task alone
 FIT = "$(BIN)/lm-eval-tandem" fit --objective "$(OBJECTIVE)"
@@ -71,15 +73,14 @@ ablation: classifier
 	"$(BIN)/lm-eval-tandem" ablation "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
 
 # further classifiers of the pair, fitted on the same questions as the default one and run on both domains beside it: for each
-# name in FITTED the line FIT_name says on what and how. Hidden states have to be collected: COLLECT_MORE=--hidden
-FITTED ?= paper statistics agreement unified
+# name in FITTED the line FIT_name says on what and how
+FITTED ?= paper statistics hidden lora agreement unified
 FIT_paper = "$(BUILD)/collected" --recipe paper
 FIT_statistics = "$(BUILD)/collected" --inputs statistics
 FIT_agreement = "$(BUILD)/collected" --labels mentor
 FIT_unified = "$(BUILD)/collected" "$(BUILD)/collected_code"
-# FIT_hidden = "$(BUILD)/collected" --inputs hidden
-# FIT_lora = "$(BUILD)/collected" --inputs lora
-COLLECT_MORE ?=
+FIT_hidden = "$(BUILD)/collected" --inputs hidden
+FIT_lora = "$(BUILD)/collected" --inputs lora --batch_size 64
 CLASSIFIERS = $(BUILD)/results/classifiers
 # a second pair on the same questions: the bundled mentor, whose own runs are there, and a smaller intern
 SECOND ?= $(wildcard results/pairs/intern-32)
@@ -90,7 +91,7 @@ fits: collect collect-code
 	@$(foreach name,$(FITTED),$(FIT) --output "$(CLASSIFIERS)/$(name)" $(FIT_$(name)) &&) true
 	$(FIT) --output "$(CLASSIFIERS)/each" "$(BUILD)/collected" "$(BUILD)/collected_code" --per task
 ifneq ($(SECOND),)
-	$(COLLECT) --model_args mentor=pair,intern=$(SECOND) --tasks tandem_pair_math_train --no_mentor --output "$(BUILD)/collected_$(SECOND_NAME)"
+	$(COLLECT) --model_args mentor=pair,intern=$(SECOND) --limit $(FEWER) --tasks tandem_pair_math_train --no_mentor --output "$(BUILD)/collected_$(SECOND_NAME)"
 	$(FIT) --output "$(CLASSIFIERS)/$(SECOND_NAME)" "$(BUILD)/collected_$(SECOND_NAME)"
 endif
 

@@ -6,7 +6,6 @@ the harness or files.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.accounting import Prices, Tokens, bill, sum_known, tflops
+from lm_eval_tandem.accounting import Prices, bill, sum_known, tflops
 from lm_eval_tandem.engines import (
     CUE,
     PLAIN,
@@ -26,20 +25,15 @@ from lm_eval_tandem.engines import (
     TokenStats,
     View,
     common_prefix,
-    spared,
     unsaid,
 )
-from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record, Stage
-from lm_eval_tandem.prompts import Prompts, Question, without_think_marks
+from lm_eval_tandem.policy import MENTOR, Policy
+from lm_eval_tandem.prompts import Prompts
 from lm_eval_tandem.sufficiency.features import features, parts
 from lm_eval_tandem.sufficiency.probe import KEPT
+from lm_eval_tandem.walk import Insight, Task, Walk
 from lm_eval_tandem.writing import Rule, Writing
-
-MENTOR = -1
-"""The stage of an answer that the mentor wrote itself."""
-JUDGED = ("cascade", "llm_cascade", "escalate")
-"""The policies that ask a classifier."""
 
 
 class Judge(Protocol):
@@ -71,133 +65,6 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Policy:
-    """Who answers, and how that is decided.
-
-    cascade: the method. intern, mentor: one model alone. stage:N: fixed effort. budget_forcing:N: the mentor alone, its
-    thinking cut at N tokens. llm_cascade: one decision, the intern alone or with the highest effort. escalate: the
-    cascade, whose last resort is the mentor's own full answer.
-    """
-
-    name: str
-    stage: int | None = None
-    budget: int | None = None
-
-    @classmethod
-    def parse(cls, text: str, stages: int) -> Policy:
-        """A policy from its name; `stages` is the number of efforts.
-
-        Raises:
-            ArgumentError: no policy has this name, or it has no such stage.
-        """
-        name, _, number = str(text).partition(":")
-        if name in (*JUDGED, "intern", "mentor") and not number:
-            return cls(name)
-        if name == "stage" and number.isdigit() and int(number) <= stages:
-            return cls(name, stage=int(number))
-        if name == "budget_forcing" and number.isdigit() and int(number) > 0:
-            return cls(name, budget=int(number))
-        raise ArgumentError(
-            f"policy={text} is not known; use cascade, intern, mentor, stage:N with N from 0 to {stages}, "
-            "budget_forcing:N with N tokens of thinking, llm_cascade, or escalate."
-        )
-
-    @property
-    def needs_mentor(self) -> bool:
-        """Whether the mentor has anything to do."""
-        return not (self.name == "intern" or self.stage == 0)
-
-    @property
-    def needs_intern(self) -> bool:
-        """Whether the intern has anything to do."""
-        return not self.mentor_alone
-
-    @property
-    def needs_judge(self) -> bool:
-        """Whether a classifier decides anything."""
-        return self.name in JUDGED
-
-    @property
-    def mentor_alone(self) -> bool:
-        """Whether every answer is the mentor's own."""
-        return self.name in ("mentor", "budget_forcing")
-
-    @property
-    def mentor_may_answer(self) -> bool:
-        """Whether some answers are the mentor's own."""
-        return self.mentor_alone or self.name == "escalate"
-
-    def __str__(self) -> str:
-        number = self.budget if self.stage is None else self.stage
-        return self.name if number is None else f"{self.name}:{number}"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One question to answer: what is asked, how to generate, and what makes it unique within a run."""
-
-    question: Question
-    sampling: Sampling
-    task: str = ""
-    doc_id: int = 0
-    repeat: int = 0
-
-    @property
-    def session(self) -> str:
-        """The name under which engines keep what they computed for this question."""
-        return f"{self.task}/{self.doc_id}/{self.repeat}"
-
-    def sampling_of(self, role: str, stage: int) -> Sampling:
-        """The same settings with a random stream of its own; a greedy generation has no stream."""
-        if self.sampling.temperature == 0:
-            return replace(self.sampling, seed=0)
-        name = f"{self.sampling.seed}/{self.session}/{role}/{stage}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-        return replace(self.sampling, seed=seed)
-
-
-@dataclass
-class Insight:
-    """What the mentor has written so far: I_t."""
-
-    passes: tuple[str, ...] = ()
-    ids: tuple[int, ...] = ()
-    tokens: int = 0
-    finish_reason: str | None = None
-    stages: int = 0
-
-    @property
-    def text(self) -> str:
-        """I_t as the intern reads it."""
-        return without_think_marks("".join(self.passes))
-
-
-@dataclass
-class Walk:
-    """One question on its way: what was said, read and spent.
-
-    read: what a prefix cache would hold, by role. paid: the same of what was paid for: a prompt that is read only to be
-    measured is no part of what the question costs.
-    """
-
-    task: Task
-    insight: Insight = field(default_factory=Insight)
-    tokens: Tokens = field(default_factory=Tokens)
-    stages: list[Stage] = field(default_factory=list)
-    judge_seconds: float = 0.0
-    generate_seconds: float = 0.0
-    dollars: float | None = None
-    read: dict[str, list[int]] = field(default_factory=dict)
-    paid: dict[str, list[int]] = field(default_factory=dict)
-
-    def new_tokens(self, role: str, ids: list[int]) -> int:
-        """How many of a prompt's tokens the role has not read yet; from now on it has."""
-        new = len(ids) - common_prefix(self.read.get(role, []), ids)
-        self.read[role] = ids
-        return new
-
-
-@dataclass(frozen=True)
 class Cascade:
     """Mentor, intern and judge, ready to answer.
 
@@ -222,7 +89,7 @@ class Cascade:
 
     async def answer(self, task: Task) -> tuple[str, Record]:
         """The answer (only what the answering role wrote) and the record of how it came about."""
-        walk = Walk(task, dollars=0.0 if self.prices else None)
+        walk = Walk(task, self.prices)
         try:
             if self.policy.budget is not None:
                 return await self._mentor_forced(walk, self.policy.budget)
@@ -307,7 +174,7 @@ class Cascade:
         sampling = replace(task.sampling_of("mentor", stage), max_tokens=budget, stop=())
         horizon = None if staged else self.efforts[(self.policy.stage or len(self.efforts)) - 1] - insight.tokens
         completion = await self.mentor.generate(Prompt(text, continued, task.session, horizon), sampling)
-        self._count(walk, self.mentor, "mentor", text, continued, completion)
+        walk.count(self.mentor, "mentor", text, continued, completion)
         ids = continued + completion.token_ids
         written = self.mentor.decode(ids)
         walk.insight = Insight(
@@ -328,31 +195,8 @@ class Cascade:
         text = self.prompts.intern(self.intern, walk.task.question, insights)
         stats = await self.intern.score(Prompt(text, session=walk.task.session), view)
         reader, ids = "intern" if view.adapter is None else "judge", self.intern.encode(text)
-        walk.tokens.judge_prefill += walk.new_tokens(reader, ids)
-        if self.policy.needs_judge:
-            walk.dollars = sum_known(walk.dollars, self._dollars(walk, reader, ids))
+        walk.judged(reader, ids, priced=self.policy.needs_judge)
         return stats
-
-    def _dollars(
-        self,
-        walk: Walk,
-        role: str,
-        ids: list[int],
-        completion: Completion | None = None,
-        draft: tuple[int, ...] = (),
-    ) -> float | None:
-        """What a call cost, or would at the role's prices; what an earlier one had read or written is cached."""
-        cached = common_prefix(walk.paid.get(role, []), ids)
-        walk.paid[role] = ids if completion is None else ids + list(completion.token_ids)
-        prices = self.prices.get("intern" if role == "judge" else role)
-        if prices is None or completion is None:
-            return None if prices is None else prices.dollars(len(ids), cached, 0)
-        if completion.dollars is not None:
-            return completion.dollars
-        if completion.counted is not None:
-            return prices.dollars(completion.prompt_tokens, completion.cached_tokens, completion.counted)
-        written = completion.new_tokens - spared(draft, completion.token_ids)
-        return prices.dollars(len(ids) + len(draft), cached, written)
 
     def _look(
         self,
@@ -385,7 +229,7 @@ class Cascade:
         text = self.prompts.intern(intern, walk.task.question, walk.insight.text)
 
         def count(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
-            self._count(walk, intern, "intern", text, continued, completion, draft)
+            walk.count(intern, "intern", text, continued, completion, draft)
 
         prompt, sampling = Prompt(text, session=walk.task.session), walk.task.sampling_of("intern", stage)
         return Writing(intern, prompt, sampling, count, unsaid(intern.encode(text), draft))
@@ -420,41 +264,13 @@ class Cascade:
 
     async def _mentor_writes(self, walk: Walk, prompt: Prompt, sampling: Sampling) -> Completion:
         completion = await self._loaded_mentor.generate(prompt, sampling)
-        self._count(walk, self._loaded_mentor, "mentor", prompt.text, (), completion)
+        walk.count(self._loaded_mentor, "mentor", prompt.text, (), completion)
         return completion
 
     @property
     def _loaded_mentor(self) -> Engine:
         assert self.mentor is not None
         return self.mentor
-
-    def _count(
-        self,
-        walk: Walk,
-        engine: Engine,
-        role: str,
-        text: str,
-        continued: tuple[int, ...],
-        completion: Completion,
-        draft: tuple[int, ...] = (),
-    ) -> None:
-        """Count a call. What a draft spared was read and not generated.
-
-        Found out here and not told by the engine: a store's completion may have been made with another draft.
-        """
-        ids = engine.encode(text) + list(continued)
-        new = walk.new_tokens(role, ids)
-        if completion.counted is not None:
-            new = completion.prompt_tokens - completion.cached_tokens  # as the server billed it
-        walk.dollars = sum_known(walk.dollars, self._dollars(walk, role, ids, completion, draft))
-        walk.read[role] = ids + list(completion.token_ids)
-        walk.generate_seconds += completion.seconds
-        if role == "mentor":
-            walk.tokens.mentor_prefill += new
-            walk.tokens.mentor_new += completion.new_tokens
-        else:
-            walk.tokens.intern_prefill += new + len(draft)
-            walk.tokens.intern_new += completion.new_tokens - spared(draft, completion.token_ids)
 
     def _record(self, walk: Walk, stage: int, reason: str, written: Completion | Writing) -> Record:
         mentor = self.mentor.parameters if self.mentor is not None else 0

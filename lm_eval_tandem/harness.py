@@ -9,10 +9,10 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from lm_eval_tandem.cascade import Task
 from lm_eval_tandem.engines import Sampling
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.prompts import Question
+from lm_eval_tandem.walk import Task
 
 GENERATION = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "until", "max_gen_toks")
 

@@ -13,7 +13,7 @@ from lm_eval.api.model import LM, CacheHook
 from tqdm import tqdm
 
 from lm_eval_tandem import __version__, errors, harness, ledger, settings
-from lm_eval_tandem.cascade import Cascade, Policy, Task
+from lm_eval_tandem.cascade import Cascade
 from lm_eval_tandem.engines import PLAIN, Engine, View, loading
 from lm_eval_tandem.engines.stored import Stored
 from lm_eval_tandem.errors import (
@@ -27,8 +27,10 @@ from lm_eval_tandem.errors import (
 from lm_eval_tandem.harness import Answer, ChatPrompt
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.loop import LoopThread
+from lm_eval_tandem.policy import Policy
 from lm_eval_tandem.ranks import Ranks
 from lm_eval_tandem.store import Store
+from lm_eval_tandem.walk import Task
 
 if TYPE_CHECKING:
     from lm_eval_tandem.sufficiency.classifier import Sufficiency

@@ -12,8 +12,8 @@ from typing import Any, cast, get_args
 
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.accounting import PRICES, Prices
-from lm_eval_tandem.cascade import Policy
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.policy import Policy
 from lm_eval_tandem.prompts import GPRA, Guidance, Insights, Prompts, Wording
 
 EFFORTS = (100, 500, 1000)

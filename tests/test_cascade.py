@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 import tiny
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.cascade import Cascade, Policy, Task
+from lm_eval_tandem.cascade import Cascade
 from lm_eval_tandem.engines import Prompt, Sampling, spared
 from lm_eval_tandem.engines.hf import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.policy import Policy
 from lm_eval_tandem.prompts import GPRA, Prompts, Question, Wording
 from lm_eval_tandem.sufficiency.features import FEATURE_NAMES, features
 from lm_eval_tandem.sufficiency.probe import Probe
+from lm_eval_tandem.walk import Task
 from lm_eval_tandem.writing import Writing
 
 EFFORTS = (4, 9, 15)

@@ -11,12 +11,12 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_tandem import settings
 from lm_eval_tandem.accounting import Prices
-from lm_eval_tandem.cascade import Task
 from lm_eval_tandem.engines import Prompt, Sampling, loading
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.model import TandemLM
 from lm_eval_tandem.pair import problems
 from lm_eval_tandem.prompts import Question
+from lm_eval_tandem.walk import Task
 
 COMMON: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch_size": 16}
 MENTOR = {"mentor_price_input": 2.0, "mentor_price_cached": 0.5, "mentor_price_output": 8.0}
