@@ -20,8 +20,13 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the tests were 
 def bench(output: Path, *more: str) -> str:
     """Run it with transformers on models as small as they get; what it printed."""
     sizes = ["--mentor", "2e5", "--intern", "1e5", "--vocabulary", "1000", "--scale", "0.02"]
+    return printed("latency.py", *sizes, *more, "--output", str(output))
+
+
+def printed(script: str, *arguments: str) -> str:
+    """What a benchmark printed."""
     ran = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "latency.py"), *sizes, *more, "--output", str(output)],
+        [sys.executable, str(BENCHMARKS / script), *arguments],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -47,3 +52,12 @@ def test_a_sweep_has_every_point_and_stays_out_of_the_report(tmp_path: Path) -> 
     assert all(point["mentor_part_alone"] > 0 and point["intern_part_alone"] > 0 for point in points)
     assert told.count("of that throughput") == 4
     assert not list(tmp_path.glob("latency*"))
+
+
+def test_what_judging_adds_is_measured_against_the_same_answers_without_a_judge(tmp_path: Path) -> None:
+    """The script itself fails where the answers differ."""
+    file = tmp_path / "judge.md"
+    told = printed("judge.py", "--questions", "12", "--batch_sizes", "1,4", "--repeats", "2", "--output", str(file))
+    assert file.read_text(encoding="utf-8") == told
+    rows = [line.split("|") for line in told.splitlines() if line.startswith(("| 1 ", "| 4 "))]
+    assert len(rows) == 2 and all(0 < float(row[2]) < 100 for row in rows)
