@@ -13,7 +13,7 @@ DATA ?= $(abspath $(ROOT)/../shared/data)
 # what make demo and make results run on; QUESTIONS= and TRAIN= all of them
 QUESTIONS ?=
 TRAIN ?= $(QUESTIONS)
-# training questions of code, and of math for the second pair
+# training questions of code, and of math for finetuning and for the second pair
 FEWER ?= $(or $(TRAIN),2000)
 POLICIES ?= intern stage:1 stage:2 stage:3 mentor budget_forcing:120 llm_cascade escalate cascade
 RESULTS ?= results/pair
@@ -23,7 +23,7 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint collect collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
 	@echo "make demo | test | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
@@ -58,6 +58,10 @@ COLLECT = HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --batch_size 64
 collect: runtime
 	$(COLLECT) $(if $(TRAIN),--limit $(TRAIN)) --tasks tandem_pair_math_train --hidden --output "$(BUILD)/collected"
 
+# some of them, for finetuning
+collect-few: runtime
+	$(COLLECT) --limit $(FEWER) --tasks tandem_pair_math_train --hidden --no_mentor --output "$(BUILD)/collected_few"
+
 collect-code: runtime
 	$(COLLECT) --limit $(FEWER) --tasks tandem_pair_code_train --no_mentor --output "$(BUILD)/collected_code"
 
@@ -73,20 +77,21 @@ ablation: classifier
 	"$(BIN)/lm-eval-tandem" ablation "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
 
 # further classifiers of the pair, fitted on the same questions as the default one and run on both domains beside it: for each
-# name in FITTED the line FIT_name says on what and how
+# name in FITTED the line FIT_name says on what and how. The paper's three inputs all with
+# its own network and, as there, thresholds for accuracy alone (none come as near to always-high as the objective asks)
 FITTED ?= paper statistics hidden lora agreement unified
-FIT_paper = "$(BUILD)/collected" --recipe paper
+FIT_paper = "$(BUILD)/collected" --recipe paper --objective accuracy
 FIT_statistics = "$(BUILD)/collected" --inputs statistics
 FIT_agreement = "$(BUILD)/collected" --labels mentor
 FIT_unified = "$(BUILD)/collected" "$(BUILD)/collected_code"
-FIT_hidden = "$(BUILD)/collected" --inputs hidden
-FIT_lora = "$(BUILD)/collected" --inputs lora --batch_size 64
+FIT_hidden = "$(BUILD)/collected" --recipe paper --inputs hidden --objective accuracy
+FIT_lora = "$(BUILD)/collected_few" --recipe paper --inputs lora --batch_size 64 --objective accuracy
 CLASSIFIERS = $(BUILD)/results/classifiers
 # a second pair on the same questions: the bundled mentor, whose own runs are there, and a smaller intern
 SECOND ?= $(wildcard results/pairs/intern-32)
 SECOND_NAME = $(notdir $(SECOND))
 SECOND_POLICIES ?= intern stage:1 stage:2 stage:3 llm_cascade escalate cascade
-fits: collect collect-code
+fits: collect collect-few collect-code
 	rm -rf "$(CLASSIFIERS)"
 	@$(foreach name,$(FITTED),$(FIT) --output "$(CLASSIFIERS)/$(name)" $(FIT_$(name)) &&) true
 	$(FIT) --output "$(CLASSIFIERS)/each" "$(BUILD)/collected" "$(BUILD)/collected_code" --per task

@@ -385,9 +385,7 @@ class TandemLM(LM):
         for computed in (self._computed_here(), *self._elsewhere):
             found = added(found, computed)
         found["wall_seconds"] = self._seconds
-        work = found["computed"].values()
-        generating = sum(part["generate_seconds"] for part in work)
-        found["judge_share"] = sum(part["judge_seconds"] for part in work) / generating if generating else 0.0
+        found["judge_share"] = judge_share(found)
         return found
 
     def _computed_here(self) -> dict[str, Any]:
@@ -416,6 +414,21 @@ class TandemLM(LM):
         self._loop.close()
         if self.store is not None:
             self.store.close()
+
+
+def judge_share(totals: dict[str, Any]) -> float:
+    """Time spent judging in that spent generating: passes and measures, classifier, and beginnings that were refused.
+
+    Of the intern's generation, refused beginnings have the share that they have in its tokens.
+    """
+    work = totals["computed"]
+    generating = sum(part["generate_seconds"] for part in work.values())
+    judging = sum(part["judge_seconds"] for part in work.values())
+    written = totals.get("tokens", {}).get("intern_new", 0)
+    if written and "intern" in work:
+        refused = totals["refused_tokens"] * totals["questions"] / written * work["intern"]["generate_seconds"]
+        generating, judging = generating - refused, judging + refused
+    return judging / generating if generating > 0 else 0.0
 
 
 def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

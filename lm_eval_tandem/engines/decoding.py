@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,13 +45,6 @@ class Job:
 def wants_measures(job: Job | None) -> bool:
     """Whether the job asks what the model thinks of each token that it writes."""
     return job is not None and job.sampling is not None and job.sampling.measured
-
-
-def thought(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
-    """Log-probability and entropy of each of these tokens [N], a pair each, of logits [N, V]."""
-    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
-    pairs: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
-    return pairs
 
 
 class Stops:
@@ -172,7 +166,7 @@ class Decoding:
         thoughts: Iterator[list[float]] = iter(())
         if asked:
             rows, places, tokens = zip(*asked, strict=True)
-            thoughts = iter(thought(logits[list(rows), list(places)], tokens))
+            thoughts = iter(self._thought(logits[list(rows), list(places)], tokens))
         for row, _, token in written:
             job = jobs[row]
             pair = next(thoughts) if wants_measures(job) else None
@@ -190,10 +184,18 @@ class Decoding:
         pairs: dict[int, list[float]] = {}
         if asked:
             few = logits if len(asked) == len(logits) else logits[asked]
-            pairs = dict(zip(asked, thought(few, [tokens[row] for row in asked]), strict=True))
+            pairs = dict(zip(asked, self._thought(few, [tokens[row] for row in asked]), strict=True))
         for row, job in enumerate(self.slots):
             if job is not None:
                 job.add(tokens[row], pairs.get(row))
+
+    def _thought(self, logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
+        """Log-probability and entropy of each token [N], a pair each, of logits [N, V]; time that goes into judging."""
+        began = time.perf_counter()
+        chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
+        pairs: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
+        self.work.judge_seconds += time.perf_counter() - began
+        return pairs
 
     @property
     def _picky(self) -> bool:

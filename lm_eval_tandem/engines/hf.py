@@ -193,7 +193,7 @@ class HFEngine(Local):
                         involved = take(self._to_score, self.batch_size)
                         self._score(involved)
                         continue
-                    started = time.perf_counter()
+                    started, judged = time.perf_counter(), self.work.judge_seconds
                     involved = self._newcomers()
                     if involved or decoding.sparse:
                         decoding.admit(involved)
@@ -201,7 +201,8 @@ class HFEngine(Local):
                         decoding.step()
                         steps += 1
                     self._finish(decoding.settle())
-                    self.work.generate_seconds += time.perf_counter() - started
+                    measuring = self.work.judge_seconds - judged
+                    self.work.generate_seconds += time.perf_counter() - started - measuring
             except Exception as error:  # the thread outlives a failed batch; each of its questions gets the error
                 failed = [*involved, *(job for job in decoding.live if job not in involved)]
                 decoding.clear()

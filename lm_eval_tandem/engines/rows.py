@@ -217,10 +217,17 @@ class Rows:
 
 
 def measures(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of `targets` [..., 1] and entropy, [..., 1] each, of logits [..., V]; float32."""
-    log_p = torch.log_softmax(logits.float(), dim=-1)
-    each = torch.linalg.vecdot(log_p.exp(), log_p).unsqueeze(-1)
+    """Log-probability of `targets` [..., 1] and entropy, [..., 1] each, of logits [..., V]; float32.
+
+    H = log Z - (1/Z) sum e^z z with z = logits - max, which reads the vocabulary half as often as log-softmax first.
+    """
+    z = logits.float()
+    z = z - z.amax(-1, keepdim=True)
+    e = z.exp()
+    total = e.sum(-1, keepdim=True)
+    log_total = total.log()
+    entropy = log_total - torch.linalg.vecdot(e, z).unsqueeze(-1) / total
     # A masked logit is minus infinity and makes 0 * -inf; only then is the slower, exact sum needed.
-    if not bool(each.isfinite().all()):
-        each = -torch.special.entr(log_p.exp()).sum(-1, keepdim=True)
-    return log_p.gather(-1, targets), -each
+    if not bool(entropy.isfinite().all()):
+        entropy = torch.special.entr(e / total).sum(-1, keepdim=True)
+    return z.gather(-1, targets) - log_total, entropy
