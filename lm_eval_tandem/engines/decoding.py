@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import PLAIN, Prompt, Sampling, View, Work, common_prefix
-from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows, measures
+from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows, best_of, measured
 from lm_eval_tandem.engines.sampling import Chooser, choose
 
 
@@ -151,7 +151,7 @@ class Decoding:
 
         logits [B, K, V]: the last of a row is that after all it has read, its draft included.
         """
-        best: list[list[int]] = logits.argmax(-1).tolist()
+        best: list[list[int]] = best_of(logits)
         written: list[tuple[int, int, int]] = []
         for row, (job, chooser) in enumerate(zip(jobs, choosers, strict=True)):
             first = logits.shape[1] - 1 - len(job.draft)
@@ -191,10 +191,10 @@ class Decoding:
 
     def _thought(self, logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
         """Log-probability and entropy of each token [N], a pair each, of logits [N, V]; time that goes into judging."""
-        began = time.perf_counter()
-        chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
-        pairs: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
-        self.work.judge_seconds += time.perf_counter() - began
+        clock = time.thread_time if logits.device.type == "cpu" else time.perf_counter  # others' turns are not judging
+        began = clock()
+        pairs = measured(logits, tokens)
+        self.work.judge_seconds += clock() - began
         return pairs
 
     @property

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
@@ -231,3 +232,34 @@ def measures(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor,
     if not bool(entropy.isfinite().all()):
         entropy = torch.special.entr(e / total).sum(-1, keepdim=True)
     return z.gather(-1, targets) - log_total, entropy
+
+
+def best_of(logits: torch.Tensor) -> list[Any]:
+    """The likeliest token of logits [..., V], as nested lists. On a CPU numpy finds it many times faster than torch."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return list(logits.numpy().argmax(-1).tolist())
+    return list(logits.argmax(-1).tolist())
+
+
+def measured(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
+    """Log-probability and entropy of each of these tokens [N], a pair each, of logits [N, V]; see `measures`.
+
+    On a CPU in numpy, whose calls cost a fifth of torch's: at small batches that is most of the time.
+    """
+    if logits.device.type != "cpu":
+        chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
+        pairs: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
+        return pairs
+    z = logits.float().numpy()
+    rows = np.arange(len(z))
+    z = z - z[rows, z.argmax(-1)][:, None]
+    e = np.exp(z)
+    total = e.sum(-1)
+    log_total = np.log(total)
+    with np.errstate(invalid="ignore"):
+        entropy = log_total - np.matmul(e[:, None, :], z[:, :, None])[:, 0, 0] / total
+    if not np.isfinite(entropy).all():  # masked logits, as in `measures`
+        p = e / total[:, None]
+        entropy = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+    found: list[list[float]] = np.stack([z[rows, list(tokens)] - log_total, entropy], axis=1).tolist()
+    return found

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from lm_eval_tandem.engines import Sampling
+from lm_eval_tandem.engines.rows import best_of
 
 
 class Chooser:
@@ -56,7 +57,7 @@ class Chooser:
 
 def choose(choosers: list[Chooser], ids: list[list[int]], logits: torch.Tensor) -> list[int]:
     """One token for each row of logits [B, V]."""
-    best: list[int] = logits.argmax(-1).tolist()
+    best: list[int] = best_of(logits)
     return [
         best[row] if chooser.plain else chooser.choose(ids[row], logits[row]) for row, chooser in enumerate(choosers)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,6 +15,7 @@ from engines.conformance import TEXTS, EngineConformance, Reference, run, togeth
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf import HFEngine
+from lm_eval_tandem.engines.rows import best_of, measured, measures
 from lm_eval_tandem.errors import EngineError
 
 KINDS = ["llama", "qwen3", "gpt2"]
@@ -104,3 +106,16 @@ def test_a_sliding_window_is_generated_and_scored_rightly(tmp_path: Path) -> Non
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="could not be loaded"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_tokens_are_measured_alike_in_numpy_and_torch(masked: bool) -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 8
+    if masked:
+        logits[2, 10:] = -torch.inf
+    tokens = [0, 3, 7, 1, 9]
+    expected = torch.cat(measures(logits, torch.tensor(tokens).unsqueeze(-1)), dim=1)
+    exact = torch.log_softmax(logits.double(), -1)
+    np.testing.assert_allclose(measured(logits, tokens), expected, atol=1e-5)
+    np.testing.assert_allclose(expected[:, 1], torch.special.entr(exact.exp()).sum(-1), atol=1e-5)
+    assert best_of(logits) == logits.argmax(-1).tolist()
