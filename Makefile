@@ -113,7 +113,7 @@ ifneq ($(SECOND),)
 	@$(foreach policy,$(SECOND_POLICIES),$(RUN),mentor=pair,intern=$(SECOND),policy=$(policy),ledger=$(RESULTS)/ledgers/$(SECOND_NAME)/$(subst :,-,$(policy)).jsonl$(RECORDED)$(if $(filter $(JUDGED),$(policy)),$(comma)classifier=$(CLASSIFIERS)/$(SECOND_NAME)) --tasks $(TASKS) &&) true
 	"$(BIN)/python" -m lm_eval_tandem.reports.packing "$(RESULTS)/ledgers/$(SECOND_NAME)" "$(CLASSIFIERS)/$(SECOND_NAME)" >/dev/null
 endif
-	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_math_train --limit $(or $(TRAIN),200) --no_mentor --batch_size 64 --output "$(BUILD)/results/collected"
+	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_math_train --limit $(or $(TRAIN),100) --no_mentor --batch_size 64 --output "$(BUILD)/results/collected"
 	cp "$(BUILD)/results/collected/collected.parquet" $(wildcard results/bench/latency-*.json) "$(RESULTS)"
 	"$(BIN)/python" -m lm_eval_tandem.reports.packing "$(RESULTS)" pair >/dev/null
 	$(REPORT)

@@ -4,7 +4,7 @@ Samples and ledgers are gzipped; the same files always make the same bytes. Left
 samples do not: the harness's hashes of documents, prompts and targets, which are more than half of what compression
 leaves, a prompt that is a field of its document, and responses that no filter changed. Of the looks at fixed stages the
 measures of single tokens are left out, in place of which the classifier's score of them is kept (`score`,
-`probe_tokens`, and the classifier's checksum as `judged_by`), and features keep four digits.
+`probe_tokens`, and the classifier's checksum as `judged_by`), and features and seconds keep three digits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from lm_eval_tandem.reports import scores
 from lm_eval_tandem.reports.runs import lines_of
@@ -63,12 +61,24 @@ def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, An
     if judge is not None and shown is not None:
         score = float(judge.estimator.predict_proba(shown[None])[0, 1])
         taken = 0 if judge.probe is None else int(scores.probed(record["stages"][-1], judge))
-        told = {"score": float(np.float32(score)), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
+        told = {"score": score, "probe_tokens": taken, "judged_by": judge.config["sha256"]}
         looks[-1] |= told
     for look in looks:
+        if look["score"] is not None:
+            look["score"] = float(f"{look['score']:.7g}")
         if look.get("features"):
-            look["features"] = [float(f"{value:.4g}") for value in look["features"]]
-    return {**record, "stages": looks}
+            look["features"] = [rounded(value) for value in look["features"]]
+    return with_short_seconds({**record, "stages": [with_short_seconds(look) for look in looks]})
+
+
+def with_short_seconds(told: dict[str, Any]) -> dict[str, Any]:
+    """The same with seconds of three digits, which is more than clocks repeat."""
+    return {name: rounded(value) if name.endswith("seconds") else value for name, value in told.items()}
+
+
+def rounded(value: float) -> float:
+    """Three digits of a number."""
+    return float(f"{value:.3g}")
 
 
 def main(folder: str, classifier: str | None = None) -> None:

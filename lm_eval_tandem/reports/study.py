@@ -104,8 +104,9 @@ class Study:
 
     @property
     def paper_s(self) -> Run | None:
-        """The cascade with a classifier made as the paper made its own."""
-        return next((run for run in self.cascades if run.about.get("recipe") == "paper"), None)
+        """The cascade with a classifier made as the paper made its own, of statistics."""
+        papers = (run for run in self.cascades if run.about.get("recipe") == "paper")
+        return next((run for run in papers if judged_by(run).startswith("statistics")), None)
 
     @property
     def unit(self) -> Unit:
@@ -221,10 +222,14 @@ class Study:
         return " ".join([*words, "--log_samples", "--output_path RUNS"])
 
 
+def judged_by(run: Run) -> str:
+    """The schema of a cascade's classifier: what it is shown."""
+    return str((run.about.get("judge") or {}).get("schema") or "statistics")
+
+
 def remoteness(run: Run) -> tuple[bool, ...]:
     """How far a cascade is from the pair's own one."""
-    judge = run.about.get("judge") or {}
-    inputs = str(judge.get("schema") or "statistics")
+    judge, inputs = run.about.get("judge") or {}, judged_by(run)
     return (
         "classifier" in run.arguments,
         run.about.get("recipe") != "default",
