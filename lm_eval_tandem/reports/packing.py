@@ -61,11 +61,9 @@ def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, An
     if judge is not None and shown is not None:
         score = float(judge.estimator.predict_proba(shown[None])[0, 1])
         taken = 0 if judge.probe is None else int(scores.probed(record["stages"][-1], judge))
-        told = {"score": score, "probe_tokens": taken, "judged_by": judge.config["sha256"]}
+        told = {"score": float(f"{score:.7g}"), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
         looks[-1] |= told
     for look in looks:
-        if look["score"] is not None:
-            look["score"] = float(f"{look['score']:.7g}")
         if look.get("features"):
             look["features"] = [rounded(value) for value in look["features"]]
     return with_short_seconds({**record, "stages": [with_short_seconds(look) for look in looks]})
