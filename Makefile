@@ -72,8 +72,7 @@ classifier: collect
 	$(FIT) "$(BUILD)/collected" --output classifiers/pair
 
 # what each idea for the judge gives: chosen and measured on math training questions, and carried over to code's
-ablation: classifier
-	$(COLLECT) --tasks tandem_pair_code_train --limit 1000 --no_mentor --output "$(BUILD)/collected_code"
+ablation: classifier collect-code
 	"$(BIN)/lm-eval-tandem" ablation "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
 
 # further classifiers of the pair, fitted on the same questions as the default one and run on both domains beside it: for each

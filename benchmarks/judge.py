@@ -114,7 +114,7 @@ def main() -> None:
         f"{given.repeats} pairs of runs a batch size, medians; torch {torch.__version__}, {given.threads} thread(s) "
         f"on a CPU with {torch.backends.cpu.get_cpu_capability()}.",
         "",
-        "| batch size | measures of tokens and classifier % | all that judging adds: engines' seconds % [least, most] | "
+        "| batch size | measures, classifier % | all that judging adds: engines' seconds % [least, most] | "
         "wall seconds % | refused tokens % of the intern's |",
         "|---:|---:|---:|---:|---:|",
     ]

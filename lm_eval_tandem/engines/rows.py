@@ -21,6 +21,9 @@ from transformers.cache_utils import DynamicLayer
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
+EXPONENT = 40.0
+"""Largest logit whose exponential is taken without shifting it first: a hundred thousand of them fit into float32."""
+
 SCORED_CELLS = 2**27
 """Logits (rows x positions x vocabulary) that one forward pass of `score` may hold in float32: 512 MB."""
 
@@ -252,7 +255,9 @@ def measured(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
         return pairs
     z = logits.float().numpy()
     rows = np.arange(len(z))
-    z = z - z[rows, z.argmax(-1)][:, None]
+    top = z[rows, z.argmax(-1)]
+    if np.abs(top).max() > EXPONENT:  # otherwise e^z neither overflows nor vanishes as it is
+        z = z - top[:, None]
     e = np.exp(z)
     total = e.sum(-1)
     log_total = np.log(total)
