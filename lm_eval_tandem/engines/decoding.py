@@ -90,6 +90,8 @@ class Decoding:
         self.stops = stops
         self.prefixes = prefixes
         self.work = work
+        self.measuring_seconds = 0.0
+        """What went into measuring tokens; `work.judge_seconds` grows in other threads too."""
         self.clear()
 
     def clear(self) -> None:
@@ -194,7 +196,7 @@ class Decoding:
         clock = time.thread_time if logits.device.type == "cpu" else time.perf_counter  # others' turns are not judging
         began = clock()
         pairs = measured(logits, tokens)
-        self.work.judge_seconds += clock() - began
+        self.measuring_seconds += clock() - began
         return pairs
 
     @property

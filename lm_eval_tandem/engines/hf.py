@@ -193,7 +193,7 @@ class HFEngine(Local):
                         involved = take(self._to_score, self.batch_size)
                         self._score(involved)
                         continue
-                    started, judged = time.perf_counter(), self.work.judge_seconds
+                    started, before = time.perf_counter(), decoding.measuring_seconds
                     involved = self._newcomers()
                     if involved or decoding.sparse:
                         decoding.admit(involved)
@@ -201,7 +201,8 @@ class HFEngine(Local):
                         decoding.step()
                         steps += 1
                     self._finish(decoding.settle())
-                    measuring = self.work.judge_seconds - judged
+                    measuring = decoding.measuring_seconds - before
+                    self.work.judge_seconds += measuring
                     self.work.generate_seconds += time.perf_counter() - started - measuring
             except Exception as error:  # the thread outlives a failed batch; each of its questions gets the error
                 failed = [*involved, *(job for job in decoding.live if job not in involved)]
