@@ -27,7 +27,7 @@ class Job:
     since: float
     sampling: Sampling | None = None
     new: list[int] = field(default_factory=list)
-    measures: list[list[float]] = field(default_factory=list)
+    measures: list[tuple[float, float]] = field(default_factory=list)
     """Log-probability and entropy of each new token, for `Sampling.measured`."""
     draft: tuple[int, ...] = ()
     """Tokens that the row may begin with, read together with its prompt."""
@@ -35,7 +35,7 @@ class Job:
     finish_reason: str = ""
     view: View = PLAIN
 
-    def add(self, token: int, measured: list[float] | None) -> None:
+    def add(self, token: int, measured: tuple[float, float] | None) -> None:
         """Write a token, with its log-probability and entropy where they are asked for."""
         self.new.append(token)
         if measured is not None:
@@ -153,22 +153,25 @@ class Decoding:
 
         logits [B, K, V]: the last of a row is that after all it has read, its draft included.
         """
-        best: list[list[int]] = best_of(logits)
+        width = logits.shape[1]
+        read = [(row, place) for row, job in enumerate(jobs) for place in range(width - 1 - len(job.draft), width)]
+        rows, places = map(list, zip(*read, strict=True))
+        best = dict(zip(read, best_of(logits[rows, places]), strict=True))
         written: list[tuple[int, int, int]] = []
         for row, (job, chooser) in enumerate(zip(jobs, choosers, strict=True)):
-            first = logits.shape[1] - 1 - len(job.draft)
+            first = width - 1 - len(job.draft)
             ids = list(job.ids)
             for place, expected in enumerate((*job.draft, None), first):
-                token = best[row][place] if chooser.plain else chooser.choose(ids, logits[row, place])
+                token = best[row, place] if chooser.plain else chooser.choose(ids, logits[row, place])
                 written.append((row, place, token))
                 ids.append(token)
                 if token != expected:
                     break
         asked = [one for one in written if wants_measures(jobs[one[0]])]
-        thoughts: Iterator[list[float]] = iter(())
+        thoughts: Iterator[tuple[float, float]] = iter(())
         if asked:
-            rows, places, tokens = zip(*asked, strict=True)
-            thoughts = iter(self._thought(logits[list(rows), list(places)], tokens))
+            rows, places, tokens = map(list, zip(*asked, strict=True))
+            thoughts = iter(self._thought(logits[rows, places], tokens))
         for row, _, token in written:
             job = jobs[row]
             pair = next(thoughts) if wants_measures(job) else None
@@ -183,7 +186,7 @@ class Decoding:
         written = [job.ids + job.new if job is not None else [] for job in self.slots] if self._picky else []
         tokens = choose(self._choosers, written, logits)
         asked = [row for row, job in enumerate(self.slots) if wants_measures(job)]
-        pairs: dict[int, list[float]] = {}
+        pairs: dict[int, tuple[float, float]] = {}
         if asked:
             few = logits if len(asked) == len(logits) else logits[asked]
             pairs = dict(zip(asked, self._thought(few, [tokens[row] for row in asked]), strict=True))
@@ -191,7 +194,7 @@ class Decoding:
             if job is not None:
                 job.add(tokens[row], pairs.get(row))
 
-    def _thought(self, logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
+    def _thought(self, logits: torch.Tensor, tokens: Sequence[int]) -> list[tuple[float, float]]:
         """Log-probability and entropy of each token [N], a pair each, of logits [N, V]; time that goes into judging."""
         clock = time.thread_time if logits.device.type == "cpu" else time.perf_counter  # others' turns are not judging
         began = clock()

@@ -27,13 +27,14 @@ from lm_eval_tandem.engines import PLAIN, Completion, Prompt, Sampling, TokenSta
 from lm_eval_tandem.engines.decoding import Decoding, Job, Stops
 from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
+from lm_eval_tandem.engines.turns import Turns
 from lm_eval_tandem.errors import ContextError, EngineError
 
 if TYPE_CHECKING:
     from lm_eval_tandem.engines.adapter import Adapter
 
-CPU = threading.Lock()
-"""Held for each pass on a CPU: two engines at once would fight for the same cores."""
+CPU = Turns()
+"""For each pass on a CPU: two engines at once would fight for the same cores."""
 PATIENCE = 8
 """Decoding steps that prompts to be scored wait at most for a full batch."""
 KEPT_SHARE = 0.2
@@ -172,6 +173,16 @@ class HFEngine(Local):
     # The worker
 
     def _run(self) -> None:
+        # numpy's overflows while tokens are measured: see `measured`
+        with np.errstate(over="ignore", invalid="ignore"), CPU.member(self._fill) if self._on_cpu else nullcontext():
+            self._work()
+
+    def _fill(self) -> float:
+        """How full the next batch would be, 0 for none to 1."""
+        jobs = len(self._to_score) + len(self._to_generate) + len(self._decoding.live)
+        return min(1.0, jobs / self.batch_size)
+
+    def _work(self) -> None:
         steps = 0
         decoding = self._decoding
         while True:
@@ -221,7 +232,11 @@ class HFEngine(Local):
         return torch.autocast(self.lm.device.type, dtype) if dtype is not None else nullcontext()
 
     def _alone(self) -> AbstractContextManager[Any]:
-        return CPU if self.lm.device.type == "cpu" else nullcontext()
+        return CPU.turn(self._fill) if self._on_cpu else nullcontext()
+
+    @property
+    def _on_cpu(self) -> bool:
+        return bool(self.lm.device.type == "cpu")
 
     def _finish(self, jobs: list[Job]) -> None:
         if not jobs:
