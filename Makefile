@@ -137,7 +137,7 @@ VLLM_SIZES = $(if $(filter vllm,$(ENGINE)),--mentor_args $(CACHE) --intern_args 
 SWEEP = $(if $(filter vllm,$(ENGINE)),OMP_NUM_THREADS=1) HF_HUB_OFFLINE=1 $(BENCH) $(VLLM_SIZES) --policies mentor,cascade
 bench: $(if $(filter vllm,$(ENGINE)),vllm,runtime)
 	HF_HUB_OFFLINE=1 $(BENCH) $(SIZES)
-	$(SWEEP) --questions 64 --in_flight 1,4,16,64 --scale 0.04 --apart
+	$(SWEEP) --questions 32 --in_flight 1,4,16,64 --scale 0.04 --apart
 	$(SWEEP) --questions 10,100,1000 --in_flight 64 --scale 0.01
 
 # the code tasks' sandbox; where it cannot be installed its tests say so and are skipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,30 +153,20 @@ class Decoding:
 
         logits [B, K, V]: the last of a row is that after all it has read, its draft included.
         """
-        width = logits.shape[1]
-        read = [(row, place) for row, job in enumerate(jobs) for place in range(width - 1 - len(job.draft), width)]
-        rows, places = map(list, zip(*read, strict=True))
-        best = dict(zip(read, best_of(logits[rows, places]), strict=True))
-        written: list[tuple[int, int, int]] = []
         for row, (job, chooser) in enumerate(zip(jobs, choosers, strict=True)):
-            first = width - 1 - len(job.draft)
-            ids = list(job.ids)
-            for place, expected in enumerate((*job.draft, None), first):
-                token = best[row, place] if chooser.plain else chooser.choose(ids, logits[row, place])
-                written.append((row, place, token))
+            own = logits[row, logits.shape[1] - 1 - len(job.draft) :]
+            best, written, ids = best_of(own), [], list(job.ids)
+            for place, expected in enumerate((*job.draft, None)):
+                token = best[place] if chooser.plain else chooser.choose(ids, own[place])
+                written.append(token)
                 ids.append(token)
                 if token != expected:
                     break
-        asked = [one for one in written if wants_measures(jobs[one[0]])]
-        thoughts: Iterator[tuple[float, float]] = iter(())
-        if asked:
-            rows, places, tokens = map(list, zip(*asked, strict=True))
-            thoughts = iter(self._thought(logits[rows, places], tokens))
-        for row, _, token in written:
-            job = jobs[row]
-            pair = next(thoughts) if wants_measures(job) else None
-            if not (job.new and self.stops.reason(job)):  # what follows in a draft is not written any more
+            pairs = self._thought(own[: len(written)], written) if wants_measures(job) else [None] * len(written)
+            for token, pair in zip(written, pairs, strict=True):
                 job.add(token, pair)
+                if self.stops.reason(job):  # what follows in a draft is not written any more
+                    break
 
     def step(self) -> None:
         """One more token for every row."""
