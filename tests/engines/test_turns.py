@@ -101,12 +101,12 @@ def test_all_work_gets_done_however_jobs_wander() -> None:
 
 
 def test_who_has_left_holds_nobody_up() -> None:
-    turns = Turns()
+    turns, log = Turns(), []
     with turns.member(lambda: 1.0):
         pass
-
-    def mine() -> float:
-        return 0.5
-
-    with turns.member(mine), turns.turn(mine):
-        pass
+    worker = Worker(turns, 4, log, "alone")
+    worker.other = worker
+    worker.give([0])
+    worker.thread.start()
+    eventually(lambda: log == [("alone", 1)])
+    worker.close()
