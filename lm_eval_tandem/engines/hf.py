@@ -187,7 +187,7 @@ class HFEngine(Local):
         decoding = self._decoding
         while True:
             with self._wake:
-                while not (self._closed or self._to_score or self._to_generate or decoding.live):
+                while not (self._closed or self._fill()):
                     self._wake.wait()
                 if self._closed:
                     return

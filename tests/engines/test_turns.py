@@ -42,7 +42,8 @@ class Worker:
                     if self.closed:
                         return
                 with self.turns.turn(self.fill):
-                    done, self.jobs = self.jobs[: self.size], self.jobs[self.size :]
+                    with self.wake:  # what is given meanwhile is not lost
+                        done, self.jobs = self.jobs[: self.size], self.jobs[self.size :]
                     self.log.append((self.name, len(done)))
                 assert self.other is not None
                 self.other.give([left - 1 for left in done if left])
