@@ -385,8 +385,7 @@ class TandemLM(LM):
         for computed in (self._computed_here(), *self._elsewhere):
             found = added(found, computed)
         found["wall_seconds"] = self._seconds
-        found["judge_share"] = judge_share(found)
-        return found
+        return found | shares(found)
 
     def _computed_here(self) -> dict[str, Any]:
         """What this process computed, and what it found in the store."""
@@ -416,19 +415,21 @@ class TandemLM(LM):
             self.store.close()
 
 
-def judge_share(totals: dict[str, Any]) -> float:
-    """Time spent judging in that spent generating: passes and measures, classifier, and beginnings that were refused.
+def shares(totals: dict[str, Any]) -> dict[str, float]:
+    """Time spent judging, in that spent generating.
 
-    Of the intern's generation, refused beginnings have the share that they have in its tokens.
+    judge_share: passes and measures, classifier, and beginnings that were refused. refused_share: the last of these
+    alone; of the intern's generation they have the share that they have in its tokens.
     """
     work = totals["computed"]
     generating = sum(part["generate_seconds"] for part in work.values())
-    judging = sum(part["judge_seconds"] for part in work.values())
+    judging, refused = sum(part["judge_seconds"] for part in work.values()), 0.0
     written = totals.get("tokens", {}).get("intern_new", 0)
     if written and "intern" in work:
         refused = totals["refused_tokens"] * totals["questions"] / written * work["intern"]["generate_seconds"]
-        generating, judging = generating - refused, judging + refused
-    return judging / generating if generating > 0 else 0.0
+    kept = generating - refused
+    parts = {"judge_share": judging + refused, "refused_share": refused}
+    return {name: part / kept if kept > 0 else 0.0 for name, part in parts.items()}
 
 
 def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import tiny
 from lm_eval_tandem import _paths
 from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, StoreError
 from lm_eval_tandem.harness import Answer, tasks_of
-from lm_eval_tandem.model import TandemLM
+from lm_eval_tandem.model import TandemLM, shares
 from lm_eval_tandem.pair import problems
 
 COMMON: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch_size": 16}
@@ -153,6 +153,18 @@ def test_a_store_shares_the_mentors_text_and_changes_nothing(tmp_path: Path) -> 
     for name in ("tflops", "bill_tflops", "length", "tokens", "stage_share"):
         assert undisturbed[name] == totals[name] == repeated[name], f"{name} depends on the store"
     assert high["found_in_store"] == 0
+    assert undisturbed["judge_share"] > undisturbed["refused_share"] >= 0
+
+
+def test_what_was_refused_is_part_of_what_judging_takes() -> None:
+    worked = {
+        "mentor": {"generate_seconds": 2.0, "judge_seconds": 0.0},
+        "intern": {"generate_seconds": 10.0, "judge_seconds": 1.0},
+    }
+    totals = {"computed": worked, "tokens": {"intern_new": 100}, "refused_tokens": 2.0, "questions": 10}
+    assert shares(totals) == {"judge_share": pytest.approx(3 / 10), "refused_share": pytest.approx(2 / 10)}
+    idle = {"intern": {"generate_seconds": 0.0, "judge_seconds": 1.0}}
+    assert shares({"computed": idle}) == {"judge_share": 0.0, "refused_share": 0.0}
 
 
 def test_repeats_are_sampled_apart_and_the_same_again() -> None:

@@ -153,8 +153,10 @@ class Decoding:
 
         logits [B, K, V]: the last of a row is that after all it has read, its draft included.
         """
+        starts = [logits.shape[1] - 1 - len(job.draft) for job in jobs]
+        begun: list[list[int]] = []
         for row, (job, chooser) in enumerate(zip(jobs, choosers, strict=True)):
-            own = logits[row, logits.shape[1] - 1 - len(job.draft) :]
+            own = logits[row, starts[row] :]
             best, written, ids = best_of(own), [], list(job.ids)
             for place, expected in enumerate((*job.draft, None)):
                 token = best[place] if chooser.plain else chooser.choose(ids, own[place])
@@ -162,9 +164,21 @@ class Decoding:
                 ids.append(token)
                 if token != expected:
                     break
-            pairs = self._thought(own[: len(written)], written) if wants_measures(job) else [None] * len(written)
-            for token, pair in zip(written, pairs, strict=True):
-                job.add(token, pair)
+            begun.append(written)
+        pairs: dict[int, list[tuple[float, float]]] = {}
+        asked = [row for row, job in enumerate(jobs) if wants_measures(job)]
+        single = [row for row in asked if len(begun[row]) == 1]
+        if single:
+            places = [row * logits.shape[1] + starts[row] for row in single]
+            thought = self._thought(logits.flatten(0, 1), [begun[row][0] for row in single], places)
+            pairs = {row: [pair] for row, pair in zip(single, thought, strict=True)}
+        for row in asked:
+            if row not in pairs:
+                own = logits[row, starts[row] : starts[row] + len(begun[row])]
+                pairs[row] = self._thought(own, begun[row])
+        for row, job in enumerate(jobs):
+            for place, token in enumerate(begun[row]):
+                job.add(token, pairs[row][place] if row in pairs else None)
                 if self.stops.reason(job):  # what follows in a draft is not written any more
                     break
 
@@ -178,16 +192,26 @@ class Decoding:
         asked = [row for row, job in enumerate(self.slots) if wants_measures(job)]
         pairs: dict[int, tuple[float, float]] = {}
         if asked:
-            few = logits if len(asked) == len(logits) else logits[asked]
-            pairs = dict(zip(asked, self._thought(few, [tokens[row] for row in asked]), strict=True))
+            # Picking rows out costs more than the others would, unless these are many.
+            if 2 * len(asked) > len(logits):
+                pairs = dict(enumerate(self._thought(logits, tokens)))
+            else:
+                pairs = dict(zip(asked, self._thought(logits, [tokens[row] for row in asked], asked), strict=True))
         for row, job in enumerate(self.slots):
             if job is not None:
                 job.add(tokens[row], pairs.get(row))
 
-    def _thought(self, logits: torch.Tensor, tokens: Sequence[int]) -> list[tuple[float, float]]:
-        """Log-probability and entropy of each token [N], a pair each, of logits [N, V]; time that goes into judging."""
+    def _thought(
+        self, logits: torch.Tensor, tokens: Sequence[int], rows: Sequence[int] | None = None
+    ) -> list[tuple[float, float]]:
+        """Log-probability and entropy of each token [N], a pair each, of these rows of logits [B, V] or of all.
+
+        What it takes is judging time. The logits may be overwritten.
+        """
         clock = time.thread_time if logits.device.type == "cpu" else time.perf_counter  # others' turns are not judging
         began = clock()
+        if rows is not None:
+            logits = logits.index_select(0, torch.tensor(rows, device=logits.device))
         pairs = measured(logits, tokens)
         self.measuring_seconds += clock() - began
         return pairs

@@ -173,8 +173,8 @@ class HFEngine(Local):
     # The worker
 
     def _run(self) -> None:
-        # numpy's overflows while tokens are measured: see `measured`
-        with np.errstate(over="ignore", invalid="ignore"), CPU.member(self._fill) if self._on_cpu else nullcontext():
+        # numpy's infinities while tokens are measured: see `measured`
+        with np.errstate(divide="ignore", invalid="ignore"), CPU.member(self._fill) if self._on_cpu else nullcontext():
             self._work()
 
     def _fill(self) -> float:

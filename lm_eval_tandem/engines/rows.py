@@ -22,8 +22,8 @@ from transformers.cache_utils import DynamicLayer
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
-MANY = 2**14
-"""Exponentials that torch takes faster than numpy, whose call costs less."""
+SMALL = 2**12
+"""A vocabulary over which torch's softmax is good to 1e-5; over larger ones its sum loses what is very unlikely."""
 
 SCORED_CELLS = 2**27
 """Logits (rows x positions x vocabulary) that one forward pass of `score` may hold in float32: 512 MB."""
@@ -248,21 +248,20 @@ def best_of(logits: torch.Tensor) -> list[int]:
 def measured(logits: torch.Tensor, tokens: Sequence[int]) -> list[tuple[float, float]]:
     """Log-probability and entropy of each of these tokens [N], a pair each, of logits [N, V]; see `measures`.
 
-    On a CPU in as few calls as can be, for they are made at every step: the logits are overwritten, and numpy may warn
-    of overflows, which are mended; who calls it at every step says once that they are to be ignored.
+    On a CPU in as few calls as can be, for they are made at every step: H = -log p(token) - sum p z with z = logits -
+    that of the token. The logits are overwritten, and numpy may warn of infinities, which are mended; who calls it at
+    every step says once that they are to be ignored.
     """
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.shape[1] <= SMALL:
         z = logits.numpy()
-        width = z.shape[1]
-        z -= z.take([row * width + token for row, token in enumerate(tokens)])[:, None]
-        e = np.exp(z) if z.size < MANY else torch.exp(logits).numpy()
-        total = np.matmul(e, np.ones(width, dtype=np.float32))
-        log_total = np.log(total)
-        entropy = log_total - np.matmul(e[:, None, :], z[:, :, None])[:, 0, 0] / total
-        pairs = list(zip((-log_total).tolist(), entropy.tolist(), strict=True))
-        # Neither masked logits, as in `measures`, nor a token so unlikely that the others overflow.
-        if math.isfinite(sum(entropy for _, entropy in pairs)):
-            return pairs
-    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
-    found: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
+        chosen = np.arange(0, z.size, z.shape[1]) + tokens
+        z -= z.take(chosen)[:, None]
+        p = torch.softmax(logits, -1).numpy()
+        logprob = np.log(p.take(chosen))
+        entropies = (-logprob - np.vecdot(p, z)).tolist()
+        # Neither masked logits, as in `measures`, nor a token too unlikely for a float.
+        if math.isfinite(sum(entropies)):
+            return list(zip(logprob.tolist(), entropies, strict=True))
+    chosen_ids = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
+    found: list[list[float]] = torch.cat(measures(logits, chosen_ids), dim=1).tolist()
     return [(logprob, entropy) for logprob, entropy in found]

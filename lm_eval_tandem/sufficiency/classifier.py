@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,7 @@ class Sufficiency:
     def score(self, features: NDArray[np.float64]) -> float:
         """s_t in [0, 1]: the probability that the intern answers well, for one vector as `look` returns it."""
         width = self.estimator.n_features_in_
-        if np.shape(features) != (width,) or not np.isfinite(features).all():
+        if np.shape(features) != (width,) or not all(map(math.isfinite, np.asarray(features).tolist())):
             raise ClassifierError(
                 f"The judge was given an array of shape {np.shape(features)} (or one that is not finite); give the "
                 f"{width} finite numbers of one look at a prompt (schema {self.schema})."
