@@ -25,6 +25,9 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 SMALL = 2**12
 """A vocabulary over which torch's softmax is good to 1e-5; over larger ones its sum loses what is very unlikely."""
 
+UNLIKELY = -16.0
+"""Log-probability of a token that is measured exactly: softmax would be off by more than 1e-5 beside it."""
+
 SCORED_CELLS = 2**27
 """Logits (rows x positions x vocabulary) that one forward pass of `score` may hold in float32: 512 MB."""
 
@@ -258,10 +261,10 @@ def measured(logits: torch.Tensor, tokens: Sequence[int]) -> list[tuple[float, f
         z -= z.take(chosen)[:, None]
         p = torch.softmax(logits, -1).numpy()
         logprob = np.log(p.take(chosen))
-        entropies = (-logprob - np.vecdot(p, z)).tolist()
-        # Neither masked logits, as in `measures`, nor a token too unlikely for a float.
-        if math.isfinite(sum(entropies)):
-            return list(zip(logprob.tolist(), entropies, strict=True))
+        logprobs, entropies = logprob.tolist(), (-logprob - np.vecdot(p, z)).tolist()
+        # Neither masked logits, as in `measures`, nor a token so unlikely that z magnifies the error of p.
+        if math.isfinite(sum(entropies)) and min(logprobs) > UNLIKELY:
+            return list(zip(logprobs, entropies, strict=True))
     chosen_ids = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
     found: list[list[float]] = torch.cat(measures(logits, chosen_ids), dim=1).tolist()
     return [(logprob, entropy) for logprob, entropy in found]
