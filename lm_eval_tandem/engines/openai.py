@@ -407,11 +407,14 @@ class APIEngine:
         written = text_of(prompt.continued)
         if not repeats:
             turns += [("assistant", written), ("user", GO_ON)]
-        stream = Stream(prompt.text, prompt.continued, written if repeats else "", self._tokens_of)
         # Of a text in this alphabet half a token a byte is more than enough.
         wanted = (prompt.horizon or sampling.max_tokens) + (len(written) // 2 if repeats else 0)
+        limit = min(wanted, max(1, self.window - len(self.encode(prompt.text))))
+        estimated = self._counted not in ("by pieces", "by the server")
+        again = written if repeats else ""
+        stream = Stream(prompt.text, prompt.continued, again, self._tokens_of, None if estimated else limit)
         body = self._body(sampling, ids=self._counted == "by the server") | {
-            "max_tokens": min(wanted, max(1, self.window - len(self.encode(prompt.text)))),
+            "max_tokens": limit,
             "messages": [{"role": role, "content": content} for role, content in turns],
             "stream": True,
             "stream_options": {"include_usage": True},

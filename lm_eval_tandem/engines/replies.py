@@ -118,10 +118,13 @@ class Stream:
 
     text: the prompt. told: the letters that calls have read. behind: text that the server writes once more, because
     an earlier stream was lost or another process had read it; it is passed over if it is the same. count: tokens of a
-    piece's text, for servers that do not tell.
+    piece's text, for servers that do not tell. limit: tokens after which the server ends; None where they are
+    estimated.
     """
 
-    def __init__(self, text: str, told: tuple[int, ...], behind: str, count: Callable[[str], int]) -> None:
+    def __init__(
+        self, text: str, told: tuple[int, ...], behind: str, count: Callable[[str], int], limit: int | None = None
+    ) -> None:
         self.text, self.told = text, told
         self.started = asyncio.Event()
         self.usage: Usage | None = None
@@ -129,6 +132,7 @@ class Stream:
         self.read_tokens = 0
         self.repeated = 0
         self._count = count
+        self._limit = limit
         self._behind = behind
         self._pieces: deque[Piece] = deque()
         self._news = asyncio.Event()
@@ -224,6 +228,9 @@ class Stream:
                 piece, rest = piece.parted(budget - read.tokens)
                 self._pieces.appendleft(rest)
             read = Piece(read.text + piece.text, read.content + piece.content, read.tokens + piece.tokens)
+        while self._whole and not self._over:
+            self._news.clear()
+            await self._told(timeout)
         ended = self._ended and not self._pieces
         if ended and self.usage is not None:
             # The server's own count, hidden reasoning included, settles what was counted piece by piece.
@@ -240,6 +247,13 @@ class Stream:
             waiting.cancel()
         if not done:
             raise asyncio.TimeoutError
+
+    @property
+    def _whole(self) -> bool:
+        """All of the answer has been read: what may still come is the server's count of it, which settles the bill."""
+        if self._pieces or self._task is None:
+            return False
+        return self._finish is not None or (self._limit is not None and self._tokens >= self._limit)
 
     @property
     def _over(self) -> bool:

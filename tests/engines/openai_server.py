@@ -132,6 +132,8 @@ class Manner:
     """Seconds a token."""
     per_piece: int = 1
     """Tokens in one piece of a stream."""
+    settles: float = 0.0
+    """Seconds from a stream's last token until it tells that this was the last, and the usage."""
     thinks: int = 0
     """Of each answer, tokens that it gives as `reasoning`."""
     says: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -230,9 +232,14 @@ class ModelServer(Listener):
                     continue
                 delta = self._parted(piece["text"], piece["ids"], told, sent)
                 told, sent = piece["text"], len(piece["ids"])
-                choice = {"index": 0, "delta": delta, "finish_reason": piece["finish"]}
+                ended = None if self.manner.settles else piece["finish"]
+                choice = {"index": 0, "delta": delta, "finish_reason": ended}
                 writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
                 await writer.drain()
+        if self.manner.settles:
+            await asyncio.sleep(self.manner.settles)
+            choice = {"index": 0, "delta": {}, "finish_reason": piece["finish"]}
+            writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
         if (body.get("stream_options") or {}).get("include_usage"):
             final = {"choices": [], "usage": usage(len(ids), sent)}
             writer.write(b"data: " + json.dumps(final).encode() + b"\n\n")

@@ -356,7 +356,7 @@ def answered(lm: TandemLM, questions: list[str]) -> list[str]:
 
 def test_dollars_and_tflops_stand_where_they_are_known(folder: Path) -> None:
     prices = {"mentor_price_input": 2.0, "mentor_price_output": 10.0}
-    with serving(folder, Manner(ids=False)) as server:
+    with serving(folder, Manner(ids=False, settles=0.1)) as server:  # the bill comes after the last token
         before = server.generated, server.prompted
         lm = tandem(server, folder, mentor_parameters="32e9", **prices)
         looked = server.generated - before[0], server.prompted - before[1]
