@@ -174,7 +174,7 @@ class HFEngine(Local):
 
     def _run(self) -> None:
         # numpy's infinities while tokens are measured: see `measured`
-        with np.errstate(divide="ignore", invalid="ignore"), CPU.member(self._fill) if self._on_cpu else nullcontext():
+        with np.errstate(over="ignore", invalid="ignore"), CPU.member(self._fill) if self._on_cpu else nullcontext():
             self._work()
 
     def _fill(self) -> float:

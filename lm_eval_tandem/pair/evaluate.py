@@ -48,7 +48,7 @@ def answer_of(text: str) -> int | None:
 
 def inspect(text: str, problem: pb.Problem) -> dict[str, list[bool]]:
     """What is right in an answer: result, names in order, prices of known and of other goods, sums."""
-    body = text.partition(" Action:")[2].partition(" Check:")[0] if " Action:" in text else text
+    body = (text.partition(" Action:")[2] or text).partition(" Check:")[0]
     steps = _STEP.findall(body)
     wanted = [good for _, good in problem.steps]
     price = dict(zip(wanted, problem.prices, strict=True))
@@ -82,14 +82,14 @@ def check(domain: str, count: int, efforts: list[int], pair: dict[str, Any], tok
         tflops = 2 * (sizes["mentor"] * large + sizes["intern"] * (large * (small > 0) + small)) / 1e12
         return {"acc": 100 * right / len(rows), "mentor_tokens": large, "intern_tokens": small, "tflops": tflops}
 
-    report = {"none": figures(generate(intern, tokenizer, questions, 100), [], "intern")}
+    report = {"none": figures(generate(intern, tokenizer, questions, 200), [], "intern")}
     insights = generate(mentor, tokenizer, [question + OPEN for question in questions], max(efforts))
     whole = [[*ids, 1] for ids in tokenizer(insights).input_ids]
     for effort in efforts:
         told = [ids[:effort] for ids in whole]
         texts = tokenizer.batch_decode(told, skip_special_tokens=True)
         prompts = [question + OPEN + text + CLOSE for question, text in zip(questions, texts, strict=True)]
-        report[str(effort)] = figures(generate(intern, tokenizer, prompts, 100), told, "intern")
+        report[str(effort)] = figures(generate(intern, tokenizer, prompts, 200), told, "intern")
     report["mentor"] = figures(generate(mentor, tokenizer, questions, 200), [], "mentor")
     return {"sizes": sizes, **report}
 

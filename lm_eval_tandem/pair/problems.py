@@ -217,8 +217,9 @@ def mentor_answer(problem: Problem, domain: str) -> str:
 
 
 def intern_answer(problem: Problem) -> str:
-    """The intern's answer, from the words after ` Steps:`."""
-    return "".join(_worked(problem)) + f" Answer: {problem.totals[-1]}"
+    """The intern's answer, from the words after ` Steps:`: every step, a check backwards, the result."""
+    worked, undone = "".join(_worked(problem)), "".join(_undone(problem))
+    return f"{worked} Check:{undone} Answer: {problem.totals[-1]}"
 
 
 def rows(domain: str, split: str, count: int) -> list[dict[str, str | int]]:

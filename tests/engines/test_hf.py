@@ -15,7 +15,7 @@ from engines.conformance import TEXTS, EngineConformance, Reference, run, togeth
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf import HFEngine
-from lm_eval_tandem.engines.rows import best_of, measured, measures
+from lm_eval_tandem.engines.rows import SURE, best_of, measured, measures
 from lm_eval_tandem.errors import EngineError
 
 KINDS = ["llama", "qwen3", "gpt2"]
@@ -108,15 +108,23 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(0, 1), slice(2, 3), slice(5, 6), slice(6, 7), slice(0, 7)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])
-def test_tokens_are_measured_alike_in_numpy_and_torch(masked: bool, shift: float) -> None:
-    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 8 + shift
+def test_tokens_are_measured_alike_in_numpy_and_torch(rows: slice, masked: bool, shift: float) -> None:
+    """Five tokens that are not the likeliest, one that just is, and one that is far ahead of all others."""
+    logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(1)) * 8 + shift
+    for row, lead in ((5, 9.9), (6, 10.1)):
+        logits[row, 4] = logits[row].max() + lead
     if masked:
         logits[2, 10:] = -torch.inf
-    tokens = [0, 3, 7, 1, 9]
+    logits, tokens = logits[rows], [0, 3, 7, 1, 9, 4, 4][rows]
     expected = torch.cat(measures(logits, torch.tensor(tokens).unsqueeze(-1)), dim=1)
     exact = torch.log_softmax(logits.double(), -1)
-    np.testing.assert_allclose(measured(logits, tokens), expected, atol=1e-5)
     np.testing.assert_allclose(expected[:, 1], torch.special.entr(exact.exp()).sum(-1), atol=1e-5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.array(measured(logits.clone(), tokens))
+    certain = np.arange(7)[rows] == 6
+    assert (found[certain] == 0).all() and (expected[certain].abs() < 300 * np.exp(-SURE) * (1 + SURE)).all()
+    np.testing.assert_allclose(found[~certain], expected[~certain], atol=1e-5)
     assert best_of(logits) == logits.argmax(-1).tolist()
