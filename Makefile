@@ -67,7 +67,7 @@ collect-code: runtime
 
 # the pair's classifier, fitted on the math training task alone
 FIT = "$(BIN)/lm-eval-tandem" fit --objective "$(OBJECTIVE)"
-OBJECTIVE ?= cost@accuracy>=always_high-0.0005
+OBJECTIVE ?= cost@accuracy>=always_high
 classifier: collect
 	$(FIT) "$(BUILD)/collected" --output classifiers/pair
 

@@ -9,7 +9,7 @@ limit=${QUESTIONS:+--limit $QUESTIONS}
 lm-eval-tandem collect --tasks tandem_pair_math_train $limit --no_mentor --batch_size 64 --output collected
 
 # 2. the classifier and its thresholds, out of sample; the whole trade-off, without a model
-lm-eval-tandem fit collected --output judge --objective "cost@accuracy>=always_high-0.0005"
+lm-eval-tandem fit collected --output judge --objective "cost@accuracy>=always_high"
 lm-eval-tandem thresholds collected --classifier judge
 
 # 3. the cascade and what it is compared with, on the test questions
