@@ -36,7 +36,7 @@ def joined(runs: Iterable[Run], folders: Iterable[Path]) -> list[Run]:
 
 def ledgers_below(folder: Path) -> list[Ledger]:
     """The ledgers below a folder, in order of their paths."""
-    files = sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.jsonl.gz")])
+    files = sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.jsonl.xz")])
     found = []
     for file in files:
         if file.name.startswith("samples_"):

@@ -1,6 +1,6 @@
 """`python -m lm_eval_tandem.reports.packing FOLDER [CLASSIFIER]`: results as they are kept in a repository, small.
 
-Samples and ledgers are gzipped; the same files always make the same bytes. Left out is what says nothing that the
+Samples and ledgers are compressed (xz); the same files make the same bytes. Left out is what says nothing that the
 samples do not: the harness's hashes of documents, prompts and targets, which are more than half of what compression
 leaves, a prompt that is a field of its document, and responses that no filter changed. Of the looks at fixed stages the
 measures of single tokens are left out, in place of which the classifier's score of them is kept (`score`,
@@ -9,8 +9,8 @@ measures of single tokens are left out, in place of which the classifier's score
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,8 @@ def pack(folder: Path, judge: Sufficiency | None = None) -> list[Path]:
         elif "stages" in lines[-1]:
             lines = [lines[0], *[shortened(record, judge) for record in lines[1:]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        target = file.with_name(file.name + ".gz")
-        target.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+        target = file.with_name(file.name + ".xz")
+        target.write_bytes(lzma.compress(text.encode(), preset=9))
         file.unlink()
         packed.append(target)
     return packed

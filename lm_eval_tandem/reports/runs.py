@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -227,9 +227,9 @@ def graded(file: Path, task: str, settings: Mapping[str, Any], metric: str | Non
 
 
 def samples_of(file: Path, task: str) -> Path:
-    """The samples file that lies beside a results file, plain or gzipped."""
+    """The samples file that lies beside a results file, plain or packed (xz)."""
     plain = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
-    packed = plain.with_name(plain.name + ".gz")
+    packed = plain.with_name(plain.name + ".xz")
     found = packed if packed.is_file() else plain
     if not found.is_file():
         raise ArgumentError(f"{file} has no samples of {task} beside it; run the harness with --log_samples.")
@@ -237,11 +237,11 @@ def samples_of(file: Path, task: str) -> Path:
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a JSON-lines file, plain or gzipped; at least one."""
+    """The lines of a JSON-lines file, plain or packed (xz); at least one."""
     try:
         content = file.read_bytes()
-        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = (lzma.decompress(content) if file.suffix == ".xz" else content).decode()
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{file} cannot be read ({reason(error)}); run the harness again.") from None
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_pat
         assert after.keys == before.keys and np.array_equal(after.score, before.score)
         assert [r["doc_id"] for r in after.records] == list(range(20))
         assert [r["stages"][0]["score"] for r in after.records] == [r["stages"][0]["score"] for r in before.records]
-        assert not list(tmp_path.rglob("*.jsonl")) and {file.suffix for file in packed} == {".gz"}
+        assert not list(tmp_path.rglob("*.jsonl")) and {file.suffix for file in packed} == {".xz"}
         contents.append([file.read_bytes() for file in packed])
-    assert contents[0] == contents[1] and b"_hash" not in gzip.decompress(contents[0][1])
+    assert contents[0] == contents[1] and b"_hash" not in lzma.decompress(contents[0][1])
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_unreadable_folders_and_files_are_named(tmp_path: Path) -> None:
     samples.rename(tmp_path / "kept")
     with pytest.raises(ArgumentError, match="--log_samples"):
         read([tmp_path])
-    samples.with_name(samples.name + ".gz").write_bytes(b"no gzip")
+    samples.with_name(samples.name + ".xz").write_bytes(b"no xz")
     with pytest.raises(ArgumentError, match="cannot be read"):
         read([tmp_path])
-    samples.with_name(samples.name + ".gz").unlink()
+    samples.with_name(samples.name + ".xz").unlink()
     (tmp_path / "kept").rename(samples)
     whole = samples.read_text()
     samples.write_text(whole[: len(whole) // 2])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,7 +154,7 @@ class World:
         text = "\n".join(reversed(lines)) + "\n"
         samples = place / f"samples_{self.task}_{STAMP}.jsonl"
         if packed:
-            samples.with_name(samples.name + ".gz").write_bytes(gzip.compress(text.encode()))
+            samples.with_name(samples.name + ".xz").write_bytes(lzma.compress(text.encode()))
         else:
             samples.write_text(text)
         if with_ledger:
