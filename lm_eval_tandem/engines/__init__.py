@@ -45,9 +45,9 @@ class Sampling:
     """How to generate. `temperature == 0` is greedy; None leaves a value to the model's own generation defaults.
 
     `max_tokens` counts new tokens, the end token included. `measured` asks for the model's own distribution at each
-    new token (before temperature and the like): `Completion.logprob` and `.entropy`, which may both be told as 0 for a
-    token that is certain (`rows.SURE`). `doubt`, in nats, goes with it: generation ends with the first token that has a
-    higher entropy.
+    new token (before temperature and the like): `Completion.logprob` and `.entropy`, over small vocabularies both told
+    as 0 for a token that is nearly certain (`entropy.told`). `doubt`, in nats, goes with it: generation ends with the
+    first token that has a higher entropy.
     """
 
     max_tokens: int

@@ -1,4 +1,4 @@
-"""Entropies from the log-probabilities that vLLM hands on: measured in its workers, or estimated here."""
+"""Entropies of generated tokens: from the log-probabilities that vLLM hands on, and what is too small to be told."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ COLUMNS = 2
 """Logprobs to ask for where entropies are exact: the most likely token's, and the entropy in place of the second's."""
 MARK = -1
 """The token id in the column that holds an entropy."""
+SMALL = 2**12
+"""Tokens of a vocabulary that is looked through faster than a softmax of it is taken; no model of use has so few."""
+CERTAIN = 0.2
+"""Nats: over a SMALL vocabulary a generated token of less entropy counts as certain, so few have to be measured."""
+
+
+def told(logprob: Values, entropy: Values, vocabulary: int) -> tuple[Values, Values]:
+    """Log-probabilities and entropies [n] of generated tokens as every engine tells them; 0 and 0 for certain ones."""
+    if vocabulary > SMALL:
+        return logprob, entropy
+    certain = entropy < CERTAIN
+    return np.where(certain, np.float32(0), logprob), np.where(certain, np.float32(0), entropy)
 
 
 @dataclass(frozen=True)

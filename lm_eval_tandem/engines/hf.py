@@ -25,6 +25,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from lm_eval_tandem.engines import PLAIN, Completion, Prompt, Sampling, TokenStats, View, Work, common_prefix
 from lm_eval_tandem.engines.decoding import Decoding, Job, Stops
+from lm_eval_tandem.engines.entropy import told
 from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.rows import Kept, Network, Prefixes, Rows
 from lm_eval_tandem.engines.turns import Turns
@@ -247,7 +248,10 @@ class HFEngine(Local):
             assert job.sampling is not None
             text = self.text(tuple(job.new), job.sampling.stop)
             reason, seconds = job.finish_reason, now - job.since
-            measured = np.array(job.measures, dtype=np.float32).T if job.sampling.measured else (None, None)
+            measured: tuple[Any, Any] = (None, None)
+            if job.sampling.measured:
+                logprob, entropy = np.array(job.measures, dtype=np.float32).T
+                measured = told(logprob, entropy, self._network.vocabulary)
             found = Completion(text, tuple(job.new), reason, len(job.ids), job.cached, seconds, *measured)
             results.append((job, found))
         resolve(results)

@@ -20,17 +20,14 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from lm_eval_tandem.engines.entropy import SMALL
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
-SMALL = 2**12
-"""Tokens of a vocabulary that is looked through faster than a softmax of it is taken; no model of use has so few."""
-
 SURE = 10.0
-"""Nats by which the logit of a token that counts as certain is above all V others: its entropy, less than
-V e^-10 (1 + 10), is told as 0. Over the 1,335 tokens of the bundled pair that bound is 0.67; it comes to 0.1."""
-
-CERTAIN = (0.0, 0.0)
-"""Log-probability and entropy of such a token."""
+"""Nats by which the logit of a token is above all others that need not be measured to be certain (`entropy.told`). Over
+the 1,335 tokens of the bundled pair such a token has 0.12 nats at most; the worst that V others can make is
+V e^-10 (1 + 10), there 0.67."""
 
 UNLIKELY = -16.0
 """Log-probability of a token beside which sums in float32 are off by more than 1e-5."""
@@ -258,14 +255,14 @@ def best_of(logits: torch.Tensor) -> list[int]:
 def measured(logits: torch.Tensor, tokens: Sequence[int]) -> list[tuple[float, float]]:
     """Log-probability and entropy of each of these tokens [N], a pair each, of logits [N, V]; see `measures`.
 
-    On a CPU, over a small vocabulary, a token that is `SURE` counts as certain, and the few others are measured one by
+    On a CPU, over a small vocabulary, a token that is `SURE` is told as certain, and the few others are measured one by
     one: it is done at every step, and there each call counts. The logits are overwritten, and numpy may warn of
     infinities, which are mended; who calls it at every step says once that they are to be ignored.
     """
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.shape[1] <= SMALL:
         rows = logits.numpy()
         leads = enumerate(_leads(rows, tokens))
-        return [CERTAIN if lead >= SURE else _measured(rows[row], tokens[row]) for row, lead in leads]
+        return [(0.0, 0.0) if lead >= SURE else _measured(rows[row], tokens[row]) for row, lead in leads]
     chosen = torch.tensor(tokens, device=logits.device).unsqueeze(-1)
     found: list[list[float]] = torch.cat(measures(logits, chosen), dim=1).tolist()
     return [(logprob, entropy) for logprob, entropy in found]

@@ -37,7 +37,7 @@ from lm_eval_tandem.engines import (
     common_prefix,
     only_plain,
 )
-from lm_eval_tandem.engines.entropy import Entropy, Values
+from lm_eval_tandem.engines.entropy import Entropy, Values, told
 from lm_eval_tandem.engines.local import Local, weights_identity
 from lm_eval_tandem.engines.vllm_growing import Grown, Growth
 from lm_eval_tandem.engines.vllm_model import VERSION, load
@@ -146,6 +146,7 @@ class VLLMEngine(Local):
             if len(doubts) and doubts[0] + 1 < len(new):  # vLLM has written on before it was told
                 n, reason = int(doubts[0]) + 1, "doubt"
                 new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
+            logprob, entropy = told(logprob, entropy, self._vocabulary)
         return Completion(
             text=self.text(tuple(new), sampling.stop),
             token_ids=new,

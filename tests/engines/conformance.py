@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import Engine, Prompt, Sampling
+from lm_eval_tandem.engines.entropy import CERTAIN
 from lm_eval_tandem.errors import ContextError
 
 T = TypeVar("T")
@@ -79,8 +80,8 @@ class EngineConformance:
             assert completion.logprob is not None and completion.entropy is not None
             logprob, entropy = reference.stats(text, completion.token_ids)
             n = len(completion.token_ids)
-            certain = (completion.logprob == 0) & (completion.entropy == 0)  # to within a tenth of a nat
-            assert (entropy[-n:][certain] < 0.1).all() and (logprob[-n:][certain] > -0.01).all()
+            certain = entropy[-n:] < CERTAIN
+            assert (completion.entropy[certain] == 0).all() and (completion.logprob[certain] == 0).all()
             np.testing.assert_allclose(completion.logprob[~certain], logprob[-n:][~certain], atol=1e-4)
             np.testing.assert_allclose(completion.entropy[~certain], entropy[-n:][~certain], atol=1e-4)
 
