@@ -171,7 +171,8 @@ class EngineConformance:
 
     def test_each_row_stops_at_its_own_stop(self, engine: Engine, reference: Reference) -> None:
         plain = [reference.tokenizer.decode(reference.greedy(text, 20), skip_special_tokens=True) for text in TEXTS]
-        stops = [text[len(text) // 2 :][:3] for text in plain]
+        # What is no text, being bytes of broken characters, cannot be looked for either.
+        stops = ["" if "\N{REPLACEMENT CHARACTER}" in text else text[len(text) // 2 :][:3] for text in plain]
         samplings = [Sampling(20, (stop,) if stop else ()) for stop in stops]
         found = run(together(*(engine.generate(Prompt(t), s) for t, s in zip(TEXTS, samplings, strict=True))))
         for text, stop, completion in zip(plain, stops, found, strict=True):
