@@ -217,7 +217,6 @@ class Stream:
         read = Piece("", "", 0)
         while read.tokens < budget:
             while not self._pieces and self._task is not None and not self._over:
-                self._news.clear()
                 await self._told(timeout)
             if not self._pieces:
                 if self._failure is not None:
@@ -229,7 +228,6 @@ class Stream:
                 self._pieces.appendleft(rest)
             read = Piece(read.text + piece.text, read.content + piece.content, read.tokens + piece.tokens)
         while self._whole and not self._over:
-            self._news.clear()
             await self._told(timeout)
         ended = self._ended and not self._pieces
         if ended and self.usage is not None:
@@ -240,6 +238,7 @@ class Stream:
 
     async def _told(self, timeout: float) -> None:
         """Wait for news. `asyncio.wait_for` would lose a cancellation that comes together with them (Python < 3.12)."""
+        self._news.clear()
         waiting = asyncio.ensure_future(self._news.wait())
         try:
             done, _ = await asyncio.wait({waiting}, timeout=timeout)

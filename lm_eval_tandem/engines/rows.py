@@ -25,9 +25,9 @@ from lm_eval_tandem.engines.entropy import SMALL
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 SURE = 10.0
-"""Nats by which the logit of a token is above all others that need not be measured to be certain (`entropy.told`). Over
-the 1,335 tokens of the bundled pair such a token has 0.12 nats at most; the worst that V others can make is
-V e^-10 (1 + 10), there 0.67."""
+"""Nats by which the logit of a token is above all others that need not be measured to be certain (`entropy.told`). In
+800 questions of the bundled pair no such token had more than 0.12 nats. That is no bound: the worst that V others can
+make is V e^-10 (1 + 10), 0.67 over the pair's 1,335 tokens."""
 
 UNLIKELY = -16.0
 """Log-probability of a token beside which sums in float32 are off by more than 1e-5."""

@@ -46,7 +46,7 @@ RECIPES = {
     "intern": Recipe(INTERN, 64, 4, 48, 3e-3, 16000, 0.15, 1.0),
 }
 WARM_UP = 200
-FULL_PRECISION_FROM = 0.92  # share of the run; before it the forward pass is autocast to bfloat16
+FULL_PRECISION_FROM = 0.92  # share of the run; before it a GPU's forward pass is autocast to bfloat16
 COPYING_UNTIL = 0.6  # till then many insights shown to the intern hold invented prices, so that it learns to read them
 # Up to which share of the run chains are at most so long; the first stage also keeps to the goods' natural popularity.
 CURRICULUM = ((0.10, 2), (0.22, 4), (1.01, pb.MAX_STEPS))
