@@ -16,6 +16,7 @@ from lm_eval_tandem import pair
 from lm_eval_tandem.collect import read
 from lm_eval_tandem.engines import loading
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
+from lm_eval_tandem.reports.digits import settled
 from lm_eval_tandem.settings import PAIR
 from lm_eval_tandem.sufficiency import card, classifier, schemas
 from lm_eval_tandem.sufficiency.collected import Collected
@@ -168,10 +169,11 @@ def tradeoff(
     cost. Choosing and measuring on the same questions flatters the points a little; the point "chosen, cross-fitted"
     is free of that.
     """
-    accuracy, cost = curve(outcomes, grid)
+    # combinations that decide alike tie in both, whatever the last bits of their sums: the lowest thresholds are kept
+    accuracy, cost = (settled(values) for values in curve(outcomes, grid))
     order = np.lexsort((-accuracy.ravel(), cost.ravel()))
     best = np.maximum.accumulate(accuracy.ravel()[order])
-    rises = np.concatenate([[True], best[1:] > best[:-1] + 1e-12])
+    rises = np.concatenate([[True], best[1:] > best[:-1]])
     frontier = order[rises]
     if len(frontier) > points:
         wanted = np.linspace(cost.ravel()[frontier[0]], cost.ravel()[frontier[-1]], points)

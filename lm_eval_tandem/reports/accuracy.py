@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lm_eval_tandem.reports import digits
 from lm_eval_tandem.reports.intervals import mcnemar, resampled_means, span, wilson
-from lm_eval_tandem.reports.runs import Run
+from lm_eval_tandem.reports.runs import Floats, Run
 from lm_eval_tandem.reports.study import ORACLE, Study
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
 
@@ -49,7 +50,7 @@ def overall(study: Study) -> Table:
         row: list[Cell] = [name(study, run), accuracy(run)]
         row += [mean(study, run, "length"), mean(study, run, "mentor_tokens"), cost(study, run)]
         row += [cost_ratio(study, run, mentor), cost_ratio(study, run, high), closed(study, run)]
-        row.append(percent(float(run.columns["truncated"].mean())) if "truncated" in run.columns else "")
+        row.append(percent(digits.mean(run.columns["truncated"])) if "truncated" in run.columns else "")
         rows.append(row)
     return table(
         f"policies-{study.name}",
@@ -69,7 +70,7 @@ def by_subject(study: Study) -> Table:
     for run in study.rows:
         masks = [study.of_subject(subject) for subject in subjects]
         row: list[Cell] = [name(study, run), "accuracy %"]
-        row += [percent(run.score[m].mean(), wilson(run.score[m].sum(), int(m.sum()))) for m in masks]
+        row += [accuracy_of(run.score[m]) for m in masks]
         rows.append([*row, accuracy(run)])
         for figure, title in (("length", "length"), ("tflops", f"cost, {unit.name}")):
             if figure in run.columns:
@@ -77,7 +78,7 @@ def by_subject(study: Study) -> Table:
                 for mask in masks:
                     values = run.columns[figure][mask]
                     interval = span(resampled_means(values[:, None])[:, 0])
-                    average = float(values.mean())
+                    average = digits.mean(values)
                     shown.append(unit.number(average, interval) if figure == "tflops" else Number(average, interval))
                 rows.append([*shown, cost(study, run) if figure == "tflops" else mean(study, run, figure)])
     counts = ", ".join(f"{subject} ({int(study.of_subject(subject).sum())})" for subject in subjects)
@@ -119,9 +120,7 @@ def against(study: Study, cascade: Run) -> Table:
         if run is cascade:
             continue
         p = mcnemar(cascade.score, run.score)
-        only = [
-            int(((one.score >= 0.5) & (other.score < 0.5)).sum()) for one, other in ((cascade, run), (run, cascade))
-        ]
+        only = [int((one.right & ~other.right).sum()) for one, other in ((cascade, run), (run, cascade))]
         value, interval = study.difference(cascade, run)
         row: list[Cell] = [name(study, run), accuracy(run), cost(study, run)]
         row += [percent(value, interval, signed=True), f"{only[0]} / {only[1]}", "" if p is None else p_value(p)]
@@ -151,22 +150,26 @@ def name(study: Study, run: Run) -> str:
 
 def accuracy(run: Run) -> Number:
     """With Wilson's interval."""
-    n = len(run.score)
-    return percent(float(run.score.mean()), wilson(float(run.score.sum()), n))
+    return accuracy_of(run.score)
 
 
-def mean(study: Study, run: Run, figure: str, digits: int = 1) -> Cell:
+def accuracy_of(score: Floats) -> Number:
+    """The same of some questions' grades."""
+    return percent(digits.mean(score), wilson(digits.total(score), len(score)))
+
+
+def mean(study: Study, run: Run, figure: str) -> Cell:
     """Of a figure, with its interval; "" where the run does not have it."""
     if figure not in run.columns:
         return ""
-    return Number(float(run.columns[figure].mean()), study.interval(run, figure), digits)
+    return Number(digits.mean(run.columns[figure]), study.interval(run, figure))
 
 
 def cost(study: Study, run: Run) -> Cell:
     """TFLOPs a question in the study's unit."""
     if "tflops" not in run.columns:
         return ""
-    return study.unit.number(float(run.columns["tflops"].mean()), study.interval(run, "tflops"))
+    return study.unit.number(digits.mean(run.columns["tflops"]), study.interval(run, "tflops"))
 
 
 def cost_ratio(study: Study, run: Run, other: Run | None) -> Cell:
@@ -185,7 +188,7 @@ def closed(study: Study, run: Run) -> Cell:
 
 def p_value(p: float) -> str:
     """A p as it is usually written."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if digits.typed(p) < 0.001 else digits.decimals(p, 3)
 
 
 def needs_cascade(study: Study, what: str, ledger: bool = False) -> Missing:

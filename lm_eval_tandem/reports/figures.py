@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lm_eval_tandem.reports import digits
 from lm_eval_tandem.reports.accuracy import accuracy, cost, mean, name
 from lm_eval_tandem.reports.intervals import auc, wilson
 from lm_eval_tandem.reports.runs import Floats, Run
@@ -47,9 +48,9 @@ def trade_off(studies: Sequence[Study], judge: Sufficiency | None) -> Section:
 def trade_off_figure(study: Study, runs: Sequence[Run], swept: Sequence[list[Point]]) -> Figure:
     """Points with labels, further classifiers' cascades without; the fixed stages joined by a line."""
     unit = study.unit
-    costs = [unit.factor * float(run.columns["tflops"].mean()) for run in runs]
-    scores = [100 * float(run.score.mean()) for run in runs]
-    bounds = [tuple(100 * end for end in wilson(float(run.score.sum()), len(run.score))) for run in runs]
+    costs = [unit.factor * digits.mean(run.columns["tflops"]) for run in runs]
+    scores = [100 * digits.mean(run.score) for run in runs]
+    bounds = [tuple(100 * end for end in wilson(digits.total(run.score), len(run.score))) for run in runs]
     low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
     room = max(2.0, 0.12 * (high - low))
     drawing = Drawing(WIDTH, 340, f"Accuracy against cost of every policy, {study.title}")
@@ -61,7 +62,7 @@ def trade_off_figure(study: Study, runs: Sequence[Run], swept: Sequence[list[Poi
     places = [plot.at(x, y) for x, y in zip(costs, scores, strict=True)]
     fixed = [place for run, place in zip(runs, places, strict=True) if run in study.stages.values()]
     if len(fixed) > 1:
-        drawing.line(sorted(fixed), "thin-fixed dashed")
+        drawing.line(sorted(fixed, key=lambda place: tuple(digits.settled(place))), "thin-fixed dashed")
     for run, (x, _), ends in zip(runs, places, bounds, strict=True):
         drawing.line([(x, plot.at(0, ends[0])[1]), (x, plot.at(0, ends[1])[1])], f"thin-{colour(run)}")
     for curve in swept:
@@ -114,14 +115,14 @@ def guidance_figure(study: Study) -> Figure:
     stages = study.stages
     names = ["none" if stage == 0 else f"≤ {study.efforts[stage - 1]}" for stage in stages]
     runs = list(stages.values())
-    bounds = [tuple(100 * end for end in wilson(float(run.score.sum()), len(run.score))) for run in runs]
+    bounds = [tuple(100 * end for end in wilson(digits.total(run.score), len(run.score))) for run in runs]
     low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
     room = max(1.0, 0.08 * (high - low))
     drawing = Drawing(WIDTH, 380, f"Accuracy and tokens by length of guidance, {study.title}")
     above = Plot((46, 26, WIDTH - 14, 170), (-0.5, len(runs) - 0.5), (low - room, high + room))
     above.y_axis(drawing, [mark for mark in ticks(low - room, high + room, 4) if mark <= 100])
     drawing.text(46, 14, "accuracy, %", "start", "soft")
-    longest = max(float(run.columns["length"].mean()) for run in runs)
+    longest = max(digits.mean(run.columns["length"]) for run in runs)
     below = Plot((46, 212, WIDTH - 14, 324), (-0.5, len(runs) - 0.5), (0.0, 1.08 * longest))
     below.y_axis(drawing, ticks(0.0, 1.08 * longest, 4))
     drawing.text(46, 200, "tokens a question:", "start", "soft")
@@ -130,27 +131,28 @@ def guidance_figure(study: Study) -> Figure:
         drawing.text(x + 15, 200, label)
     centres: list[Point] = []
     for i, (run, ends, label) in enumerate(zip(runs, bounds, names, strict=True)):
-        share = 100 * float(run.score.mean())
+        share = 100 * digits.mean(run.score)
         x, y = above.at(i, share)
         centres.append((x, y))
         drawing.line([(x, above.at(0, ends[0])[1]), (x, above.at(0, ends[1])[1])], "thin-cascade")
-        mentor = float(run.columns["mentor_tokens"].mean())
-        total = float(run.columns["length"].mean())
+        mentor = digits.mean(run.columns["mentor_tokens"])
+        total = digits.mean(run.columns["length"])
         middle, foot = below.at(i, total - mentor)[1], below.box[3]
-        drawing.box(x - 24, middle, 48, foot - middle, "fill-intern", f"intern: {total - mentor:.1f} tokens")
+        told = [f"{who}: {digits.decimals(n, 1)} tokens" for who, n in (("intern", total - mentor), ("mentor", mentor))]
+        drawing.box(x - 24, middle, 48, foot - middle, "fill-intern", told[0])
         top = below.at(i, total)[1]
-        drawing.box(x - 24, top, 48, middle - top, "fill-mentor", f"mentor: {mentor:.1f} tokens")
+        drawing.box(x - 24, top, 48, middle - top, "fill-mentor", told[1])
         drawing.text(x, 342, label, "middle", "soft")
     drawing.line(centres, "line-cascade")
     for (x, y), run in zip(centres, runs, strict=True):
         drawing.dot(x, y, 4.5, "fill-cascade", f"{accuracy(run)} %")
-        rising = any(next_y < y for (next_x, next_y) in centres if next_x > x) or x == centres[-1][0]
+        rising = any(digits.apart(y, next_y) > 0 for (next_x, next_y) in centres if next_x > x) or x == centres[-1][0]
         drawing.text(x + 9, y + (18 if rising else -8), accuracy(run).text)
     drawing.text((above.box[0] + above.box[2]) / 2, 366, "mentor tokens allowed", "middle", "soft")
     rows: list[list[Cell]] = []
     for label, run in zip(names, runs, strict=True):
         mine = run.columns["length"] - run.columns["mentor_tokens"]
-        rows.append([label, accuracy(run), Number(float(mine.mean())), mean(study, run, "mentor_tokens")])
+        rows.append([label, accuracy(run), Number(digits.mean(mine)), mean(study, run, "mentor_tokens")])
     columns = ["mentor tokens allowed", "accuracy %", "intern tokens", "mentor tokens"]
     data = table(f"guidance-{study.name}", study.title, "", columns, rows)
     return Figure(data.name, study.title, "", drawing.svg(), data)
@@ -197,7 +199,7 @@ def entropy_figure(study: Study, found: dict[int, Floats]) -> Figure:
     for i, (stage, values) in enumerate(found.items()):
         left, top = 14 + (i % 2) * (panel + 22), 34 + (i // 2) * 148
         plot = Plot((left, top + 20, left + panel, top + 112), (low, max(high, low + 1e-9)), (0.0, 1.1))
-        good = study.stages[stage].score >= 0.5
+        good = study.stages[stage].right
         title = "question alone" if stage == 0 else f"≤ {study.efforts[stage - 1]} mentor tokens"
         drawing.text(left, top + 12, f"stage {stage}: {title}", "start", "strong")
         for mask, kind in ((good, "right"), (~good, "wrong")):
@@ -226,7 +228,7 @@ def density(values: Floats, low: float, high: float, steps: int = 80) -> list[Po
     """A kernel density from low to high, scaled to height 1; nothing for fewer than five values."""
     if len(values) < 5:
         return []
-    iqr = float(np.subtract(*np.quantile(values, (0.75, 0.25)))) / 1.34
+    iqr = float(digits.apart(*np.quantile(values, (0.75, 0.25)))) / 1.34
     spread = min(float(values.std()), iqr) if iqr > 0 else float(values.std())
     width = max(0.9 * spread * len(values) ** -0.2, (high - low) / 100)
     grid = np.linspace(low, high, steps)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.reports import digits
 from lm_eval_tandem.reports.intervals import auc
 from lm_eval_tandem.reports.runs import Floats
 from lm_eval_tandem.reports.study import shown
@@ -65,16 +66,18 @@ def importance_table(collected: Path, judge: Sufficiency, asked: bool) -> Table 
     names = [str(feature) for feature in judge.config["features"]]
     vectors = data.inputs(judge.schema, judge.probe)
     losses, area = permutation_losses(judge.estimator, vectors, np.asarray(data.correct, dtype=np.float64))
-    order = np.argsort(-losses.mean(axis=1), kind="stable")[:SHOWN_FEATURES]
+    means = [digits.mean(lost) for lost in losses]
+    order = np.argsort(-digits.settled(means), kind="stable")[:SHOWN_FEATURES]
     rows = [
-        [str(rank), names[i], Number(float(losses[i].mean()), (float(losses[i].min()), float(losses[i].max())), 4)]
+        [str(rank), names[i], Number(means[i], (float(losses[i].min()), float(losses[i].max())), 4)]
         for rank, i in enumerate(order, 1)
     ]
     return table(
         "importance",
         f"Classifier {judge.name}",
         f"{len(data.ids)} questions of {', '.join(description['tasks'])} at {data.features.shape[1]} stages; AUC with "
-        f"all {len(names)} features {area:.3f}. Brackets hold the least and the largest of {REPEATS} permutations.",
+        f"all {len(names)} features {digits.decimals(area, 3)}. Brackets hold the least and the largest of "
+        f"{REPEATS} permutations.",
         ["rank", "feature", "loss of AUC"],
         rows,
     )

@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem.reports.digits import apart, settled
+
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
@@ -21,7 +23,7 @@ def wilson(right: float, n: int) -> Interval:
     share = right / n
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, float(apart(middle, half))), min(1.0, middle + half)
 
 
 def resampled_means(columns: Floats, seed: int = 0) -> Floats:
@@ -51,7 +53,8 @@ def _drawn(n: int, seed: int) -> NDArray[np.uint8]:
 
 def difference(a: Floats, b: Floats) -> Interval:
     """Of mean(a) - mean(b), for two figures of the same questions."""
-    return span(resampled_means((a - b)[:, None])[:, 0])
+    means = resampled_means(np.stack([a, b], axis=1))
+    return span(apart(means[:, 0], means[:, 1]))
 
 
 def ratio(a: Floats, b: Floats) -> Interval:
@@ -71,6 +74,7 @@ def mcnemar(a: Floats, b: Floats) -> float | None:
 
     None where a grade is neither 0 nor 1.
     """
+    a, b = settled(a), settled(b)
     if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
         return None
     only_a, only_b = int(np.sum((a == 1) & (b == 0))), int(np.sum((a == 0) & (b == 1)))
@@ -82,7 +86,8 @@ def mcnemar(a: Floats, b: Floats) -> float | None:
 
 def auc(truth: Floats, scores: Floats) -> float | None:
     """Area under the ROC curve: how often a right answer scores higher than a wrong one. None if all are alike."""
-    positive = truth >= 0.5
+    # ties count half, so scores that differ in their last bits alone have to tie on every machine
+    positive, scores = settled(truth) >= 0.5, settled(scores)
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return None

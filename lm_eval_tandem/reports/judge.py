@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lm_eval_tandem.reports import scores
-from lm_eval_tandem.reports.accuracy import accuracy, cost, name, p_value
-from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, ratio, wilson
+from lm_eval_tandem.reports import digits, scores
+from lm_eval_tandem.reports.accuracy import accuracy, accuracy_of, cost, name, p_value
+from lm_eval_tandem.reports.intervals import Z, auc, difference, mcnemar, ratio
 from lm_eval_tandem.reports.runs import Floats, Run
 from lm_eval_tandem.reports.study import Study, model_name, remoteness
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
@@ -75,7 +75,7 @@ def classifiers(study: Study) -> Table:
         ]
         row: list[Cell] = [name(study, run), *told]
         masks = [study.of_subject(subject) for subject in study.subjects]
-        row += [percent(run.score[m].mean(), wilson(run.score[m].sum(), int(m.sum()))) for m in masks]
+        row += [accuracy_of(run.score[m]) for m in masks]
         row += [accuracy(run), cost(study, run)]
         if run is not main and all("tflops" in one.columns for one in (run, main)) and run.policy == "cascade":
             gain, cheaper = study.difference(main, run), study.ratio(main, run)
@@ -191,26 +191,26 @@ def stage_table(study: Study, looks: Sequence[Looks], how: str) -> Table:
     for look in looks:
         if not len(look.rows):
             continue
-        truth = look.right >= 0.5
-        at_half = decisions(truth, look.score > CUT)
+        truth, score = digits.settled(look.right) >= 0.5, digits.settled(look.score)
+        at_half = decisions(truth, score > CUT)
         area = auc(look.right, look.score)
-        row: list[Cell] = [stage_label(study, look.stage), str(len(truth)), percent(float(truth.mean()))]
+        row: list[Cell] = [stage_label(study, look.stage), str(len(truth)), percent(digits.mean(truth))]
         row += [Number(at_half[i], None, 3) for i in range(3)]
         row.append("" if area is None else Number(area, auc_interval(look.right, look.score), 3))
         if look.threshold is not None:
-            there = decisions(truth, look.score > look.threshold)
-            passed = bool((look.score > look.threshold).any())
+            passes = score > digits.settled(look.threshold)
+            there = decisions(truth, passes)
             row += [
-                f"{look.threshold:g}",
-                Number(there[0], None, 3) if passed else "none passes",
+                digits.listed([look.threshold]),
+                Number(there[0], None, 3) if passes.any() else "none passes",
                 Number(there[1], None, 3),
             ]
         else:
             row += ["", "", ""]
         rows.append(row)
         values.append(at_half)
-    average = np.mean(values, axis=0)
-    rows.append(["mean of the stages", "", "", *[Number(float(value), None, 3) for value in average], "", "", "", ""])
+    average = [digits.mean(column) for column in zip(*values, strict=True)]
+    rows.append(["mean of the stages", "", "", *[Number(value, None, 3) for value in average], "", "", "", ""])
     columns = ["stage", "questions", "right %", "precision", "recall", "F1", "AUC"]
     columns += ["threshold", "precision at it", "recall at it"]
     return table(f"judge-{study.name}", study.title, how, columns, rows)
@@ -231,12 +231,12 @@ def decisions(truth: np.ndarray, passed: np.ndarray) -> tuple[float, float, floa
 
 def auc_interval(truth: Floats, scores: Floats) -> tuple[float, float]:
     """By DeLong's variance, cut to [0, 1]."""
-    positive = truth >= 0.5
+    positive, scores = digits.settled(truth) >= 0.5, digits.settled(scores)
     above = np.array([np.mean((s > scores[~positive]) + 0.5 * (s == scores[~positive])) for s in scores[positive]])
     below = np.array([np.mean((scores[positive] > s) + 0.5 * (scores[positive] == s)) for s in scores[~positive]])
     spread = sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else 0.0 for part in (above, below))
-    middle, half = float(above.mean()), Z * float(np.sqrt(spread))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    middle, half = digits.mean(above), Z * float(np.sqrt(spread))
+    return max(0.0, float(digits.apart(middle, half))), min(1.0, middle + half)
 
 
 def unified(studies: Sequence[Study]) -> Section:
@@ -272,12 +272,12 @@ def unified_table(study: Study, whole: Run, per_subject: Run) -> Table:
     for subject, mask in [*groups, ("all", np.ones(study.questions, dtype=bool))]:
         a, b = per_subject.score[mask], whole.score[mask]
         p = mcnemar(a, b)
-        gap = percent(float(b.mean() - a.mean()), difference(b, a), signed=True)
-        shares: list[Cell] = [percent(float(s.mean()), wilson(float(s.sum()), len(s))) for s in (a, b)]
+        gap = percent(float(digits.apart(digits.mean(b), digits.mean(a))), difference(b, a), signed=True)
+        shares: list[Cell] = [accuracy_of(s) for s in (a, b)]
         costs: Cell = ""
         if all("tflops" in run.columns for run in (whole, per_subject)):
             c, d = (run.columns["tflops"][mask] for run in (whole, per_subject))
-            costs = percent(float(c.mean() / d.mean()), ratio(c, d))
+            costs = percent(digits.mean(c) / digits.mean(d), ratio(c, d))
         rows.append([subject, *shares, gap, "" if p is None else p_value(p), costs])
     columns = ["subject", "per subject, accuracy %", "unified, accuracy %", "unified above it (points)", "McNemar p"]
     columns.append("unified: cost in % of it")

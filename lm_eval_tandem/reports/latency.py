@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.reports import digits
 from lm_eval_tandem.reports.intervals import ratio, resampled_means, span
 from lm_eval_tandem.reports.runs import reason
 from lm_eval_tandem.reports.study import ORDER, slug
@@ -74,14 +75,16 @@ def timed(benchmark: dict[str, Any], number: int) -> Table:
     for run in runs:
         seconds = np.array(run["seconds"], dtype=float)
         row: list[Cell] = [str(run["policy"]), str(len(seconds))]
-        row.append(Number(float(seconds.mean()), span(resampled_means(seconds[:, None])[:, 0]), 3))
+        row.append(Number(digits.mean(seconds), span(resampled_means(seconds[:, None])[:, 0]), 3))
         row += [Number(float(value), None, 3) for value in np.quantile(seconds, (0.5, 0.95))]
         if mentor is not None:
-            row.append(Number(float(mentor.mean() / seconds.mean()), ratio(mentor, seconds), 2))
+            row.append(Number(digits.mean(mentor) / digits.mean(seconds), ratio(mentor, seconds), 2))
         else:
             row.append("")
         row.append("" if "wall" not in run else Number(float(run["wall"]) / len(seconds), None, 3))
-        judging = np.sum(run["judge_seconds"]) / seconds.sum() if "judge_seconds" in run else run.get("judge_share")
+        judging = run.get("judge_share")
+        if "judge_seconds" in run:
+            judging = digits.total(run["judge_seconds"]) / digits.total(seconds)
         row.append("" if judging is None else percent(float(judging)))
         rows.append(row)
     told = [f"{name} {benchmark[name]}" for name in ("pair", "engine", "hardware", "concurrency") if name in benchmark]

@@ -12,6 +12,7 @@ import numpy as np
 
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import FORMAT
+from lm_eval_tandem.reports.digits import mean
 from lm_eval_tandem.reports.runs import COLUMNS, Floats, Key, Run, identity, lines_of, reason
 
 
@@ -100,5 +101,5 @@ def figures(records: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Floats]
     for name in COLUMNS:
         values = [[one(record, name) for record in repeats] for repeats in records]
         if not any(value is None for repeats in values for value in repeats):
-            found[name] = np.array([float(np.mean([v for v in repeats if v is not None])) for repeats in values])
+            found[name] = np.array([mean([v for v in repeats if v is not None]) for repeats in values])
     return found

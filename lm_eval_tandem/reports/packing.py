@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem.reports import scores
+from lm_eval_tandem.reports.digits import significant
 from lm_eval_tandem.reports.runs import lines_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, An
     if judge is not None and shown is not None:
         score = float(judge.estimator.predict_proba(shown[None])[0, 1])
         taken = 0 if judge.probe is None else int(scores.probed(record["stages"][-1], judge))
-        told = {"score": float(f"{score:.7g}"), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
+        told = {"score": float(significant(score, 7)), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
         looks[-1] |= told
     for look in looks:
         if look.get("features"):
@@ -76,7 +77,7 @@ def with_short_seconds(told: dict[str, Any]) -> dict[str, Any]:
 
 def rounded(value: float) -> float:
     """Three digits of a number."""
-    return float(f"{value:.3g}")
+    return float(significant(value, 3))
 
 
 def main(folder: str, classifier: str | None = None) -> None:

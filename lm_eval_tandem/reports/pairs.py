@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_eval_tandem.reports.accuracy import accuracy, cost, mean, name
-from lm_eval_tandem.reports.intervals import wilson
+from lm_eval_tandem.reports import digits
+from lm_eval_tandem.reports.accuracy import accuracy, accuracy_of, cost, mean, name
 from lm_eval_tandem.reports.runs import Run
 from lm_eval_tandem.reports.study import Study, model_name
-from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
+from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, table
 
 PRICED = ("input", "cached", "output")
 EFFORT_NAMES = {1: ("high",), 2: ("low", "high"), 3: ("low", "medium", "high")}
@@ -80,7 +80,7 @@ def size_of(parameters: int | None) -> str:
         return "size not known"
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if parameters >= unit:
-            return f"{parameters / unit:.3g}{letter}"
+            return f"{digits.significant(parameters / unit, 3)}{letter}"
     return str(parameters)
 
 
@@ -147,7 +147,7 @@ def priced(study: Study) -> Table:
             score, paid = run.score[mask], 1000 * run.columns["dollars"][mask]
             low, high = study.interval(run, "dollars")
             interval = (1000 * low, 1000 * high) if subject == "all" else None
-            row += [percent(score.mean(), wilson(score.sum(), len(score))), Number(float(paid.mean()), interval, 4)]
+            row += [accuracy_of(score), Number(digits.mean(paid), interval, 4)]
         rows.append(row)
     return table(f"dollars-{study.name}", study.title, at_prices(study), columns, rows)
 
@@ -159,7 +159,9 @@ def at_prices(study: Study) -> str:
         for role in ("mentor", "intern"):
             prices = run.about.get(role, {}).get("prices")
             if prices:
-                told[f"{role} " + ", ".join(f"{prices[what]:g} ({what})" for what in PRICED)] = None
+                told[f"{role} " + ", ".join(f"{digits.significant(prices[what], 6)} ({what})" for what in PRICED)] = (
+                    None
+                )
     return f"Dollars per million tokens: {'; '.join(told)}." if told else ""
 
 
@@ -204,7 +206,7 @@ def transferred(study: Study, cascade: Run) -> Table:
     for run in shown:
         if run is None:
             continue
-        right = int((run.score >= 0.5).sum())
+        right = int(run.right.sum())
         rows.append([name(study, run), accuracy(run), f"{right} / {len(run.score)}", cost(study, run)])
     return table(
         f"transfer-{study.name}",

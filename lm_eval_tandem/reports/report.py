@@ -26,6 +26,7 @@ from lm_eval_tandem.reports import (
     spreadsheet,
     svg,
 )
+from lm_eval_tandem.reports.digits import decimals, listed
 from lm_eval_tandem.reports.pairing import studies
 from lm_eval_tandem.reports.runs import Run, reason
 from lm_eval_tandem.reports.study import Study, model_name
@@ -140,7 +141,7 @@ def headlines(made: Iterable[Study]) -> list[tuple[str, tuple[tuple[str, str], .
         facts += paper_s(study, run)
         closed = study.closed(run)
         if closed is not None:
-            facts.append((f"{100 * closed[0]:.0f} %", "of the costs between always-high and the oracle saved"))
+            facts.append((f"{decimals(100 * closed[0], 0)} %", "of the costs between always-high and the oracle saved"))
         told.append((f"{study.title}: {study.label(run)}", tuple(facts)))
     return told
 
@@ -166,7 +167,7 @@ def circumstances(found: Sequence[Run]) -> list[str]:
                 said.add(f"{role}: {model(about[role])}")
         if "classifier" in about:
             limits = about.get("thresholds")
-            thresholds = "of its own each" if limits is None else ":".join(f"{value:g}" for value in limits)
+            thresholds = "of its own each" if limits is None else listed(limits)
             said.add(
                 f"classifier: {model_name(about['classifier'])}, recipe {about['recipe']}, thresholds {thresholds}"
             )

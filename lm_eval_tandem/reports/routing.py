@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem.reports import digits
 from lm_eval_tandem.reports.intervals import wilson
 from lm_eval_tandem.reports.runs import Run
 from lm_eval_tandem.reports.study import Study
@@ -32,7 +33,10 @@ def shares(studies: Sequence[Study]) -> Section:
 
 def share_tables(study: Study, runs: Sequence[Run]) -> list[Part]:
     """One row per judged policy; and one per policy and subject."""
-    stages = sorted({int(stage) for run in runs for stage in run.columns["stage"]} | set(range(len(study.efforts) + 1)))
+    stages = sorted(
+        {int(stage) for run in runs for stage in digits.settled(run.columns["stage"])}
+        | set(range(len(study.efforts) + 1))
+    )
     names = [stage_name(study, stage) for stage in stages]
     everything = np.ones(study.questions, dtype=bool)
     rows: list[list[Cell]] = [[study.label(run), *shares_of(run, everything, stages)] for run in runs]
@@ -51,7 +55,7 @@ def share_tables(study: Study, runs: Sequence[Run]) -> list[Part]:
 
 def shares_of(run: Run, mask: NDArray[np.bool_], stages: Sequence[int]) -> list[Cell]:
     """The share of some questions that was answered from each stage."""
-    taken = run.columns["stage"][mask].astype(int)
+    taken = digits.settled(run.columns["stage"][mask]).astype(int)
     counts = [int((taken == stage).sum()) for stage in stages]
     return [percent(count / len(taken), wilson(count, len(taken))) for count in counts]
 
@@ -94,7 +98,7 @@ def failure_table(study: Study) -> Table:
             row += [str(count), percent(count / n, wilson(count, n))]
         rows.append(row)
     columns = ["outcome", *[f"{label}: {figure}" for label in outcomes for figure in ("questions", "%")]]
-    oracle = "" if study.oracle is None else f" The oracle reaches {percent(float(study.oracle.score.mean()))} %."
+    oracle = "" if study.oracle is None else f" The oracle reaches {percent(digits.mean(study.oracle.score))} %."
     return table(f"failures-{study.name}", study.title, f"Of {n} questions.{oracle}", columns, rows)
 
 
@@ -102,12 +106,12 @@ def routed(study: Study, run: Run) -> dict[str, int]:
     """How many questions of a cascade went which way."""
     stages = study.all_stages
     assert stages is not None
-    right = np.stack([fixed.score >= 0.5 for fixed in stages.values()], axis=1)
-    taken = run.columns["stage"].astype(int)
+    right = np.stack([fixed.right for fixed in stages.values()], axis=1)
+    taken = digits.settled(run.columns["stage"]).astype(int)
     index = np.arange(right.shape[1])
     earlier = (right & (index < taken[:, None])).any(axis=1)
     later = (right & (index > taken[:, None])).any(axis=1)
-    good = run.score >= 0.5
+    good = run.right
     outcomes = {
         "right": int(good.sum()),
         "  … at the first stage that is": int((good & ~earlier).sum()),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.reports.digits import settled, significant, typed
 
 Floats = NDArray[np.float64]
 Key = tuple[str, int]
@@ -49,6 +50,11 @@ class Run:
     score: Floats
     columns: Mapping[str, Floats]
     records: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which questions count as answered right."""
+        return np.asarray(settled(self.score) >= 0.5, dtype=np.bool_)
 
     @property
     def identity(self) -> str:
@@ -117,6 +123,7 @@ def identity(about: Mapping[str, Any]) -> str:
         role: [about[role].get(k) for k in ("model", "parameters")] for role in ("mentor", "intern") if role in about
     }
     rest = {name: about.get(name) for name in ("run", "seed", "classifier", "recipe", "thresholds", *SETTING)}
+    rest["thresholds"] = [typed(value) for value in rest["thresholds"]] if rest["thresholds"] else None
     return json.dumps([roles, rest, (about.get("judge") or {}).get("sha256")], sort_keys=True)
 
 
@@ -200,7 +207,7 @@ def flags(config: Mapping[str, Any], results: Mapping[str, Any]) -> tuple[str, .
     if config.get("batch_size"):
         said.append(f"--batch_size {config['batch_size']}")
     if config.get("limit"):
-        said.append(f"--limit {config['limit']:g}")
+        said.append(f"--limit {significant(config['limit'], 6)}")
     if config.get("gen_kwargs"):
         pairs = config["gen_kwargs"]
         text = pairs if isinstance(pairs, str) else ",".join(f"{name}={value}" for name, value in pairs.items())

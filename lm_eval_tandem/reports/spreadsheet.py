@@ -1,10 +1,11 @@
-"""A report's tables as CSV: figures unrounded, the ends of intervals in columns of their own."""
+"""A report's tables as CSV: figures to seven digits, the ends of intervals in columns of their own."""
 
 from __future__ import annotations
 
 import csv
 import io
 
+from lm_eval_tandem.reports.digits import significant
 from lm_eval_tandem.reports.table import Cell, Number, Table
 
 
@@ -32,7 +33,7 @@ def cells(content: Cell, has_range: bool) -> list[str]:
     """One cell, and the ends of its interval where the column has some."""
     if not isinstance(content, Number):
         return [content.strip(), "", ""] if has_range else [content.strip()]
-    value = [f"{content.value:.8g}"]
+    value = [significant(content.value)]
     if not has_range:
         return value
-    return value + ([f"{end:.8g}" for end in content.interval] if content.interval else ["", ""])
+    return value + ([significant(end) for end in content.interval] if content.interval else ["", ""])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_tandem.reports.digits import apart, listed, mean, settled, typed
 from lm_eval_tandem.reports.intervals import Interval, resampled_means, span
 from lm_eval_tandem.reports.runs import Floats, Run
 from lm_eval_tandem.reports.table import Missing, Unit, unit_of
@@ -111,7 +112,7 @@ class Study:
     @property
     def unit(self) -> Unit:
         """The unit in which costs are shown."""
-        return unit_of(float(run.columns["tflops"].mean()) for run in self.runs if "tflops" in run.columns)
+        return unit_of(mean(run.columns["tflops"]) for run in self.runs if "tflops" in run.columns)
 
     def label(self, run: Run) -> str:
         """How a run is called within the study: its policy, and what tells it from others of that policy."""
@@ -129,9 +130,10 @@ class Study:
         stages = self.all_stages
         if stages is None or not all("tflops" in run.columns for run in stages.values()):
             return None
-        right = np.stack([run.score >= 0.5 for run in stages.values()], axis=1)
+        right = np.stack([run.right for run in stages.values()], axis=1)
         cost = np.stack([run.columns["tflops"] for run in stages.values()], axis=1)
-        cheapest = np.where(right, cost, np.inf).argmin(axis=1)
+        # stages that cost the same, such as those after the mentor's end, tie: the first one is taken
+        cheapest = np.where(right, settled(cost), np.inf).argmin(axis=1)
         rows = np.arange(len(cost))
         score = np.stack([run.score for run in stages.values()], axis=1)[rows, cheapest]
         shared = set.intersection(*(set(run.columns) for run in stages.values()))
@@ -166,11 +168,11 @@ class Study:
     def difference(self, run: Run, other: Run, name: str = "score") -> tuple[float, Interval]:
         """Mean of a figure above another run's, with the interval of the paired difference."""
         a, b = (one.score if name == "score" else one.columns[name] for one in (run, other))
-        return float(a.mean() - b.mean()), span(self.resampled(run, name) - self.resampled(other, name))
+        return float(apart(mean(a), mean(b))), span(apart(self.resampled(run, name), self.resampled(other, name)))
 
     def ratio(self, run: Run, other: Run, name: str = "tflops") -> tuple[float, Interval]:
         """Mean of a figure in shares of another run's, with the interval of the paired ratio."""
-        value = float(run.columns[name].mean() / other.columns[name].mean())
+        value = mean(run.columns[name]) / mean(other.columns[name])
         return value, span(self.resampled(run, name) / self.resampled(other, name))
 
     def closed(self, run: Run) -> tuple[float, Interval] | None:
@@ -178,12 +180,12 @@ class Study:
         high, oracle = self.high, self.oracle
         if high is None or oracle is None or "tflops" not in run.columns:
             return None
-        gap = float(high.columns["tflops"].mean() - oracle.columns["tflops"].mean())
+        least, spent, most = (mean(one.columns["tflops"]) for one in (oracle, run, high))
+        gap = float(apart(most, least))
         if gap <= 0:
             return None
-        value = float(high.columns["tflops"].mean() - run.columns["tflops"].mean()) / gap
-        high_means, oracle_means = self.resampled(high, "tflops"), self.resampled(oracle, "tflops")
-        return value, span((high_means - self.resampled(run, "tflops")) / (high_means - oracle_means))
+        lowest, here, highest = (self.resampled(one, "tflops") for one in (oracle, run, high))
+        return float(apart(most, spent)) / gap, span(apart(highest, here) / (highest - lowest))
 
     @property
     def subjects(self) -> list[str]:
@@ -248,6 +250,8 @@ def model_name(model: str) -> str:
 
 def shown(value: Any) -> str:
     """A value without the place of a file on this machine."""
+    if isinstance(value, float):
+        value = typed(value)
     text = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return (
         re.sub(r"(?:^|(?<=[=,;: ]))(?:~|/|[A-Za-z]:\\)[^,; ]*[/\\]", "…/", text)
@@ -273,7 +277,7 @@ def with_recipe(run: Run) -> str:
 
 def with_thresholds(run: Run) -> str:
     """The policy, its classifier, and the thresholds."""
-    limits = ":".join(f"{value:g}" for value in run.about.get("thresholds") or ())
+    limits = listed(run.about.get("thresholds") or ())
     return f"{run.policy} ({run.about.get('classifier', run.name)}, {limits})"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from lm_eval_tandem.reports.digits import decimals, magnitude, settled
+
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
@@ -55,7 +57,7 @@ def style() -> str:
 
 def number(value: float) -> str:
     """A coordinate, to a tenth."""
-    return "0" if abs(value) < 0.05 else f"{value:.1f}".removesuffix(".0")
+    return decimals(value, 1).replace(",", "").removesuffix(".0")
 
 
 @dataclass
@@ -119,10 +121,11 @@ def tooltip(text: str) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from low to high, about `count` of them."""
+    low, high = (float(end) for end in settled([low, high]))
     if high <= low:
         return [low]
     rough = (high - low) / count
-    power = 10 ** math.floor(math.log10(rough))
+    power = 10.0 ** magnitude(rough)
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
@@ -131,9 +134,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def tick_label(value: float, all_of_them: Sequence[float]) -> str:
     """A tick with as many decimals as its neighbours need."""
     step = abs(all_of_them[1] - all_of_them[0]) if len(all_of_them) > 1 else abs(value)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 0
+    digits = max(0, -magnitude(step)) if step else 0
     digits += int(step > 0 and not math.isclose(step * 10**digits, round(step * 10**digits)))
-    return f"{value:,.{digits}f}"
+    return decimals(value, digits)
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,8 @@ def place_labels(points: Sequence[Point], labels: Sequence[str], frame: Box) -> 
 
     Returns (x, y of the foot, anchor, whether a line has to lead there) for each.
     """
+    # places as they are drawn: of labels that cover equally much, last bits must not choose
+    points = [(float(number(x)), float(number(y))) for x, y in points]
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     placed: list[tuple[float, float, str, bool]] = []
     for (x, y), label in zip(points, labels, strict=True):

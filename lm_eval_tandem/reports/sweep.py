@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_eval_tandem.accounting import TERA
+from lm_eval_tandem.reports.digits import mean, settled
 from lm_eval_tandem.reports.judge import everywhere
 from lm_eval_tandem.reports.scores import tokens
 from lm_eval_tandem.reports.study import Study
@@ -28,12 +29,13 @@ def sweep(study: Study, judge: Sufficiency | None) -> list[tuple[float, float]]:
     outcomes = outcomes_of(study, judge)
     if outcomes is None:
         return []
-    limits = np.quantile(outcomes.scores, np.linspace(0, 1, POINTS))
-    found = []
+    limits = settled(np.quantile(outcomes.scores, np.linspace(0, 1, POINTS)))
+    found: dict[tuple[float, ...], tuple[float, float]] = {}
     for limit in np.unique(np.concatenate([[0.0], limits, [1.0]])):
         _, right, cost = simulate(outcomes, [float(limit)] * outcomes.scores.shape[1])
-        found.append((float(cost.mean()), float(right.mean())))
-    return sorted(set(found))
+        point = mean(cost), mean(right)
+        found.setdefault(tuple(settled(point).tolist()), point)
+    return [point for _, point in sorted(found.items())]
 
 
 def outcomes_of(study: Study, judge: Sufficiency | None) -> Outcomes | None:
@@ -59,4 +61,6 @@ def outcomes_of(study: Study, judge: Sufficiency | None) -> Outcomes | None:
     mentor = np.stack([run.columns["mentor_tokens"] for run in stages.values()], axis=1)
     rest = (2 / TERA) * (mentor_size + intern_size) * (mentor[:, -1:] - mentor)
     costs = probing_costs(cost, cost + rest, (2 / TERA) * intern_size, probes, refused)
-    return Outcomes(np.where(ended, 0.0, scores), np.stack([run.score for run in stages.values()], axis=1), *costs)
+    # many a limit is itself a score, which must not pass it on one machine and fail it on another
+    scores = np.where(ended, 0.0, settled(scores))
+    return Outcomes(scores, settled(np.stack([run.score for run in stages.values()], axis=1)), *costs)

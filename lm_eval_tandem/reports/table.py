@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lm_eval_tandem.reports.digits import decimals, magnitude, typed
+
 Interval = tuple[float, float]
 
 
@@ -33,9 +35,7 @@ class Number:
 
     def shown(self, value: float) -> str:
         """A number with this one's decimals; a rounded zero never shows as -0."""
-        text = f"{value:+,.{self.digits}f}" if self.signed else f"{value:,.{self.digits}f}"
-        zero = not any(digit in text for digit in "123456789")
-        return text.replace("-", "+" if self.signed else "") if zero else text
+        return decimals(value, self.digits, self.signed)
 
     def __str__(self) -> str:
         return f"{self.text} {self.range}".strip()
@@ -156,7 +156,8 @@ class Unit:
 def unit_of(tflops: Iterable[float]) -> Unit:
     """The unit that suits the largest of some costs (TFLOPs a question), with about four digits of it."""
     largest = max([abs(cost) for cost in tflops if math.isfinite(cost)], default=0.0)
+    largest = typed(largest)  # one that is a unit but for its last bit is a unit
     names = (("TFLOPs", 1.0), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
-    name, factor = next((pair for pair in names if largest * pair[1] >= 1), names[-1] if largest else names[0])
+    name, factor = next((pair for pair in names if typed(largest * pair[1]) >= 1), names[-1] if largest else names[0])
     shown = largest * factor
-    return Unit(name, factor, max(0, 3 - math.floor(math.log10(shown))) if shown > 0 else 2)
+    return Unit(name, factor, max(0, 3 - magnitude(shown)) if shown > 0 else 2)
