@@ -23,10 +23,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test vllm test-vllm lint collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-processors vllm test-vllm lint collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
-	@echo "make demo | test | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
+	@echo "make demo | test | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -171,6 +171,12 @@ test: install sandbox
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(TESTS)
 	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
+
+# those that take results of floats for equal, as if the processor had none of its wider instructions; see docs/reproducibility.md
+PROCESSOR_TESTS ?= tests/reports tests/sufficiency tests/pair tests/test_parity.py tests/test_study.py tests/test_no_leak.py
+test-processors: install
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results setup.cfg "$$folder" && cd "$$folder" && \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(BIN)/python" tests/processors.py $(TESTS) $(PROCESSOR_TESTS)
 
 lint: install
 	"$(BIN)/python" -m ruff check .
