@@ -166,9 +166,9 @@ def made_outcomes(questions: int, stages: int, seed: int) -> Outcomes:
 
 def test_the_trade_off_of_ten_thousand_questions_takes_seconds() -> None:
     outcomes = made_outcomes(10_000, 4, 0)
-    began = time.perf_counter()
+    began = time.process_time()
     points = tradeoff(outcomes, outcomes.cost, "cost@accuracy>=always_high-0.01", FINE_GRID)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     frontier = [point for point in points if point.name == "frontier"]
     assert [p.cost[0] for p in frontier] == sorted(p.cost[0] for p in frontier)
     assert [p.accuracy[0] for p in frontier] == sorted(p.accuracy[0] for p in frontier)
