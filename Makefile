@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= -m "not slow"
+# one test process per core; a test keeps to one thread (tests/conftest.py)
+PARALLEL ?= -n auto --dist worksteal
 
 ROOT := $(CURDIR)
 BIN := $(abspath $(VENV))/bin
@@ -164,12 +166,12 @@ vllm: wheel
 
 test-vllm: vllm
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests setup.cfg "$$folder" && cd "$$folder" && \
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(VLLM_BIN)/python" -m pytest $(TESTS) $(VLLM_TESTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(VLLM_BIN)/python" -m pytest $(PARALLEL) --dist loadfile $(TESTS) $(VLLM_TESTS)
 
 # in a folder of its own: there the package cannot be imported from the checkout by accident
 test: install sandbox
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg "$$folder" && cd "$$folder" && \
-	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(TESTS)
+	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS)
 	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
 
 # those that take results of floats for equal, as if the processor had none of its wider instructions; see docs/reproducibility.md
