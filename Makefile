@@ -75,7 +75,7 @@ classifier: collect
 
 # what each idea for the judge gives: chosen and measured on math training questions, and carried over to code's
 ablation: classifier collect-code
-	"$(BIN)/lm-eval-tandem" ablation "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
+	"$(BIN)/python" benchmarks/ablation.py "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
 
 # further classifiers of the pair, fitted on the same questions as the default one and run on both domains beside it: for each
 # name in FITTED the line FIT_name says on what and how. The paper's three inputs all with
@@ -112,11 +112,11 @@ results: fits
 	@$(foreach task,tandem_pair_math tandem_pair_code,$(RUN),policy=cascade,classifier=$(CLASSIFIERS)/each/$(task)_train --tasks $(task) &&) true
 ifneq ($(SECOND),)
 	@$(foreach policy,$(SECOND_POLICIES),$(RUN),mentor=pair,intern=$(SECOND),policy=$(policy),ledger=$(RESULTS)/ledgers/$(SECOND_NAME)/$(subst :,-,$(policy)).jsonl$(RECORDED)$(if $(filter $(JUDGED),$(policy)),$(comma)classifier=$(CLASSIFIERS)/$(SECOND_NAME)) --tasks $(TASKS) &&) true
-	"$(BIN)/python" -m lm_eval_tandem.reports.packing "$(RESULTS)/ledgers/$(SECOND_NAME)" "$(CLASSIFIERS)/$(SECOND_NAME)" >/dev/null
+	"$(BIN)/python" benchmarks/packing.py "$(RESULTS)/ledgers/$(SECOND_NAME)" "$(CLASSIFIERS)/$(SECOND_NAME)" >/dev/null
 endif
 	HF_HUB_OFFLINE=1 "$(BIN)/lm-eval-tandem" collect --tasks tandem_pair_math_train --limit $(or $(TRAIN),100) --no_mentor --batch_size 64 --output "$(BUILD)/results/collected"
 	cp "$(BUILD)/results/collected/collected.parquet" $(wildcard results/bench/latency-*.json) "$(RESULTS)"
-	"$(BIN)/python" -m lm_eval_tandem.reports.packing "$(RESULTS)" pair >/dev/null
+	"$(BIN)/python" benchmarks/packing.py "$(RESULTS)" pair >/dev/null
 	$(REPORT)
 RECORDED = $(if $(filter intern stage:%,$(policy)),$(comma)record_features=True)
 comma := ,
@@ -153,7 +153,7 @@ sandbox:
 # Python 3.10, or with VLLM= in the command) its tests are skipped.
 VLLM ?= 1
 VLLM_BIN := $(abspath $(VENV))-vllm/bin
-VLLM_TESTS ?= $(wildcard tests/engines/test_vllm.py tests/engines/test_openai_vllm.py)
+VLLM_TESTS ?= $(wildcard tests/engines/vllm)
 VLLM_RUNS = [ -n "$(VLLM)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (sys.platform == "linux" and sys.version_info >= (3, 11)))'
 UV = "$(VLLM_BIN)/python" -m uv pip install --quiet --python "$(VLLM_BIN)/python"
 
@@ -175,7 +175,7 @@ test: install sandbox
 	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
 
 # those that take results of floats for equal, as if the processor had none of its wider instructions; see docs/reproducibility.md
-PROCESSOR_TESTS ?= tests/reports tests/sufficiency tests/pair tests/test_parity.py tests/test_study.py tests/test_no_leak.py
+PROCESSOR_TESTS ?= tests/reports tests/judge tests/training tests/pair tests/harness/test_parity.py
 test-processors: install
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results setup.cfg "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(BIN)/python" tests/processors.py $(TESTS) $(PROCESSOR_TESTS)
@@ -184,6 +184,7 @@ lint: install
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy lm_eval_tandem _lm_eval_tandem_hook.py
+	PYTHONPATH=. "$(BIN)/lint-imports" setup.cfg
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

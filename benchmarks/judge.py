@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from lm_eval_tandem import _paths
-from lm_eval_tandem.cascade import Cascade
+from lm_eval_tandem.cascade.algorithm import Cascade
+from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.ledger import Record
-from lm_eval_tandem.model import TandemLM
-from lm_eval_tandem.walk import Task
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from work import PAPER, Bench, Run, build, shape
 
-from lm_eval_tandem.engines import Engine, loading
-from lm_eval_tandem.settings import Role
+from lm_eval_tandem.engines import Engine, Role, registry
 
 
 def row(run: Run, mentor: Run | None) -> str:
@@ -72,7 +71,7 @@ def numbers(text: str) -> list[int]:
 
 def engine_of(name: str, folder: Path, arguments: dict[str, Any]) -> Engine:
     """A loaded engine."""
-    return loading.load(Role(str(folder), name, arguments, folder.name))
+    return registry.load(Role(str(folder), name, arguments, folder.name))
 
 
 def main() -> None:
@@ -166,7 +165,7 @@ def command() -> str:
 
 
 def figures(runs: list[Run], given: argparse.Namespace, places: int) -> dict[str, Any]:
-    """What `lm-eval-tandem report` reads of one number of questions in flight (its `reports/latency.py`)."""
+    """What `lm-eval-tandem report` reads of one number of questions in flight (its `reports/sections/latency.py`)."""
     return {
         "format": "tandem-latency/1",
         "engine": given.engine,

@@ -19,13 +19,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from lm_eval_tandem.cascade import Cascade
+from lm_eval_tandem.cascade.algorithm import Cascade
+from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.prompts import Prompts, Question, Wording
+from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine, Prompt, Sampling, Work
+from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.ledger import Record
-from lm_eval_tandem.policy import Policy
-from lm_eval_tandem.prompts import Prompts, Question, Wording
-from lm_eval_tandem.sufficiency.mlp import SufficiencyClassifier
-from lm_eval_tandem.walk import Task
 
 EFFORTS = (100, 500, 1000)
 STAGE_SHARES = (0.094, 0.115, 0.315, 0.476)

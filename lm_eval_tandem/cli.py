@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem import __version__
-from lm_eval_tandem.errors import TandemError
+from lm_eval_tandem.errors import ArgumentError, TandemError
 
 OBJECTIVE = "accuracy, accuracy@cost<=X (TFLOPs), or cost@accuracy>=always_high-D (0.005 is half a point)"
 
@@ -87,14 +87,9 @@ def parsers() -> argparse.ArgumentParser:
     limits.add_argument("--output", type=Path, default=None, help="JSON file for the same figures")
     limits.set_defaults(run=run_thresholds)
 
-    tried = commands.add_parser("ablation", help="what each idea for the judge gives, on collected training questions")
-    tried.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
-    tried.add_argument("--transfer", type=Path, action="append", default=[], help="collected questions of another task")
-    tried.add_argument("--objective", default="cost@accuracy>=always_high-0.0015", help=OBJECTIVE)
-    tried.add_argument("--questions", type=int, default=2000, help="so many of the questions")
-    tried.add_argument("--title", default="What each idea for the judge gives")
-    tried.add_argument("--output", type=Path, default=None, help="Markdown file (default: print)")
-    tried.set_defaults(run=run_ablation)
+    moved = commands.add_parser("ablation", help="has moved to benchmarks/ablation.py of the repository")
+    moved.add_argument("arguments", nargs=argparse.REMAINDER)
+    moved.set_defaults(run=run_ablation)
 
     report = commands.add_parser("report", help="accuracy beside cost from what lm_eval wrote (with --log_samples)")
     report.add_argument("results", type=Path, nargs="+", help="folders given to lm_eval as --output_path")
@@ -118,7 +113,7 @@ def run_collect(given: argparse.Namespace) -> None:
     """`lm-eval-tandem collect`."""
     from lm_eval.utils import simple_parse_args_string
 
-    from lm_eval_tandem.collect import collect
+    from lm_eval_tandem.training.collect import collect
 
     arguments = simple_parse_args_string(given.model_args)
     arguments |= {name: getattr(given, name) for name in ("batch_size", "device") if getattr(given, name) is not None}
@@ -141,7 +136,7 @@ def run_collect(given: argparse.Namespace) -> None:
 
 def run_fit(given: argparse.Namespace) -> None:
     """`lm-eval-tandem fit`."""
-    from lm_eval_tandem.study import fit
+    from lm_eval_tandem.training.tradeoff import fit
 
     names = ("recipe", "inputs", "model", "labels", "seed", "device", "batch_size")
     how = {name: getattr(given, name) for name in names}
@@ -152,7 +147,7 @@ def run_fit(given: argparse.Namespace) -> None:
 
 def run_thresholds(given: argparse.Namespace) -> None:
     """`lm-eval-tandem thresholds`."""
-    from lm_eval_tandem.study import shown, thresholds, write_points
+    from lm_eval_tandem.training.tradeoff import shown, thresholds, write_points
 
     found = thresholds(given.collected, given.classifier, given.objective, given.points, given.labels)
     print(shown(found))
@@ -161,22 +156,16 @@ def run_thresholds(given: argparse.Namespace) -> None:
 
 
 def run_ablation(given: argparse.Namespace) -> None:
-    """`lm-eval-tandem ablation`."""
-    from lm_eval_tandem.ablation import ablation, markdown
-
-    results = ablation(given.collected, given.transfer, given.objective, given.questions)
-    text = markdown(results, given.objective, given.questions, given.title)
-    if given.output is None:
-        print(text, end="")
-    else:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(text, encoding="utf-8")
-        print(f"ablation: {given.output}")
+    """`lm-eval-tandem ablation`: says where the command has gone."""
+    raise ArgumentError(
+        "the command ablation is a tool of the repository and is not installed with the package; "
+        "in a checkout, run python benchmarks/ablation.py with the same arguments."
+    )
 
 
 def run_report(given: argparse.Namespace) -> None:
     """`lm-eval-tandem report`."""
-    from lm_eval_tandem.reports import markdown
+    from lm_eval_tandem.reports.formats import markdown
     from lm_eval_tandem.reports.report import only, report, write
 
     made = report(given.results, given.title, given.metric, given.by, given.collected, given.classifier)

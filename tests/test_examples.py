@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 import tiny
-from lm_eval_tandem import _paths, cli, settings
-from lm_eval_tandem.engines import loading
+from lm_eval_tandem import _paths, cli
+from lm_eval_tandem.engines import registry
+from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.reports.report import report, write
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -100,7 +101,7 @@ def shrunk(config: dict[str, Any], models: dict[str, Path], place: Path, stack: 
     dropped = ("dtype", "intern_dtype", "device_map", "max_model_len", "backend")
     given = {name: value for name, value in given.items() if name not in dropped and "gpu_memory" not in name}
     if given.get("mentor_backend") == "openai":
-        from engines import openai_server
+        from engines.http import openai_server
 
         server = stack.enter_context(openai_server.serving(models["mentor"]))
         given |= {"mentor": "tiny", "mentor_base_url": server.url}
@@ -158,9 +159,9 @@ def test_one_substitution_makes_the_file_of_every_policy(file: Path, policy: str
         given["backend"] = "hf"
     if given.get("mentor_backend") == "openai" and find_spec("openai") is None:
         pytest.skip("the extra lm-eval-tandem[openai] is not installed")
-    read_back = settings.read(given, loading.arguments)
+    read_back = model_arguments.read(given, registry.arguments)
     assert str(read_back.policy) == policy and str(read_back.ledger).endswith(f"{policy}.jsonl")
-    assert read_back.efforts == settings.EFFORTS, "the paper's own"
+    assert read_back.efforts == model_arguments.EFFORTS, "the paper's own"
 
 
 def test_the_files_keep_apart_what_they_write() -> None:

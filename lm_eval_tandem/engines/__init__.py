@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem.accounting import Prices
 from lm_eval_tandem.errors import EngineError
 
 Messages = tuple[tuple[str, str], ...]
@@ -264,3 +266,21 @@ def unsaid(prompt: Sequence[int], draft: tuple[int, ...]) -> tuple[int, ...]:
         if tuple(prompt[-n:]) == draft[:n]:
             return draft[n:]
     return draft
+
+
+@dataclass(frozen=True)
+class Role:
+    """One model: where it is, what runs it, and the arguments that its engine gets."""
+
+    model: str
+    backend: str
+    arguments: Mapping[str, Any]
+    label: str
+    """How results and classifiers call it."""
+    prices: Prices | None = None
+    """Of its tokens, if they are known."""
+
+    @property
+    def short(self) -> str:
+        """The last part of the path or hub id, for names of runs."""
+        return Path(self.model).name

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.reports.digits import apart, settled
+from lm_eval_tandem.digits import apart, settled
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]

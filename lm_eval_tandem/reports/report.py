@@ -9,31 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import _paths
+from lm_eval_tandem.digits import decimals, listed
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports import (
-    accuracy,
-    figures,
-    importance,
-    judge,
-    latency,
-    latex,
-    ledgers,
-    markdown,
-    page,
-    pairs,
-    routing,
-    runs,
-    spreadsheet,
-    svg,
-)
-from lm_eval_tandem.reports.digits import decimals, listed
-from lm_eval_tandem.reports.pairing import studies
-from lm_eval_tandem.reports.runs import Run, reason
-from lm_eval_tandem.reports.study import Study, model_name
+from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet, svg
+from lm_eval_tandem.reports.sections import accuracy, figures, importance, judge, latency, pairs, routing
+from lm_eval_tandem.reports.sources import ledgers, runs
+from lm_eval_tandem.reports.sources.pairing import studies
+from lm_eval_tandem.reports.sources.runs import Run, reason
+from lm_eval_tandem.reports.sources.study import Study, model_name
 from lm_eval_tandem.reports.table import Report
 
 if TYPE_CHECKING:
-    from lm_eval_tandem.sufficiency.classifier import Sufficiency
+    from lm_eval_tandem.judge.artefact import Sufficiency
 
 COLLECTED = "collected.parquet"
 FORMATS = (".md", ".tex", ".html")
@@ -82,7 +69,7 @@ def report(
 
 def loaded_judge(asked: str | None, made: Sequence[Study], folders: Sequence[Path]) -> Sufficiency | None:
     """The classifier that was asked for, or that of a cascade, where it ships or lies below the folders unchanged."""
-    from lm_eval_tandem.sufficiency import classifier  # brings scikit-learn
+    from lm_eval_tandem.judge import artefact  # brings scikit-learn
 
     if asked is not None:
         return classifier_of(asked)
@@ -93,16 +80,16 @@ def loaded_judge(asked: str | None, made: Sequence[Study], folders: Sequence[Pat
         below = [file.parent for folder in folders for file in folder.rglob("config.json")]
         for place in (_paths.classifiers() / run.about["classifier"], *sorted(below)):
             if place.name == run.about["classifier"] and same_sum(place / "config.json", told["sha256"]):
-                return classifier.load(place)
+                return artefact.load(place)
     return None
 
 
 def classifier_of(asked: str) -> Sufficiency:
     """The classifier in a folder, or that ships under a name."""
-    from lm_eval_tandem.sufficiency import classifier
+    from lm_eval_tandem.judge import artefact
 
     shipped = _paths.classifiers() / asked
-    return classifier.load(shipped if shipped.is_dir() else Path(asked).expanduser())
+    return artefact.load(shipped if shipped.is_dir() else Path(asked).expanduser())
 
 
 def same_sum(file: Path, checksum: str) -> bool:
@@ -196,13 +183,13 @@ def write(made: Report, output: Path) -> list[Path]:
         file per table in tables/ and one SVG file per figure in figures/.
     """
     if output.suffix in FORMATS:
-        form = {".md": markdown.text, ".tex": latex.text, ".html": page.text}[output.suffix]
+        form = {".md": markdown.text, ".tex": latex.text, ".html": html.text}[output.suffix]
         return written({output: form(made)})
     if output.suffix and not output.is_dir():
         raise ArgumentError(f"--output {output}: a report is a folder, or a file that ends in {', '.join(FORMATS)}.")
     texts = {
         output / "README.md": markdown.text(made, figures="figures"),
-        output / "report.html": page.text(made),
+        output / "report.html": html.text(made),
         output / "tables.tex": latex.text(made),
     }
     texts |= {output / "tables" / f"{table.name}.csv": spreadsheet.text(table) for table in made.tables}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lm_eval_tandem.reports.digits import decimals, magnitude, typed
+from lm_eval_tandem.digits import decimals, magnitude, typed
 
 Interval = tuple[float, float]
 

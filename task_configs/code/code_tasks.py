@@ -5,8 +5,8 @@ from typing import Any
 
 import datasets
 
-from lm_eval_tandem import datasets_local
-from lm_eval_tandem.grading import code, sandbox
+from lm_eval_tandem.grading.code import grader, sandbox
+from lm_eval_tandem.harness import task_data
 
 
 def humaneval(**_: Any) -> dict[str, datasets.Dataset]:
@@ -20,7 +20,7 @@ def mbpp(**_: Any) -> dict[str, datasets.Dataset]:
 
 
 def _documents(task: str, path: str, name: str | None) -> dict[str, datasets.Dataset]:
-    documents = datasets_local.load(task, path, name, "test")
+    documents = task_data.load(task, path, name, "test")
     sandbox.require()
     return documents
 
@@ -44,14 +44,14 @@ def mbpp_prompt(doc: dict[str, Any]) -> str:
 
 def grade_humaneval(replies: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
     """A filter: every reply becomes its grade."""
-    return code.grade_repeats([code.humaneval(doc) for doc in docs], replies)
+    return grader.grade_repeats([grader.humaneval(doc) for doc in docs], replies)
 
 
 def grade_mbpp(replies: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
     """A filter: every reply becomes its grade."""
-    return code.grade_repeats([code.mbpp(doc) for doc in docs], replies)
+    return grader.grade_repeats([grader.mbpp(doc) for doc in docs], replies)
 
 
 def process_results(_: dict[str, Any], results: Sequence[Sequence[str]]) -> dict[str, float]:
     """The document's metrics from the grades of its replies."""
-    return code.figures(results[0])
+    return grader.figures(results[0])

@@ -8,9 +8,11 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lm_eval_tandem import datasets_local, errors
+from lm_eval_tandem import errors
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.grading import answer, math
+from lm_eval_tandem.grading import thought
+from lm_eval_tandem.grading.math import answer, grader
+from lm_eval_tandem.harness import task_data
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Graded(str):
     metrics: dict[str, float]
 
     @classmethod
-    def of(cls, grade: math.Grade, response: str) -> "Graded":
+    def of(cls, grade: grader.Grade, response: str) -> "Graded":
         """The answer of a response with its grades and, of a tandem's, its costs."""
         graded = cls(grade.answer or "")
         told = getattr(response, "metrics", {})
@@ -55,7 +57,7 @@ class MathTask(ConfigurableTask):
 
     def __init__(self, config: dict[str, Any]) -> None:
         errors.print_plainly()
-        math.require()
+        grader.require()
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -65,7 +67,7 @@ class MathTask(ConfigurableTask):
             ArgumentError: the file, or a field, or the gold answer of more documents, is missing.
         """
         config, fields = self.config, dataset_kwargs or {}
-        loaded = datasets_local.load(config.task, config.dataset_path, config.dataset_name, config.test_split)
+        loaded = task_data.load(config.task, config.dataset_path, config.dataset_name, config.test_split)
         rows = loaded[config.test_split]
         documents, without = [], []
         for number, row in enumerate(rows, 1):
@@ -88,7 +90,7 @@ class MathTask(ConfigurableTask):
     def apply_filters(self) -> list[Instance]:
         """Grade every response, as many at once as there are cores; lists of `Graded` take the place of filters."""
         instances: list[Instance] = self.instances
-        closing = any(answer.CLOSE in (response or "") for instance in instances for response in instance.resps)
+        closing = any(thought.CLOSE in (response or "") for instance in instances for response in instance.resps)
         found = [
             (
                 instance.doc["gold"],
@@ -97,7 +99,7 @@ class MathTask(ConfigurableTask):
             for instance in instances
             for response in instance.resps
         ]
-        grades = iter(math.grade_all(found))
+        grades = iter(grader.grade_all(found))
         for instance in instances:
             instance.filtered_resps[FILTER] = [Graded.of(next(grades), response) for response in instance.resps]
         return instances
@@ -116,7 +118,7 @@ def cut_off(prompt: object, response: str | None, closing: bool) -> bool:
     that was cut off, unless the backend takes thoughts away itself: then no response of the run shows the tag
     (`closing` is false). A tandem takes nothing away, and says which of its answers ended at the limit.
     """
-    if not isinstance(prompt, str) or prompt.rfind(answer.OPEN) <= prompt.rfind(answer.CLOSE):
+    if not isinstance(prompt, str) or prompt.rfind(thought.OPEN) <= prompt.rfind(thought.CLOSE):
         return False
     truncated = bool(getattr(response, "metrics", {}).get("truncated", 0))
-    return answer.CLOSE not in (response or "") and (closing or truncated)
+    return thought.CLOSE not in (response or "") and (closing or truncated)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lm_eval_tandem.reports.intervals import difference, ratio
-from lm_eval_tandem.reports.pairing import studies
 from lm_eval_tandem.reports.report import report
-from lm_eval_tandem.reports.study import Study
+from lm_eval_tandem.reports.sources.pairing import studies
+from lm_eval_tandem.reports.sources.study import Study
 from lm_eval_tandem.reports.table import Number, Report, Table
 from reports.world import World, read
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_tandem.reports import digits, svg
-from lm_eval_tandem.reports.figures import density
+from lm_eval_tandem import digits
+from lm_eval_tandem.reports.formats import svg
 from lm_eval_tandem.reports.intervals import auc, difference, mcnemar, wilson
 from lm_eval_tandem.reports.report import report, write
-from lm_eval_tandem.reports.runs import lines_of
+from lm_eval_tandem.reports.sections.figures import density
+from lm_eval_tandem.reports.sources.runs import lines_of
 from lm_eval_tandem.reports.table import Number, unit_of
 
 RESULTS = Path(__file__).parents[2] / "results" / "pair"

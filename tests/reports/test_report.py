@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from lm_eval_tandem import cli
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.reports import latex, markdown, page, runs, spreadsheet
-from lm_eval_tandem.reports.pairing import studies
+from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet
 from lm_eval_tandem.reports.report import report, write
-from lm_eval_tandem.reports.routing import routed
-from lm_eval_tandem.reports.study import Study
+from lm_eval_tandem.reports.sections.routing import routed
+from lm_eval_tandem.reports.sources import runs
+from lm_eval_tandem.reports.sources.pairing import studies
+from lm_eval_tandem.reports.sources.study import Study
 from lm_eval_tandem.reports.table import Missing, Number, Report, Table
 from reports.world import EFFORTS, PARAMETERS, POLICIES, World, read
 
@@ -238,7 +239,7 @@ def test_what_runs_cannot_fill_is_said_with_the_command_that_would(tmp_path: Pat
         "lm_eval --model tandem --model_args policy=stage:1,mentor=…/large,intern=…/small,store=s.sqlite "
         "--tasks t --batch_size 4 --log_samples --output_path RUNS"
     )
-    for text in (markdown.text(made), page.text(made), latex.text(made)):
+    for text in (markdown.text(made), html.text(made), latex.text(made)):
         assert "/data/m" not in text and str(tmp_path) not in text
 
 
@@ -292,7 +293,7 @@ def test_a_report_made_twice_is_the_same_to_the_byte(folder: Path, tmp_path: Pat
 
 
 def test_the_page_needs_nothing_but_itself(made: Report) -> None:
-    text = page.text(made)
+    text = html.text(made)
     outside = [
         *re.findall(r"""(?:src|href|action)\s*=\s*(?!["']?(?:#|data:,))[^\s>]+""", text),
         *re.findall(r"url\(|@import", text),
@@ -327,7 +328,7 @@ class Tags(HTMLParser):
 
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(made: Report) -> None:
     tags = Tags()
-    tags.feed(page.text(made))
+    tags.feed(html.text(made))
     assert tags.open == [] and len(set(tags.ids)) == len(tags.ids)
     assert {link.removeprefix("#") for link in tags.links} <= set(tags.ids)
 
@@ -407,7 +408,7 @@ def test_a_report_loads_neither_torch_nor_the_harness(folder: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(60, 400), st.floats(40, 260)), min_size=1, max_size=9, unique=True))
 def test_labels_stay_within_the_drawing(points: list[tuple[float, float]]) -> None:
-    from lm_eval_tandem.reports.svg import LETTER, place_labels
+    from lm_eval_tandem.reports.formats.svg import LETTER, place_labels
 
     labels = [f"policy:{i}" for i in range(len(points))]
     for (x, y, anchor, _), label in zip(place_labels(points, labels, (46, 4, 440, 288)), labels, strict=True):
@@ -422,7 +423,7 @@ def test_labels_stay_within_the_drawing(points: list[tuple[float, float]]) -> No
 def test_the_loss_of_auc_is_that_of_the_features_that_matter() -> None:
     from sklearn.linear_model import LogisticRegression
 
-    from lm_eval_tandem.reports.importance import permutation_losses
+    from lm_eval_tandem.reports.sections.importance import permutation_losses
 
     rng = np.random.default_rng(0)
     features = rng.normal(size=(300, 2, 3))
@@ -454,7 +455,7 @@ def test_scores_of_every_question_come_from_fixed_stages_that_recorded_them(tmp_
 
 def test_delong_s_interval_is_near_the_bootstrap_s() -> None:
     from lm_eval_tandem.reports.intervals import auc
-    from lm_eval_tandem.reports.judge import auc_interval
+    from lm_eval_tandem.reports.sections.judge import auc_interval
 
     rng = np.random.default_rng(3)
     truth = (rng.random(400) < 0.6).astype(float)
@@ -499,8 +500,8 @@ def recorded(folder: Path, world: World) -> Study:
 
 
 def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path) -> None:
-    from lm_eval_tandem.reports.sweep import outcomes_of, sweep
-    from lm_eval_tandem.sufficiency.thresholds import simulate
+    from lm_eval_tandem.reports.sections.sweep import outcomes_of, sweep
+    from lm_eval_tandem.training.thresholds import simulate
 
     study = recorded(tmp_path, World.random(60))
     outcomes = outcomes_of(study, None)

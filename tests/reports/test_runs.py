@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.packing import pack, without_repetition
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports import runs
-from lm_eval_tandem.reports.packing import pack, without_repetition
-from lm_eval_tandem.reports.pairing import studies
-from lm_eval_tandem.reports.study import shown
+from lm_eval_tandem.reports.sources import runs
+from lm_eval_tandem.reports.sources.pairing import studies
+from lm_eval_tandem.reports.sources.study import shown
 from reports.world import STAMP, World, read
 
 

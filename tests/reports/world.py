@@ -14,8 +14,8 @@ import numpy as np
 from lm_eval_tandem import ledger
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.ledger import Record, Stage
-from lm_eval_tandem.reports import ledgers, runs
-from lm_eval_tandem.reports.runs import Run
+from lm_eval_tandem.reports.sources import ledgers, runs
+from lm_eval_tandem.reports.sources.runs import Run
 
 EFFORTS = (10, 20)
 PARAMETERS = {"mentor": 4_000_000_000, "intern": 1_000_000_000}

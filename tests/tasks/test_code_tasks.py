@@ -15,7 +15,7 @@ import pytest
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from grading.styles import after_thought, module
+from grading.code.styles import after_thought, module
 from lm_eval_tandem import _paths
 from lm_eval_tandem.pair import INTERN
 from shared_data import rows
@@ -163,7 +163,7 @@ def test_repeats_give_pass_at_k(data: Path, tmp_path: Path, monkeypatch: pytest.
 @needs_bubblewrap
 @pytest.mark.parametrize("template", [True, False])
 def test_tandem_brings_its_own_figures(data: Path, monkeypatch: pytest.MonkeyPatch, template: bool) -> None:
-    from lm_eval_tandem.model import TandemLM
+    from lm_eval_tandem.harness.model import TandemLM
 
     monkeypatch.setenv("TANDEM_DATA", str(data))
     tandem = TandemLM(dtype="float32", device="cpu")

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 import shared_data
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.errors import TandemError
-from lm_eval_tandem.grading.answer import boxed
+from lm_eval_tandem.grading.math.answer import boxed
 from tasks.replay import Replay
 
 TASKS = _paths.task_configs()

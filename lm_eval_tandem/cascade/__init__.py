@@ -1,0 +1,1 @@
+"""The method: one coroutine per question, and what it reads and writes."""

@@ -1,0 +1,1 @@
+"""Models behind a server, and other models that are seen as text alone."""

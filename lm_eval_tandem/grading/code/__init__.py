@@ -1,0 +1,1 @@
+"""Grading of code: in a sandbox, against tests."""

@@ -1,0 +1,1 @@
+"""The face to lm-evaluation-harness: the model, its arguments, requests in and answers out."""

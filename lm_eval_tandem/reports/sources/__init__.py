@@ -1,0 +1,1 @@
+"""What a report is made from: result, sample and ledger files, joined by question."""

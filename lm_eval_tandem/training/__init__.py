@@ -1,0 +1,1 @@
+"""What is done once per pair: collecting, fitting, choosing thresholds."""

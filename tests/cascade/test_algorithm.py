@@ -1,0 +1,323 @@
+"""The cascade does what the paper's algorithm says, with real engines and a judge whose scores are given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tiny
+from lm_eval_tandem.accounting import Tokens, tflops
+from lm_eval_tandem.cascade.algorithm import Cascade
+from lm_eval_tandem.cascade.answer import Writing
+from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Question, Wording
+from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.engines import Prompt, Sampling, spared
+from lm_eval_tandem.engines.hf.engine import HFEngine
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.judge.features import FEATURE_NAMES, features
+from lm_eval_tandem.judge.probe import Probe
+from lm_eval_tandem.ledger import Record
+
+EFFORTS = (4, 9, 15)
+WORDING = Wording(request=" Insights:", open=" Insights:", close=" Steps:", deepen=" Deeper:")
+QUESTION = Question("Mira starts with 40 coins: 1) buys a lantern, 2) sells a harp. How many coins does Mira have?")
+
+
+@dataclass
+class GivenJudge:
+    """Answers with the scores it was given, stage by stage, and keeps what it was shown."""
+
+    scores: tuple[float, ...]
+    thresholds: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5)
+    seen: list[NDArray[np.float64]] = field(default_factory=list)
+    probe: Probe | None = None
+    reads_prompt: bool = True
+
+    def look(self, features: NDArray[np.float64], begun: Writing | None) -> NDArray[np.float64]:
+        assert (begun is None) == (self.probe is None)
+        assert len(features) == (len(FEATURE_NAMES) if self.reads_prompt else 1)
+        return features
+
+    def score(self, features: NDArray[np.float64]) -> float:
+        self.seen.append(features)
+        return self.scores[int(features[-1])]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HFEngine, HFEngine]]:
+    base = tmp_path_factory.mktemp("cascade")
+    pair = [
+        HFEngine({"pretrained": str(tiny.save(base / role, kind, seed)), "dtype": "float32", "device": "cpu"})
+        for role, kind, seed in (("mentor", "qwen3", 3), ("intern", "llama", 1))
+    ]
+    yield pair[0], pair[1]
+    for engine in pair:
+        engine.close()
+
+
+@pytest.fixture
+def cascade(engines: tuple[HFEngine, HFEngine]) -> Cascade:
+    return Cascade(*engines, Prompts(WORDING), Policy("cascade"), EFFORTS, GivenJudge((0.0,) * 4))
+
+
+def answer(cascade: Cascade, sampling: Sampling | None = None, question: Question = QUESTION) -> tuple[str, Record]:
+    return asyncio.run(cascade.answer(Task(question, sampling or Sampling(12), "t", 1)))
+
+
+def alone(engine: HFEngine, text: str, n: int) -> tuple[int, ...]:
+    return asyncio.run(engine.generate(Prompt(text), Sampling(n))).token_ids
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_mentor_stops_at_the_first_stage_that_passes(cascade: Cascade, stage: int) -> None:
+    scores = tuple(0.9 if t >= stage else 0.1 for t in range(4))
+    text, record = answer(replace(cascade, judge=GivenJudge(scores)))
+    assert (record.stage, record.reason) == (stage, "sufficient")
+    assert record.tokens.mentor_new == (0, *EFFORTS)[stage], "the mentor wrote more than the stage needed"
+    assert [look.score for look in record.stages] == list(scores[: stage + 1])
+    assert text == answer(replace(cascade, policy=Policy("stage", stage)))[0]
+
+
+def test_where_no_stage_passes_the_best_is_answered_from_and_all_is_billed(cascade: Cascade) -> None:
+    text, record = answer(replace(cascade, judge=GivenJudge((0.1, 0.4, 0.4, 0.2))))
+    assert (record.stage, record.reason) == (1, "best of all")
+    assert record.tokens.mentor_new == EFFORTS[-1]
+    assert text == answer(replace(cascade, policy=Policy("stage", 1)))[0]
+
+
+def test_a_score_equal_to_its_threshold_does_not_pass(cascade: Cascade) -> None:
+    assert answer(replace(cascade, judge=GivenJudge((0.5, 0.6, 0.0, 0.0))))[1].stage == 1
+
+
+def test_the_insights_are_one_text_cut_at_the_efforts(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
+    mentor, intern = engines
+    ids = alone(mentor, QUESTION.text + " Insights:", EFFORTS[-1])
+    for stage, effort in enumerate(EFFORTS, 1):
+        prompt = QUESTION.text + " Insights:" + mentor.decode(ids[:effort]) + " Steps:"
+        expected = asyncio.run(intern.generate(Prompt(prompt), Sampling(12))).text
+        assert answer(replace(cascade, policy=Policy("stage", stage)))[0] == expected
+
+
+def test_the_judge_reads_exactly_the_prompt_that_is_answered_from(
+    cascade: Cascade, engines: tuple[HFEngine, HFEngine]
+) -> None:
+    judge = GivenJudge((0.1, 0.1, 0.9, 0.9))
+    answer(replace(cascade, judge=judge))
+    mentor, intern = engines
+    ids = alone(mentor, QUESTION.text + " Insights:", EFFORTS[1])
+    prompt = QUESTION.text + " Insights:" + mentor.decode(ids) + " Steps:"
+    stats = asyncio.run(intern.score(Prompt(prompt)))
+    np.testing.assert_allclose(judge.seen[2], features(stats, 2), rtol=1e-3, atol=1e-3)
+
+
+def test_a_mentor_that_ends_by_itself_is_not_asked_or_judged_again(cascade: Cascade) -> None:
+    mentor = cascade.mentor
+    assert isinstance(mentor, HFEngine)
+    written = alone(mentor, QUESTION.text + " Insights:", 3)
+    third, length = written[2], written.index(written[2]) + 1
+    ends = mentor._decoding.stops.ends
+    try:
+        mentor._decoding.stops.ends = ends | {third}
+        _, record = answer(cascade)
+        assert record.mentor_finish_reason == "stop" and record.tokens.mentor_new == length
+        assert [look.stage for look in record.stages] == [0, 1]
+        _, fixed = answer(replace(cascade, policy=Policy("stage", 3)))
+        assert fixed.tokens.mentor_new == length and fixed.mentor_ended_before
+    finally:
+        mentor._decoding.stops.ends = ends
+
+
+def test_costs_are_those_of_equation_12(cascade: Cascade) -> None:
+    assert cascade.mentor is not None and cascade.intern is not None
+    large, small = cascade.mentor.parameters, cascade.intern.parameters
+    _, record = answer(replace(cascade, policy=Policy("stage", 2)))
+    spent = record.tokens
+    assert record.tflops == pytest.approx(2e-12 * (large * spent.mentor_new + small * spent.length))
+    _, mentor = answer(replace(cascade, policy=Policy("mentor")))
+    assert mentor.tflops == pytest.approx(2e-12 * large * mentor.tokens.mentor_new) and mentor.stage == -1
+    _, intern = answer(replace(cascade, policy=Policy("intern")))
+    assert intern.tflops == tflops(Tokens(intern_new=intern.tokens.intern_new), 0, small)
+
+
+def test_the_bill_counts_every_prompt_token_once(cascade: Cascade) -> None:
+    """Judge passes share their prefix, and the answer starts from the last of them."""
+    _, record = answer(replace(cascade, judge=GivenJudge((0.1, 0.1, 0.1, 0.9))))
+    assert cascade.intern is not None
+    longest = record.stages[-1].prompt_tokens
+    cues = 3 * len(cascade.intern.encode(" Steps:"))
+    assert longest <= record.tokens.judge_prefill <= longest + cues
+    assert record.tokens.intern_prefill == 0
+
+
+def test_staged_insights_deepen_what_was_said(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
+    mentor = engines[0]
+    staged = replace(cascade, prompts=Prompts(WORDING, "staged"), policy=Policy("stage", 2))
+    _, record = answer(staged)
+    first = alone(mentor, QUESTION.text + " Insights:", EFFORTS[0])
+    again = QUESTION.text + " Insights:" + mentor.decode(first) + " Deeper:"
+    second = alone(mentor, again, EFFORTS[1] - EFFORTS[0])
+    assert record.tokens.mentor_new == len(first) + len(second)
+
+
+def test_continuation_goes_on_in_the_mentors_text(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
+    mentor, intern = engines
+    prompts = Prompts(WORDING, guidance="continuation")
+    text, _ = answer(replace(cascade, prompts=prompts, policy=Policy("stage", 1)))
+    insight = mentor.decode(alone(mentor, QUESTION.text + " Insights:", EFFORTS[0]))
+    expected = asyncio.run(intern.generate(Prompt(QUESTION.text + insight), Sampling(12))).text
+    assert text == expected
+
+
+def test_conversations_are_rendered_by_each_role(engines: tuple[HFEngine, HFEngine]) -> None:
+    messages = (("system", "Be brief."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?"))
+    prompts = Prompts(GPRA)
+    question = Question("", messages)
+    for engine in engines:
+        asked = prompts.mentor(engine, question)
+        assert asked.startswith("Be brief.") and asked.endswith(GPRA.request)
+        first = prompts.intern(engine, question, "[Goal] four")
+        longer = prompts.intern(engine, question, "[Goal] four [Planning] count")
+        assert longer.startswith(first.split("[Goal] four")[0] + "[Goal] four")
+        assert prompts.intern(engine, question, "") == engine.render(messages)
+
+
+def test_sampled_answers_depend_on_seed_and_repeat_alone(cascade: Cascade) -> None:
+    fixed = replace(cascade, policy=Policy("stage", 1))
+    sampling = Sampling(12, temperature=1.3, top_k=0, seed=1)
+
+    async def both(seed: int) -> list[str]:
+        tasks = [Task(QUESTION, replace(sampling, seed=seed), "t", 1, repeat) for repeat in range(3)]
+        return [text for text, _ in await asyncio.gather(*map(fixed.answer, tasks))]
+
+    one, again, other = asyncio.run(both(1)), asyncio.run(both(1)), asyncio.run(both(2))
+    assert one == again != other
+    assert len(set(one)) == 3
+
+
+def test_budget_forcing_cuts_the_mentors_thinking_and_has_it_answer(cascade: Cascade) -> None:
+    mentor = cascade.mentor
+    assert mentor is not None
+    prompts = Prompts(replace(WORDING, force=" Answer:"))
+    policy = Policy.parse("budget_forcing:5", 3)
+    text, record = answer(replace(cascade, prompts=prompts, policy=policy, intern=None))
+    thought = mentor.decode(alone(mentor, QUESTION.text, 5)) + " Answer:"
+    assert text == thought + mentor.decode(alone(mentor, QUESTION.text + thought, 7))
+    assert (record.stage, record.reason, record.tokens.mentor_new) == (-1, "forced", 12)
+    assert record.tflops == pytest.approx(2e-12 * mentor.parameters * 12)
+    whole, unforced = answer(replace(cascade, policy=Policy.parse("budget_forcing:12", 3)))
+    assert whole == answer(replace(cascade, policy=Policy("mentor")))[0] and unforced.reason == "alone"
+
+
+def test_budget_forcing_closes_an_open_think_block() -> None:
+    prompts = Prompts(replace(WORDING, force="\n\nAnswer:"))
+    assert prompts.forced("Why?<think>Well") == "\n</think>\n\nAnswer:"
+    assert prompts.forced("Why?<think>Well</think> So") == prompts.forced("Why? Well") == "\n\nAnswer:"
+
+
+@pytest.mark.parametrize(("score", "stage"), [(0.9, 0), (0.1, 3)])
+def test_llm_cascade_decides_once(cascade: Cascade, score: float, stage: int) -> None:
+    text, record = answer(replace(cascade, policy=Policy("llm_cascade"), judge=GivenJudge((score, 0.9, 0.9, 0.9))))
+    assert text == answer(replace(cascade, policy=Policy("stage", stage)))[0]
+    assert record.stage == stage and len(record.stages) == 1
+    assert record.tokens.mentor_new == (0, *EFFORTS)[stage]
+
+
+def test_escalate_ends_with_the_mentors_own_answer(cascade: Cascade) -> None:
+    escalate = replace(cascade, policy=Policy("escalate"))
+    text, record = answer(escalate)
+    alone_text, mentor = answer(replace(cascade, policy=Policy("mentor")))
+    assert text == alone_text and (record.stage, record.reason) == (-1, "escalated")
+    assert record.tokens.mentor_new == EFFORTS[-1] + mentor.tokens.mentor_new
+    assert cascade.intern is not None
+    read = 2e-12 * EFFORTS[-1] * (cascade.intern.parameters + cascade.mentor.parameters)  # type: ignore[union-attr]
+    assert record.tflops == pytest.approx(mentor.tflops + read)
+    early, sufficient = answer(replace(escalate, judge=GivenJudge((0.1, 0.9, 0.1, 0.1))))
+    assert sufficient.stage == 1 and early == answer(replace(cascade, policy=Policy("stage", 1)))[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["casade", "stage", "stage:4", "stage:x", "cascade:1", "budget_forcing", "escalate:1", ""]
+)
+def test_an_unknown_policy_is_named_with_those_there_are(name: str) -> None:
+    with pytest.raises(ArgumentError, match=r"use cascade, intern, mentor, stage:N with N from 0 to 3, "):
+        Policy.parse(name, 3)
+
+
+def test_a_wording_file_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "words.json"
+    for text in ("{", "[]", '{"request": "a"}', '{"request": "a", "open": "b", "close": "c", "more": "d"}'):
+        file.write_text(text)
+        with pytest.raises(ArgumentError, match="prompts="):
+            Wording.read(file)
+    file.write_text('{"request": "a", "open": "b", "close": "c"}')
+    assert Wording.read(file) == Wording("a", "b", "c")
+
+
+def test_an_accepted_probe_costs_nothing_and_reads_the_same(cascade: Cascade) -> None:
+    plain = answer(replace(cascade, judge=GivenJudge((0.9,) * 4)))
+    probed = answer(replace(cascade, judge=GivenJudge((0.9,) * 4, probe=Probe(5))))
+    assert probed[0] == plain[0] and probed[1].tokens == plain[1].tokens
+    assert (probed[1].stage, probed[1].finish_reason) == (plain[1].stage, plain[1].finish_reason)
+    assert probed[1].stages[0].probe_tokens == 5 and plain[1].stages[0].probe_tokens == 0
+
+
+def test_of_a_refused_probe_only_what_differs_is_written_again(cascade: Cascade) -> None:
+    plain = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9))))
+    probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5))))
+    assert probed[0] == plain[0] and probed[1].stage == plain[1].stage == 1
+    begun, whole = (answers(cascade, stage)[: (5, None)[stage]] for stage in (0, 1))
+    refused = 5 - spared(begun, whole[:5])
+    assert probed[1].refused_tokens == refused > 0 and plain[1].refused_tokens == 0
+    assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + refused
+
+
+def answers(cascade: Cascade, stage: int) -> tuple[int, ...]:
+    """The tokens of the answer at a stage."""
+    look = answer(replace(cascade, policy=Policy("stage", stage=stage), judge=None, record_features=True))[1].stages[-1]
+    assert look.answer_ids is not None
+    return tuple(look.answer_ids)
+
+
+def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Cascade) -> None:
+    given = GivenJudge((0.1, 0.1, 0.9, 0.9), probe=Probe(4))
+    reads, alone = (answer(replace(cascade, judge=replace(given, reads_prompt=reads))) for reads in (True, False))
+    assert alone[0] == reads[0] and alone[1].tflops == reads[1].tflops
+    assert alone[1].tokens.judge_prefill == 0 < reads[1].tokens.judge_prefill
+    assert alone[1].refused_tokens == reads[1].refused_tokens > 0
+
+
+def test_a_probe_between_two_looks_makes_nothing_be_read_again(cascade: Cascade) -> None:
+    """Each look goes on from the last one's tokens, but for the last shared one, which predicts the first new one."""
+    assert cascade.intern is not None
+    before = (cascade.intern.work.prefill_tokens, cascade.intern.work.recomputed_tokens)
+    _, record = answer(replace(cascade, judge=GivenJudge((0.1, 0.1, 0.1, 0.9), probe=Probe(4))))
+    read, again = (now - then for now, then in zip(vars(cascade.intern.work).values(), before, strict=False))
+    calls = 2 * len(record.stages) + 1
+    seen = record.tokens.judge_prefill + record.tokens.intern_prefill
+    assert again <= calls and read <= seen + again + 1  # and the newest token, from which the answer goes on
+
+
+def test_the_best_refused_probe_is_gone_on_from(cascade: Cascade) -> None:
+    scores = (0.1, 0.4, 0.3, 0.2)
+    plain = answer(replace(cascade, judge=GivenJudge(scores)))
+    probed = answer(replace(cascade, judge=GivenJudge(scores, probe=Probe(4))))
+    assert probed[0] == plain[0] and probed[1].reason == plain[1].reason == "best of all"
+    assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + probed[1].refused_tokens
+    assert 0 < probed[1].refused_tokens <= 3 * 4
+
+
+def test_a_recorded_fixed_stage_keeps_what_a_probe_would_have_seen(cascade: Cascade) -> None:
+    fixed = replace(cascade, policy=Policy("stage", stage=2), judge=None)
+    plain, recorded = answer(fixed), answer(replace(fixed, record_features=True))
+    look = recorded[1].stages[0]
+    assert recorded[0] == plain[0] and plain[1].stages == []
+    assert look.answer_entropy is not None and look.answer_logprob is not None and look.parts is not None
+    assert len(look.answer_entropy) == len(look.answer_logprob) == recorded[1].tokens.intern_new
+    assert min(look.answer_entropy) >= 0 >= max(look.answer_logprob) and len(look.parts) == 36

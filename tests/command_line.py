@@ -1,0 +1,51 @@
+"""The real command line in a process of its own: how a test types it, and what it finds afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tandem import _paths
+
+LM_EVAL = Path(sys.executable).with_name("lm_eval")
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(task: str, model: str = "tandem", bare: bool = False, **arguments: Any) -> list[str]:
+    """The command line; `bare` is `lm_eval` itself, which finds the model through the wheel's import hook."""
+    program = [str(LM_EVAL)] if bare else [sys.executable, "-m", "lm_eval_tandem"]
+    given = ",".join(f"{name}={value}" for name, value in arguments.items())
+    tasks = ["--include_path", str(_paths.task_configs())] if bare else []
+    return [*program, "--model", model, "--model_args", given, "--tasks", task, "--batch_size", "16", *tasks]
+
+
+def run(arguments: Sequence[str], folder: Path, code: int = 0) -> str:
+    """What the command printed; it has to end with the exit code."""
+    done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def results(folder: Path) -> dict[str, Any]:
+    (file,) = folder.rglob("results_*.json")
+    return dict(json.loads(file.read_text()))
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    (file,) = folder.rglob("samples_*.jsonl")
+    return sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+
+
+def entries(path: Path) -> int:
+    """Finished generations in a store that another process writes; none while it is being made."""
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            return int(db.execute("SELECT count(*) FROM finished").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0

@@ -1,0 +1,130 @@
+"""The transformers engine keeps the contract, on several architectures, and wastes no work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+from engines.conformance import TEXTS, EngineConformance, Reference, run, together
+from lm_eval_tandem import pair
+from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines.hf.engine import HFEngine
+from lm_eval_tandem.engines.hf.kv_cache import SURE, best_of, measured, measures
+from lm_eval_tandem.errors import EngineError
+
+KINDS = ["llama", "qwen3", "gpt2"]
+
+
+def opened(folder: Path, batch_size: int = 4) -> HFEngine:
+    return HFEngine({"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": batch_size})
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "pair"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "pair":
+        return pair.INTERN
+    return tiny.save(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Reference(model, AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[HFEngine]:
+    engine = opened(folder)
+    yield engine
+    engine.close()
+
+
+class TestHFEngine(EngineConformance):
+    """Everything that every engine promises."""
+
+    def test_nothing_is_read_twice_beyond_one_token_a_call(self, engine: HFEngine) -> None:
+        async def question(text: str) -> None:
+            for size in (len(text) // 2, len(text)):
+                await engine.score(Prompt(text[:size], session=text))
+            await engine.generate(Prompt(text, session=text), Sampling(6))
+            engine.release(text)
+
+        run(together(*map(question, TEXTS)))
+        assert engine.work.recomputed_tokens <= 2 * len(TEXTS)
+
+    def test_a_failed_batch_is_an_error_of_its_questions_alone(
+        self, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.lm.model, "forward", broken)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run(engine.generate(Prompt("x"), Sampling(3)))
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run(engine.score(Prompt(TEXTS[0])))
+        assert run(engine.generate(Prompt("x"), Sampling(3))).new_tokens >= 1
+
+    def test_kept_prefixes_stay_within_their_room(self, engine: HFEngine) -> None:
+        engine._prefixes.room = 1
+        first = run(engine.score(Prompt(TEXTS[0], session="a")))
+        again = run(engine.score(Prompt(TEXTS[0], session="a")))
+        assert again.cached_tokens == 0
+        assert (first.logprob[1:] == again.logprob[1:]).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_batch_size_changes_no_token(folder: Path, reference: Reference, batch_size: int) -> None:
+    engine = opened(folder, batch_size)
+    found = run(together(*(engine.generate(Prompt(t), Sampling(10 + i)) for i, t in enumerate(TEXTS))))
+    engine.close()
+    for i, (text, completion) in enumerate(zip(TEXTS, found, strict=True)):
+        assert list(completion.token_ids) == reference.greedy(text, 10 + i)
+
+
+def test_a_sliding_window_is_generated_and_scored_rightly(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, "mistral")
+    reference = Reference(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    )
+    engine = opened(folder)
+    assert not engine._network.stackable
+    suite = EngineConformance()
+    suite.test_greedy_equals_one_prompt_alone(engine, reference)
+    suite.test_score_is_exact_over_the_whole_vocabulary(engine, reference)
+    suite.test_each_row_stops_at_its_own_stop(engine, reference)
+    engine.close()
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="could not be loaded"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(0, 1), slice(2, 3), slice(5, 6), slice(6, 7), slice(0, 7)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])
+def test_tokens_are_measured_alike_in_numpy_and_torch(rows: slice, masked: bool, shift: float) -> None:
+    """Five tokens that are not the likeliest, one that just is, and one that is far ahead of all others."""
+    logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(1)) * 8 + shift
+    for row, lead in ((5, 9.9), (6, 10.1)):
+        logits[row, 4] = logits[row].max() + lead
+    if masked:
+        logits[2, 10:] = -torch.inf
+    logits, tokens = logits[rows], [0, 3, 7, 1, 9, 4, 4][rows]
+    expected = torch.cat(measures(logits, torch.tensor(tokens).unsqueeze(-1)), dim=1)
+    exact = torch.log_softmax(logits.double(), -1)
+    np.testing.assert_allclose(expected[:, 1], torch.special.entr(exact.exp()).sum(-1), atol=1e-5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.array(measured(logits.clone(), tokens))
+    certain = np.arange(7)[rows] == 6
+    assert (found[certain] == 0).all() and (expected[certain].abs() < 300 * np.exp(-SURE) * (1 + SURE)).all()
+    np.testing.assert_allclose(found[~certain], expected[~certain], atol=1e-5)
+    assert best_of(logits) == logits.argmax(-1).tolist()

@@ -1,0 +1,374 @@
+"""A small server of the OpenAI protocol over a tiny transformers model, and a proxy that does to it what networks do.
+
+Both are real: TCP on the loopback, HTTP/1.1, server-sent events, and a model that generates token by token. The server
+counts what it generates, and stops when its client is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines.hf.engine import HFEngine
+
+JSON = "application/json"
+
+
+@dataclass
+class Request:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @classmethod
+    async def read(cls, reader: asyncio.StreamReader) -> Request:
+        """The next one of a connection; asyncio.IncompleteReadError at its end."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").strip().split("\r\n")
+        method, path, _ = first.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        return cls(method, path, headers, body)
+
+
+def response(status: int, body: bytes, kind: str = JSON, **headers: str) -> bytes:
+    """A whole HTTP response."""
+    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+def refusal(status: int, message: str, param: str | None = None, **headers: str) -> bytes:
+    """An error as the protocol has it."""
+    error = {"message": message, "type": "error", "param": param, "code": None}
+    return response(status, json.dumps({"error": error}).encode(), **headers)
+
+
+class Listener:
+    """Accepts connections in an event loop of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.port = 0
+        self._open: set[asyncio.StreamWriter] = set()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server: asyncio.Server | None = None
+        self.listen()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def listen(self) -> None:
+        """Accept connections, on the same port as before."""
+
+        async def start() -> None:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+        asyncio.run_coroutine_threadsafe(start(), self.loop).result()
+
+    def go_away(self) -> None:
+        """Close the port and every connection, as a killed process does."""
+
+        async def stop() -> None:
+            if self._server is not None:
+                self._server.close()
+            for writer in list(self._open):
+                writer.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(stop(), self.loop).result()
+
+    def close(self) -> None:
+        self.go_away()
+        asyncio.run_coroutine_threadsafe(self._ended(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+    async def _ended(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # clients may go when they like
+                while await self.answer(await Request.read(reader), reader, writer):
+                    await writer.drain()
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Reply; False closes the connection."""
+        raise NotImplementedError
+
+
+@dataclass
+class Manner:
+    """How the server behaves: what it knows, and what it refuses."""
+
+    ids: bool = True
+    """Tells token ids, takes them as a prompt, goes on in a last message."""
+    completions: bool = True
+    refuses: tuple[str, ...] = ()
+    """Parameters that it does not know, as some models do not know max_tokens or temperature."""
+    pace: float = 0.0
+    """Seconds a token."""
+    per_piece: int = 1
+    """Tokens in one piece of a stream."""
+    settles: float = 0.0
+    """Seconds from a stream's last token until it tells that this was the last, and the usage."""
+    thinks: int = 0
+    """Of each answer, tokens that it gives as `reasoning`."""
+    says: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For questions that hold the word: a reply's choice of its own (a refusal, a content filter, nothing)."""
+
+
+class OfIds(HFEngine):
+    """Takes a prompt of nothing but ids."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text) if text else []
+
+
+class ModelServer(Listener):
+    """Serves a folder of weights as `tiny`."""
+
+    def __init__(self, folder: Path, manner: Manner | None = None, key: str | None = None) -> None:
+        self.engine = OfIds({"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": 16})
+        self.manner = manner or Manner()
+        self.key = key
+        self.generated = 0
+        """Tokens generated in all."""
+        self.prompted = 0
+        self.requests: list[dict[str, Any]] = []
+        self.replied: Counter[str] = Counter()
+        """Whole replies, by question."""
+        self._session = 0
+        super().__init__()
+
+    def close(self) -> None:
+        super().close()
+        self.engine.close()
+
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
+            given = request.headers.get("authorization", "")
+            writer.write(refusal(401, f"Incorrect API key provided: {given.removeprefix('Bearer ')}"))
+            return True
+        if request.path == "/v1/models":
+            entry = {"id": "tiny", "object": "model", "max_model_len": self.engine.window}
+            writer.write(response(200, json.dumps({"object": "list", "data": [entry]}).encode()))
+            return True
+        body = json.loads(request.body)
+        chat = request.path == "/v1/chat/completions"
+        if request.path == "/v1/completions" and not self.manner.completions:
+            writer.write(refusal(404, "This is a chat model and not supported in the v1/completions endpoint."))
+            return True
+        if body["model"] != "tiny":
+            writer.write(refusal(404, f"The model {body['model']} does not exist."))
+            return True
+        for name in self.manner.refuses:
+            if name in body:
+                writer.write(refusal(400, f"Unsupported parameter: '{name}' is not supported.", name))
+                return True
+        self.requests.append(body)
+        return await self._complete(body, chat, reader, writer)
+
+    async def _complete(
+        self, body: dict[str, Any], chat: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        text, ids = self._prompt(body, chat)
+        question = json.dumps(body.get("messages") or body.get("prompt"))
+        said = next((choice for word, choice in self.manner.says.items() if word in question), None)
+        if said is not None and body.get("stream"):
+            told = {"choices": [{"delta": said["message"], "finish_reason": said["finish_reason"]}]}
+            writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            writer.write(b"data: " + json.dumps(told).encode() + b"\n\ndata: [DONE]\n\n")
+            return False
+        if said is not None:
+            whole = {"choices": [said], "usage": usage(5, 4)}
+            writer.write(response(200, json.dumps(whole).encode()))
+            return True
+        limit = body.get("max_tokens") or body.get("max_completion_tokens") or 16
+        if len(ids) + limit > self.engine.window:
+            writer.write(refusal(400, f"The context length is {self.engine.window} tokens."))
+            return True
+        self.prompted += len(ids)
+        writing = self._writing(text, ids, body, limit)
+        gone = asyncio.ensure_future(left(reader)) if body.get("stream") else None
+        if gone is None:
+            whole = {}
+            async with aclosing(writing):
+                async for piece in writing:
+                    whole = piece
+            writer.write(response(200, json.dumps(self._whole(whole, chat, body, ids)).encode()))
+            self.replied[question] += 1
+            return True
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        told = ""
+        sent = 0
+        async with aclosing(writing):
+            async for piece in writing:
+                if gone.done():
+                    return False
+                if len(piece["ids"]) % self.manner.per_piece and piece["finish"] is None:
+                    continue
+                delta = self._parted(piece["text"], piece["ids"], told, sent)
+                told, sent = piece["text"], len(piece["ids"])
+                ended = None if self.manner.settles else piece["finish"]
+                choice = {"index": 0, "delta": delta, "finish_reason": ended}
+                writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+                await writer.drain()
+        if self.manner.settles:
+            await asyncio.sleep(self.manner.settles)
+            choice = {"index": 0, "delta": {}, "finish_reason": piece["finish"]}
+            writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+        if (body.get("stream_options") or {}).get("include_usage"):
+            final = {"choices": [], "usage": usage(len(ids), sent)}
+            writer.write(b"data: " + json.dumps(final).encode() + b"\n\n")
+        writer.write(b"data: [DONE]\n\n")
+        await writer.drain()
+        gone.cancel()
+        return False
+
+    def _prompt(self, body: dict[str, Any], chat: bool) -> tuple[str, list[int]]:
+        if not chat:
+            prompt = body["prompt"]
+            return ("", prompt) if isinstance(prompt, list) else (prompt, self.engine.encode(prompt))
+        goes_on = bool(body.get("continue_final_message"))
+        turns = [(turn["role"], turn["content"]) for turn in body["messages"]]
+        begun = turns.pop()[1] if goes_on else ""
+        text = self.engine.render(tuple(turns)) + begun
+        return text, self.engine.encode(text)
+
+    async def _writing(self, text: str, ids: list[int], body: dict[str, Any], limit: int) -> Any:
+        """Each token as it is generated: all ids and the text so far, and why it ended."""
+        self._session += 1
+        session = f"request {self._session}"
+        seed, temperature = int(body.get("seed") or 0), float(body.get("temperature") or 0.0)
+        stop = tuple(body.get("stop") or ())
+        new: list[int] = []
+        step = limit if not body.get("stream") else 1
+        try:
+            while True:
+                sampling = Sampling(step, stop, temperature, seed=seed + len(new))
+                found = await self.engine.generate(Prompt("", tuple(ids + new), session), sampling)
+                new += found.token_ids
+                self.generated += len(found.token_ids)
+                await asyncio.sleep(self.manner.pace * len(found.token_ids))
+                finish = found.finish_reason if found.finish_reason == "stop" or len(new) >= limit else None
+                whole = found.text if step == limit else self.engine.decode(tuple(new))
+                yield {"ids": list(new), "text": whole, "finish": finish}
+                if finish is not None:
+                    return
+        finally:
+            self.engine.release(session)
+
+    def _whole(self, piece: dict[str, Any], chat: bool, body: dict[str, Any], ids: list[int]) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": piece["finish"]}
+        if chat:
+            choice["message"] = {"role": "assistant", **self._parted(piece["text"], piece["ids"], "", 0)}
+        else:
+            choice["text"] = piece["text"]
+        reply: dict[str, Any] = {"choices": [choice], "usage": usage(len(ids), len(piece["ids"]))}
+        if self.manner.ids and body.get("return_token_ids"):
+            choice["token_ids"] = piece["ids"]
+            (reply if chat else choice)["prompt_token_ids"] = ids
+        return reply
+
+    def _parted(self, text: str, ids: list[int], told: str, sent: int) -> dict[str, Any]:
+        """What is new, as reasoning or as content."""
+        border = len(self.engine.decode(tuple(ids[: self.manner.thinks])))
+        return {"reasoning": text[len(told) : border] or None, "content": text[max(border, len(told)) :]}
+
+
+async def left(reader: asyncio.StreamReader) -> None:
+    """Returns when the client has gone."""
+    with suppress(ConnectionError):
+        await reader.read(1)
+
+
+def usage(prompt: int, new: int) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+
+class FaultyProxy(Listener):
+    """Passes requests on to a server, but for the shares of them that go wrong, drawn with a seed.
+
+    shares: of the kinds "429" (with Retry-After), "500", "cut" (the reply breaks off in the middle), "stall" (none
+    comes), "garbage" (a reply that is no JSON).
+    """
+
+    def __init__(self, port: int, shares: dict[str, float], retry_after: float = 1.0, seed: int = 0) -> None:
+        self.target, self.shares, self.retry_after = port, shares, retry_after
+        self.done: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        super().__init__()
+
+    async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        kind = self._drawn() if request.method == "POST" else "passed"
+        self.done[kind] += 1
+        if kind == "429":
+            writer.write(refusal(429, "slow down", retry_after=str(self.retry_after)))
+            return True
+        if kind == "500":
+            writer.write(refusal(500, "something broke"))
+            return True
+        if kind == "stall":
+            await reader.read(1)  # until the client has had enough
+            return False
+        head, body = await self._passed_on(request)
+        if kind == "cut":
+            writer.write(head + body[: len(body) // 2])
+            await writer.drain()
+            return False
+        writer.write(head + (b"{" * len(body) if kind == "garbage" else body))
+        await writer.drain()
+        return b"connection: close" not in head.lower()
+
+    def _drawn(self) -> str:
+        place = self._random.random()
+        for kind, share in self.shares.items():
+            place -= share
+            if place < 0:
+                return kind
+        return "passed"
+
+    async def _passed_on(self, request: Request) -> tuple[bytes, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.target)
+        head = f"{request.method} {request.path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        headers = {name: value for name, value in request.headers.items() if name not in ("host", "connection")}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(head.encode() + lines.encode() + b"\r\n" + request.body)
+        replied = await reader.readuntil(b"\r\n\r\n")
+        length = next((line for line in replied.lower().split(b"\r\n") if line.startswith(b"content-length")), None)
+        body = await (reader.readexactly(int(length.split(b":")[1])) if length else reader.read())
+        writer.close()
+        return replied, body
+
+
+@contextmanager
+def serving(folder: Path, manner: Manner | None = None, key: str | None = None) -> Iterator[ModelServer]:
+    """A server until the block ends."""
+    server = ModelServer(folder, manner, key)
+    try:
+        yield server
+    finally:
+        server.close()

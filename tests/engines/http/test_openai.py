@@ -1,0 +1,551 @@
+"""The API engine against real servers on the loopback: texts that grow, streams that close, failures, dollars."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytest.importorskip("openai", reason="the package openai is not installed")
+
+import tiny
+from engines.conformance import Reference, run, together
+from engines.http.openai_server import FaultyProxy, Manner, ModelServer, serving
+from lm_eval_tandem import pair
+from lm_eval_tandem.engines import Completion, Prompt, Sampling
+from lm_eval_tandem.engines.http.openai import APIEngine
+from lm_eval_tandem.engines.http.text import GO_ON, ids_of
+from lm_eval_tandem.errors import ArgumentError, CallError, ContextError, EngineError, UnreachableError
+from lm_eval_tandem.harness.model import TandemLM
+from lm_eval_tandem.pair import problems
+
+KEY = "sk-test-0123456789-secret"
+QUESTIONS = [f"Mira starts with {n} coins and buys a lantern. How many are left?" for n in range(10, 40)]
+WAYS = {"ids": Manner(), "prefix": Manner(), "stream": Manner(ids=False), "pieces of three": Manner(False, per_piece=3)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny.save(tmp_path_factory.mktemp("model"))
+    wording = {"request": " Insights:", "open": "\nInsights: ", "close": "\nAnswer: "}  # a tiny window needs short ones
+    (folder / "wording.json").write_text(json.dumps(wording))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    return reference_of(folder)
+
+
+def reference_of(folder: Path) -> Reference:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Reference(model, AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def engine_of(server: ModelServer | FaultyProxy, **arguments: Any) -> APIEngine:
+    return APIEngine("tiny", {"base_url": server.url, **arguments})
+
+
+async def grown(engine: APIEngine, question: str, budgets: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """The letters and tokens of a text that grows to each budget in turn."""
+    letters: tuple[int, ...] = ()
+    tokens = 0
+    for budget in budgets:
+        prompt = Prompt(engine.render((("user", question),)), letters, question, budgets[-1] - tokens)
+        part = await engine.generate(prompt, Sampling(budget - tokens))
+        letters, tokens = letters + part.token_ids, tokens + part.new_tokens
+        assert tokens <= budget
+        if part.finish_reason == "stop":
+            break
+    return letters, tokens
+
+
+class TestATextThatGrows:
+    """By whichever way the server allows, it is the text of one uninterrupted run."""
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_it_is_that_of_one_uninterrupted_run(self, folder: Path, reference: Reference, way: str) -> None:
+        resume = way if way in ("ids", "prefix") else "auto"
+        if way not in ("ids", "stream"):  # read as text, only what a trained model writes falls into the same tokens
+            folder, reference = pair.MENTOR, reference_of(pair.MENTOR)
+        with serving(folder, WAYS[way], KEY) as server:
+            engine = engine_of(server, resume=resume, tokenizer=str(folder))
+            assert engine.resume == resume.replace("auto", "stream")
+            found = run(together(*(grown(engine, question, (4, 9, 24)) for question in QUESTIONS[:6])))
+            engine.close()
+        for question, (letters, tokens) in zip(QUESTIONS, found, strict=False):
+            expected = reference.greedy(question, 24)
+            assert engine.decode(letters) == reference.tokenizer.decode(expected, skip_special_tokens=True)
+            assert tokens == len(expected), "tokens are those that the server counts"
+            if way == "ids":
+                assert ids_of(letters) == expected
+
+    def test_a_server_that_streams_token_by_token_needs_no_tokenizer(self, folder: Path) -> None:
+        with serving(folder, Manner(ids=False)) as server:
+            engine = engine_of(server)
+            assert engine.identity["counted"] == "by pieces"
+            _, tokens = run(grown(engine, QUESTIONS[0], (5, 11)))
+            assert tokens == 11
+            engine.close()
+        with serving(folder, Manner(ids=False, per_piece=4)) as server:
+            engine = engine_of(server)
+            assert engine.identity["counted"] == "by bytes"
+            engine.close()
+
+    def test_what_another_process_had_read_is_read_again_and_passed_over(self, folder: Path) -> None:
+        with serving(folder, Manner(ids=False)) as server:
+            first, second = engine_of(server), engine_of(server)
+            whole, _ = run(grown(first, QUESTIONS[0], (20,)))
+
+            async def from_a_store() -> tuple[int, ...]:
+                text = first.render((("user", QUESTIONS[0]),))
+                start = await first.generate(Prompt(text, (), "s", 20), Sampling(8))
+                first.release("s")
+                rest = await second.generate(Prompt(text, start.token_ids, "s", 12), Sampling(12))
+                assert rest.new_tokens == 12
+                return start.token_ids + rest.token_ids
+
+            assert run(from_a_store()) == whole
+
+    def test_a_server_that_now_writes_another_text_is_asked_to_go_on(self, folder: Path) -> None:
+        with serving(folder, Manner(ids=False)) as server:
+            engine = engine_of(server)
+
+            async def sampled() -> Completion:
+                prompt = Prompt(engine.render((("user", QUESTIONS[0]),)), tuple(b" something else"), "s", 20)
+                return await engine.generate(prompt, Sampling(6))
+
+            assert run(sampled()).new_tokens == 6
+            turns = server.requests[-1]["messages"]
+            assert [turn["content"] for turn in turns[1:]] == [" something else", GO_ON]
+            engine.close()
+
+
+class TestAStreamIsClosed:
+    """The server stops writing when the insight suffices."""
+
+    def test_hardly_a_token_is_generated_past_the_budget(self, folder: Path) -> None:
+        """At 50 tokens a second and a judge of 20 ms, of which the server knows nothing."""
+
+        async def judged(engine: APIEngine, question: str) -> tuple[int, int]:
+            letters: tuple[int, ...] = ()
+            read = 0
+            for budget in (30, 60):
+                prompt = Prompt(engine.render((("user", question),)), letters, question, 200 - read)
+                part = await engine.generate(prompt, Sampling(budget - read))
+                letters, read = letters + part.token_ids, read + part.new_tokens
+                await asyncio.sleep(0.02)
+            unused = engine.release(question)
+            await asyncio.sleep(0.3)
+            return read, 0 if unused is None else unused.tokens
+
+        with serving(folder, Manner(ids=False, pace=0.02)) as server:
+            engine = engine_of(server)
+            before = server.generated
+            found = run(together(*(judged(engine, question) for question in QUESTIONS[:8])))
+            read, unused = (sum(column) for column in zip(*found, strict=True))
+            past = server.generated - before - read
+            engine.close()
+        assert read > 8 * 50
+        assert past < 0.05 * read, f"{past} tokens past the budget of {read}"
+        assert abs(past - unused) <= 2 * 8, "what arrived unread is accounted for, but for what was under way"
+
+    def test_a_budget_that_is_the_last_one_is_kept_by_the_server(self, folder: Path) -> None:
+        with serving(folder, Manner(ids=False)) as server:
+            engine = engine_of(server)
+            before = server.generated
+            _, tokens = run(grown(engine, QUESTIONS[1], (10, 25)))
+            assert server.generated - before == tokens == 25
+            assert engine.release(QUESTIONS[1]) is None
+            engine.close()
+
+    def test_a_cancelled_call_closes_its_stream(self, folder: Path) -> None:
+        async def cancelled(engine: APIEngine) -> None:
+            prompt = Prompt(engine.render((("user", QUESTIONS[0]),)), (), "s", 200)
+            task = asyncio.ensure_future(engine.generate(prompt, Sampling(150)))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            engine.release("s")
+            await asyncio.sleep(0.2)
+
+        with serving(folder, Manner(ids=False, pace=0.02)) as server:
+            engine = engine_of(server)
+            run(cancelled(engine))
+            generated = server.generated
+            time.sleep(0.3)
+            assert server.generated == generated < 60
+            engine.close()
+
+
+class TestWhatServersSay:
+    """Replies of every kind."""
+
+    def test_thinking_is_part_of_the_text_and_no_part_of_the_answer(self, folder: Path, reference: Reference) -> None:
+        with serving(folder, Manner(thinks=6)) as server:
+            engine = engine_of(server)
+            found = run(engine.generate(Prompt(engine.render((("user", QUESTIONS[0]),))), Sampling(12)))
+            cut = run(engine.generate(Prompt(engine.render((("user", QUESTIONS[0]),))), Sampling(5)))
+            engine.close()
+        expected = reference.greedy(QUESTIONS[0], 12)
+        thought, said = (reference.tokenizer.decode(ids) for ids in (expected[:6], expected[6:]))
+        assert engine.decode(found.token_ids) == f"<think>{thought}</think>{said}"
+        assert (found.text, found.finish_reason) == (said, "length")
+        assert (cut.text, cut.finish_reason) == ("", "length"), "what was only thought is no answer"
+
+    @pytest.mark.parametrize(
+        ("choice", "sentence"),
+        [
+            ({"message": {"content": ""}, "finish_reason": "content_filter"}, "content filter"),
+            ({"message": {"content": None, "refusal": "I cannot help"}, "finish_reason": "stop"}, "refused: I cannot"),
+            ({"message": {"content": None}, "finish_reason": "length"}, "hidden reasoning within 4 tokens"),
+            ({"message": {"content": ""}, "finish_reason": "stop"}, r"empty \(after 2 attempts\)"),
+            ({"strange": 1}, "no completion"),
+        ],
+    )
+    def test_what_is_no_answer_is_an_error_of_its_question(self, folder: Path, choice: Any, sentence: str) -> None:
+        with serving(folder, Manner(says={"lantern": choice})) as server:
+            engine = engine_of(server, retries=1)
+            with pytest.raises(CallError, match=sentence):
+                run(engine.generate(Prompt(engine.render((("user", "a lantern"),))), Sampling(5)))
+            assert run(engine.generate(Prompt(engine.render((("user", "a purse"),))), Sampling(5))).new_tokens == 5
+            engine.close()
+
+    def test_parameters_that_a_model_does_not_know_are_done_without(
+        self, folder: Path, reference: Reference, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        manner = Manner(ids=False, completions=False, refuses=("max_tokens", "temperature", "return_token_ids"))
+        with serving(folder, manner) as server:
+            engine = engine_of(server)
+            assert engine.identity["without"] == ["max_tokens", "return_token_ids", "temperature"]
+            found = run(engine.generate(Prompt("0: x = 48"), Sampling(7)))
+            assert server.requests[-1]["messages"] == [{"role": "user", "content": "0: x = 48"}]
+            engine.close()
+        assert engine.decode(found.token_ids) == reference.tokenizer.decode(reference.greedy("0: x = 48", 7))
+        assert "takes no temperature" in caplog.text
+
+    def test_more_stop_strings_than_the_protocol_has_are_cut_at(self, folder: Path, reference: Reference) -> None:
+        plain = reference.tokenizer.decode(reference.greedy(QUESTIONS[0], 12))
+        with serving(folder) as server:
+            engine = engine_of(server)
+            sampling = Sampling(12, stop=("@1", "@2", "@3", "@4", plain[10:14]))
+            found = run(engine.generate(Prompt(engine.render((("user", QUESTIONS[0]),))), sampling))
+            engine.close()
+        assert (found.text, found.finish_reason) == (plain.split(plain[10:14])[0], "stop")
+
+    def test_what_exceeds_the_window_is_refused(self, folder: Path) -> None:
+        with serving(folder) as server:
+            engine = engine_of(server)
+            with pytest.raises(ContextError, match="window of tiny, 256 tokens"):
+                run(engine.generate(Prompt("x"), Sampling(257)))
+            with pytest.raises(CallError, match="says 400: The context length"):
+                run(engine.generate(Prompt("x y z " * 40), Sampling(150)))
+            engine.close()
+
+    def test_a_key_that_is_refused_is_not_repeated(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving(folder, key="another") as server:
+            with pytest.raises(EngineError, match="refuses the key in OPENAI_API_KEY") as caught:
+                engine_of(server)
+            assert KEY not in str(caught.value)
+            with pytest.raises(ArgumentError, match="environment variable MY_KEY is not set"):
+                engine_of(server, api_key_env="MY_KEY")
+            monkeypatch.setenv("MY_KEY", "another")
+            engine_of(server, api_key_env="MY_KEY").close()
+
+    def test_a_model_or_server_that_is_not_there_is_named_in_seconds(self, folder: Path) -> None:
+        with serving(folder) as server:
+            with pytest.raises(EngineError, match="huge: the server says 404"):
+                APIEngine("huge", {"base_url": server.url})
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="the connection failed"):
+            engine_of(server)
+        assert time.monotonic() - began < 15
+
+    def test_what_only_a_resuming_server_can_do_is_refused(self, folder: Path) -> None:
+        with serving(folder, Manner(ids=False)) as server:
+            with pytest.raises(EngineError, match="resume=ids needs a server"):
+                engine_of(server, resume="ids")
+            engine = engine_of(server)
+            with pytest.raises(EngineError, match="cannot go on in an answer that has begun"):
+                run(engine.generate(Prompt(engine.render((("user", "x"),)) + "So"), Sampling(3)))
+            with pytest.raises(EngineError, match="intern_backend=hf"):
+                run(engine.score(Prompt("x")))
+            with pytest.raises(EngineError, match="kind generate_until"):
+                engine.lm.loglikelihood([])
+            engine.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"resume": "x"}, "resume=x is not known; use one of auto, ids, prefix, stream"),
+        ({"base_url": "localhost:8000"}, "is no web address"),
+        ({"base_url": "http://me:secret@x/v1"}, "base_url of x holds a secret"),
+        ({"base_url": "http://x/v1?api_key=secret"}, "base_url of x holds a secret"),
+        ({"concurrency": 0}, "concurrency=0 has to be a whole number"),
+        ({"timeout": "soon"}, "timeout=soon has to be a number"),
+        ({"price_input": 1}, "belong together"),
+        ({"extra_body": "[1"}, "has to be a JSON object"),
+        ({"enable_thinking": "perhaps"}, "has to be True or False"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=sentence) as caught:
+        APIEngine("tiny", arguments)
+    assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
+
+
+def test_several_servers_share_the_load_and_stand_in_for_each_other(folder: Path) -> None:
+    with serving(folder) as one, serving(folder) as other:
+        engine = APIEngine("tiny", {"base_url": f"{one.url};{other.url}"})
+        texts = [engine.render((("user", question),)) for question in QUESTIONS[:12]]
+
+        async def ask() -> list[Completion]:
+            return await together(*(engine.generate(Prompt(text, session=text), Sampling(3)) for text in texts))
+
+        both = run(ask())
+        assert min(len(one.requests), len(other.requests)) >= 3
+        other.go_away()
+        assert [found.text for found in run(ask())] == [found.text for found in both]
+        engine.close()
+
+
+# The whole model, with an API mentor and a local intern
+
+
+def instances(questions: list[str], tokens: int = 12) -> list[Instance]:
+    asked = {"until": [], "max_gen_toks": tokens, "do_sample": False}
+    return [Instance("generate_until", {}, (text, asked), 0, ("t", i, 1)) for i, text in enumerate(questions)]
+
+
+def tandem(server: ModelServer | FaultyProxy, folder: Path, **arguments: Any) -> TandemLM:
+    given = {"mentor": "tiny", "mentor_backend": "openai", "mentor_base_url": server.url, "intern": str(folder)}
+    common = {
+        "prompts": str(folder / "wording.json"),
+        "policy": "stage:2",
+        "efforts": "6:14",
+        "dtype": "float32",
+        "device": "cpu",
+        "batch_size": 16,
+    }
+    return TandemLM(**{**given, **common, **arguments})
+
+
+def answered(lm: TandemLM, questions: list[str]) -> list[str]:
+    try:
+        return [str(answer) for answer in lm.generate_until(instances(questions), disable_tqdm=True)]
+    finally:
+        lm.close()
+
+
+def test_dollars_and_tflops_stand_where_they_are_known(folder: Path) -> None:
+    prices = {"mentor_price_input": 2.0, "mentor_price_output": 10.0}
+    with serving(folder, Manner(ids=False, settles=0.1)) as server:  # the bill comes after the last token
+        before = server.generated, server.prompted
+        lm = tandem(server, folder, mentor_parameters="32e9", **prices)
+        looked = server.generated - before[0], server.prompted - before[1]
+        answers = lm.generate_until(instances(QUESTIONS[:5]), disable_tqdm=True)
+        totals = lm.totals()
+        billed = (2 * (server.prompted - looked[1]) + 10 * (server.generated - looked[0])) / 1e6
+        assert totals["dollars_per_1000"] == pytest.approx(1000 * billed / 5)
+        assert totals["computed"]["mentor"]["dollars"] == pytest.approx(billed)
+        assert totals["tflops"] == pytest.approx(2e-12 * 32e9 * 14, rel=0.01)
+        assert all(answer.metrics["dollars"] > 0 for answer in answers)  # type: ignore[attr-defined]
+        lm.close()
+        lm = tandem(server, folder)
+        (answer,) = lm.generate_until(instances(QUESTIONS[:1]), disable_tqdm=True)
+        assert not {"dollars", "tflops"} & set(answer.metrics)  # type: ignore[attr-defined]
+        totals = lm.totals()
+        assert totals["tflops"] is totals["bill_tflops"] is totals["dollars_per_1000"] is None
+        lm.close()
+
+
+def test_the_mentor_alone_answers_over_the_protocol(folder: Path, reference: Reference) -> None:
+    with serving(folder) as server:
+        lm = tandem(server, folder, policy="mentor")
+        chat = [{"role": "user", "content": QUESTIONS[0]}]
+        prompt = lm.apply_chat_template(chat)
+        asked = instances([QUESTIONS[1]])
+        asked[0].arguments = (prompt, asked[0].args[1])
+        (answer,) = lm.generate_until(asked, disable_tqdm=True)
+        assert answer == reference.tokenizer.decode(reference.greedy(QUESTIONS[0], 12))
+        assert lm.tokenizer_name == "tandem--tiny" and lm.chat_template(True) == ""
+        with pytest.raises(EngineError, match="this needs likelihoods"):
+            lm.loglikelihood([])
+        json.dumps(lm.get_model_info())
+        lm.close()
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["resumed", "streamed"])
+def test_a_failed_question_fails_alone_and_is_asked_again(folder: Path, tmp_path: Path, ids: bool) -> None:
+    store = str(tmp_path / "store.sqlite")
+    withheld = {"message": {"content": ""}, "finish_reason": "content_filter"}
+    with serving(folder, Manner(ids=ids, says={"with 12 coins": withheld, "with 15 coins": withheld})) as server:
+        with pytest.raises(
+            EngineError, match=r"^2 of 10 questions failed: tiny: the server's content filter .* other 8"
+        ):
+            answered(tandem(server, folder, store=store, mentor_retries=0), QUESTIONS[:10])
+        asked = len(server.requests)
+        server.manner.says = {}
+        again = answered(tandem(server, folder, store=store), QUESTIONS[:10])
+        mine = [request for request in server.requests[asked:] if "coins" in json.dumps(request)]
+        assert {"12" in json.dumps(request) or "15" in json.dumps(request) for request in mine} == {True} or ids
+        assert len(mine) <= 4
+        assert again == answered(tandem(server, folder), QUESTIONS[:10])
+
+
+def test_a_server_that_is_gone_for_good_ends_the_run_soon_and_keeps_what_is_finished(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store.sqlite")
+    with serving(folder, Manner(pace=0.01)) as server:
+        lm = tandem(server, folder, store=store, mentor_give_up=2, mentor_concurrency=4)
+
+        def vanish() -> None:
+            while len(server.replied) < 20:
+                time.sleep(0.02)
+            server.go_away()
+
+        threading.Thread(target=vanish).start()
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"no call has reached tiny for .* are in store="):
+            lm.generate_until(instances(QUESTIONS), disable_tqdm=True)
+        assert time.monotonic() - began < 30
+        assert lm.store is not None and len(lm.store) >= 10
+        lm.close()
+
+
+SHARES = {"429": 0.10, "500": 0.05, "cut": 0.05, "stall": 0.02, "garbage": 0.01}
+
+
+def under_fire(folder: Path, questions: list[str], manner: Manner) -> dict[str, Any]:
+    """The same questions undisturbed, and through a proxy at which things go wrong."""
+    with serving(folder, manner) as server:
+        began = time.monotonic()
+        undisturbed = answered(tandem(server, folder), questions)
+        calm = time.monotonic() - began
+        calls = sum(server.replied.values())
+        proxy = FaultyProxy(server.port, SHARES, retry_after=0.5)
+        began = time.monotonic()
+        lm = tandem(proxy, folder, mentor_timeout=2, mentor_price_input=1, mentor_price_output=1)
+        found = answered(lm, questions)
+        disturbed = time.monotonic() - began
+        proxy.close()
+        again = sum(server.replied.values()) - calls
+        return {
+            "same": undisturbed == found,
+            "calm": calm,
+            "disturbed": disturbed,
+            "waits": 0.5 * proxy.done["429"] / 16,
+            "calls": calls,
+            "calls under fire": again,
+            "faults": dict(proxy.done),
+            "dollars": lm.totals()["dollars_per_1000"],
+        }
+
+
+def test_no_fault_of_a_network_loses_or_changes_an_answer(folder: Path) -> None:
+    found = under_fire(folder, [f"{n}: {QUESTIONS[n % 30]}" for n in range(60)], Manner())
+    faults = found["faults"]
+    assert found["same"]
+    assert min(faults[kind] for kind in ("429", "500", "cut")) > 0
+    assert found["calls under fire"] <= found["calls"] + faults["cut"] + faults.get("garbage", 0), "billed twice"
+
+
+@pytest.mark.slow
+def test_a_thousand_questions_under_fire(folder: Path) -> None:
+    found = under_fire(folder, [f"{n}: {QUESTIONS[n % 30]}" for n in range(1000)], Manner(pace=0.01))
+    print(found)
+    faults = found["faults"]
+    assert found["same"]
+    assert found["calls under fire"] <= found["calls"] + faults["cut"] + faults["garbage"]
+    assert found["disturbed"] < 1.5 * found["calm"] + found["waits"]
+
+
+def test_the_key_appears_nowhere(folder: Path, tmp_path: Path) -> None:
+    """A whole run of the harness, with the ledger, store, samples and everything that it prints."""
+    task = {
+        "task": "coins",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "x",
+        "generation_kwargs": {"until": [], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in QUESTIONS[:3]))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "coins.yaml").write_text(json.dumps(task))
+    with serving(folder, Manner(ids=False), KEY) as server:
+        arguments = (
+            f"mentor=tiny,mentor_backend=openai,mentor_base_url={server.url},intern={folder},policy=stage:1,efforts=6:9,"
+            f"dtype=float32,prompts={folder}/wording.json,store={tmp_path}/out/s.sqlite,ledger={tmp_path}/out/l.jsonl,mentor_price_input=1,"
+            "mentor_price_output=2"
+        )
+        command = [sys.executable, "-m", "lm_eval_tandem", "--model", "tandem", "--model_args", arguments, "--tasks"]
+        command += ["coins", "--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out")]
+        environment = {**os.environ, "OPENAI_API_KEY": KEY, "HF_HOME": str(tmp_path / "hf"), "LOGLEVEL": "DEBUG"}
+        done = subprocess.run(
+            [*command, "--log_samples"], capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} >= {".jsonl", ".json", ".sqlite"}
+    for content in (*(file.read_bytes().decode("utf-8", "ignore") for file in files), done.stdout, done.stderr):
+        assert KEY not in content
+
+
+def test_a_key_among_the_arguments_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="mentor_api_key would be printed .* variable OPENAI_API_KEY") as caught:
+        TandemLM(mentor="x", mentor_backend="openai", mentor_api_key=KEY, intern="org/small", policy="stage:1")
+    assert KEY not in str(caught.value)
+
+
+def test_a_judge_that_needs_entropies_is_refused_before_the_run(folder: Path) -> None:
+    with serving(folder) as server:
+        given = {"intern": "tiny", "intern_backend": "openai", "intern_base_url": server.url}
+        with pytest.raises(EngineError, match="the judge cannot read with it"):
+            TandemLM(mentor=str(folder), policy="stage:1", record_features=True, device="cpu", **given)
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["resumed", "streamed"])
+def test_the_cascade_decides_and_answers_as_with_a_local_mentor(tmp_path: Path, ids: bool) -> None:
+    """The bundled pair, its mentor behind a server: the same stages, answers and mentor tokens."""
+    profile = json.loads((Path(pair.__file__).parent / "profile.json").read_text())
+    insights = {name: text for name, text in profile["insights"].items() if text}
+    (tmp_path / "wording.json").write_text(json.dumps(insights))
+    questions = [str(row["question"]) for row in problems.rows("math", "test", 40)]
+    asked = instances(questions, 90)
+
+    def cascaded(**arguments: Any) -> tuple[list[str], list[tuple[int, int, int]]]:
+        lm = TandemLM(dtype="float32", device="cpu", batch_size=16, **arguments)
+        answers = [str(answer) for answer in lm.generate_until(asked, disable_tqdm=True)]
+        records = sorted(lm.records, key=lambda record: record.doc_id)
+        lm.close()
+        return answers, [(record.doc_id, record.stage, record.tokens.mentor_new) for record in records]
+
+    with serving(pair.MENTOR, Manner(ids=ids, pace=0.002)) as server:
+        given = {"mentor": "tiny", "mentor_backend": "openai", "mentor_base_url": server.url}
+        given |= {"intern": str(pair.INTERN), "prompts": str(tmp_path / "wording.json"), "classifier": "pair"}
+        remote = cascaded(efforts=":".join(map(str, profile["efforts"])), **given)
+    local = cascaded()
+    assert len({stage for _, stage, _ in local[1]}) > 1
+    assert remote == local

@@ -1,0 +1,134 @@
+"""Any registered model of the harness as a mentor: text in, text out, batches of whatever waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+import tiny
+from engines.conformance import run, together
+from engines.http.openai_server import Manner, serving
+from lm_eval_tandem import pair
+from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines.http.registered import RegisteredEngine
+from lm_eval_tandem.errors import ArgumentError, CallError, ContextError, EngineError
+from lm_eval_tandem.harness.model import TandemLM
+from lm_eval_tandem.pair import problems
+
+
+@register_model("tandem-test-halting")
+class Halting(LM):
+    """Writes one letter a token up to its budget; fails where it is told to."""
+
+    def __init__(self, pretrained: str, letter: str = "a") -> None:
+        super().__init__()
+        self.letter, self.batches = letter, []
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        self.batches.append(len(requests))
+        if any("fail" in request.args[0] for request in requests):
+            raise RuntimeError("out of memory")
+        return [None if "nothing" in r.args[0] else self.letter * 4 * r.args[1]["max_gen_toks"] for r in requests]
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def halting() -> Iterator[RegisteredEngine]:
+    engine = RegisteredEngine("tandem-test-halting", "x", {"letter": "b", "batch_size": 1, "parameters": "2e9"})
+    yield engine
+    engine.close()
+
+
+def test_what_waits_is_one_batch(halting: RegisteredEngine) -> None:
+    found = run(together(*(halting.generate(Prompt(f"question {n}"), Sampling(5)) for n in range(9))))
+    assert halting._model.batches == [9]
+    assert {completion.text for completion in found} == {"b" * 20}
+    assert all(completion.new_tokens == 5 and completion.finish_reason == "length" for completion in found)
+    assert halting.parameters == 2 * 10**9
+
+
+def test_a_failed_batch_fails_alone_and_nothing_is_no_insight(halting: RegisteredEngine) -> None:
+    with pytest.raises(CallError, match="out of memory"):
+        run(halting.generate(Prompt("fail"), Sampling(3)))
+    with pytest.raises(CallError, match="wrote nothing"):
+        run(halting.generate(Prompt("nothing"), Sampling(3)))
+    assert run(halting.generate(Prompt("x"), Sampling(3))).text == "b" * 12
+
+
+def test_a_model_of_transformers_grows_as_if_uninterrupted() -> None:
+    engine = RegisteredEngine("hf-auto", str(pair.MENTOR), {"dtype": "float32", "device": "cpu", "batch_size": 4})
+    questions = [str(row["question"]) + "\nInsights:" for row in problems.rows("math", "test", 6)]
+
+    async def grown(text: str, budgets: tuple[int, ...]) -> str:
+        written: tuple[int, ...] = ()
+        tokens = 0
+        for budget in budgets:
+            part = await engine.generate(Prompt(text, written, text), Sampling(budget - tokens))
+            written, tokens = written + part.token_ids, tokens + part.new_tokens
+            if part.finish_reason == "stop":
+                break
+        return engine.decode(written)
+
+    whole = run(together(*(grown(text, (30,)) for text in questions)))
+    assert run(together(*(grown(text, (10, 18, 30)) for text in questions))) == whole
+    assert engine.parameters == sum(p.numel() for p in engine._model.model.parameters())
+    with pytest.raises(ContextError, match="window"):
+        run(engine.generate(Prompt("x"), Sampling(engine.window + 1)))
+    with pytest.raises(EngineError, match="the judge cannot read"):
+        run(engine.score(Prompt("x")))
+    engine.close()
+
+
+def test_a_chat_model_behind_a_server_is_asked_to_go_on(tmp_path: Path) -> None:
+    with serving(tiny.save(tmp_path), Manner(ids=False)) as server:
+        given = {"base_url": server.url + "/chat/completions", "num_concurrent": 4, "tokenizer_backend": "None"}
+        engine = RegisteredEngine("local-chat-completions", "tiny", given)
+        text = engine.render((("user", "How many coins?"),))
+
+        async def grown() -> None:
+            first = await engine.generate(Prompt(text, (), "s"), Sampling(6))
+            await engine.generate(Prompt(text, first.token_ids, "s"), Sampling(4))
+
+        run(grown())
+        first, second = server.requests[-2:]
+        assert [turn["role"] for turn in second["messages"]] == ["user", "assistant", "user"]
+        assert (first["max_tokens"], second["max_tokens"]) == (6, 4)
+        engine.close()
+
+
+def instances(n: int) -> list[Instance]:
+    asked = {"until": [], "max_gen_toks": 20, "do_sample": False}
+    rows = problems.rows("math", "test", n)
+    return [Instance("generate_until", {}, (str(r["question"]), asked), 0, ("t", i, 1)) for i, r in enumerate(rows)]
+
+
+@pytest.mark.parametrize("backend", ["dummy", "tandem-test-halting"])
+def test_it_is_the_mentor_of_a_local_intern(tmp_path: Path, backend: str) -> None:
+    (tmp_path / "w.json").write_text(json.dumps({"request": " Insights:", "open": "\nInsights: ", "close": "\nA: "}))
+    intern = {"intern": str(pair.INTERN), "dtype": "float32", "device": "cpu", "batch_size": 8}
+    own = {"prompts": str(tmp_path / "w.json"), "efforts": "4:9", "store": str(tmp_path / "s.sqlite")}
+    lm = TandemLM(mentor="any", mentor_backend=backend, policy="stage:2", **intern, **own)
+    answers = lm.generate_until(instances(5), disable_tqdm=True)
+    assert len(answers) == 5 and all("tflops" not in answer.metrics for answer in answers)  # type: ignore[attr-defined]
+    assert {record.tokens.mentor_new for record in lm.records} == ({1} if backend == "dummy" else {9})
+    assert lm.description["mentor"]["engine"] == f"lm_eval {backend}"
+    lm.close()
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(ArgumentError, match="backend=nope is not known; use one of hf, vllm, openai, or a registered"):
+        TandemLM(mentor="x", mentor_backend="nope", intern="org/small", policy="stage:1")
+    with pytest.raises(ArgumentError, match="mentor_backend=dummy needs mentor="):
+        TandemLM(mentor_backend="dummy", intern="org/small", policy="stage:1")

@@ -1,0 +1,244 @@
+"""Attacks on the sandbox: nothing outside changes, none is counted as passed, each ends in time, grading goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from grading.code.attacks import EXPECTED, FORGES, REACHES_OUT, SUCCEEDS_IF, USES_UP
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.grading.code import sandbox, seccomp
+from lm_eval_tandem.grading.code.sandbox import Limits, Program, SandboxError
+
+WALL = 1.5
+SLACK = 12.0
+"""Seconds that starting and ending a run may take on a busy machine."""
+TESTS = f"assert f(1) == {EXPECTED}\n"
+RIGHT = Program((f"def f(x):\n    return {EXPECTED}\n",), TESTS, ("f",))
+
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None and not os.environ.get("CI"),
+    reason="bubblewrap is not installed (apt-get install bubblewrap)",
+)
+
+
+@dataclass
+class Machine:
+    """What an attack could change, and where it would show."""
+
+    folder: Path
+    nonce: str
+    limits: Limits
+    port: int
+    listeners: list[socket.socket]
+    reached: list[bytes]
+
+    def places(self) -> dict[str, object]:
+        """What the attacks' braces stand for."""
+        return {
+            "FOLDER": self.folder,
+            "NONCE": self.nonce,
+            "PORT": self.port,
+            "NAME": self.nonce,
+            "PID": os.getpid(),
+            "LIBRARY": Path(os.__file__).parent,
+        }
+
+    def state(self) -> object:
+        """What has to be the same afterwards."""
+        files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+        around = [Path("/"), Path("/usr/lib"), Path("/dev"), Path.home(), Path("/var/tmp"), Path(os.__file__).parent]
+        planted = [folder for folder in around if list(folder.glob(f"{self.nonce}*"))]
+        return files, planted, dict(os.environ), Path.cwd(), self.reached[:]
+
+    def left_behind(self) -> list[str]:
+        """Processes of this machine's runs that are still there: all of them carry its limits on their command line."""
+        mark = f'"RLIMIT_AS": {self.limits.memory}'.encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark in command:
+                found.append(process.name)
+        return found
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A folder with a canary, a secret in the environment, and two sockets that notice who connects."""
+    (tmp_path / "canary").write_text("alive")
+    monkeypatch.setenv("TANDEM_SECRET", "SECRET")
+    nonce = f"tandem_{uuid.uuid4().hex}"
+    inet, unix = socket.socket(), socket.socket(socket.AF_UNIX)
+    inet.bind(("127.0.0.1", 0))
+    unix.bind(f"\0{nonce}")
+    memory = (1 << 30) + 4096 * random.randrange(1, 10_000)
+    port = inet.getsockname()[1]
+    found = Machine(tmp_path, nonce, Limits(seconds=WALL, memory=memory), port, [inet, unix], [])
+
+    def notice(listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        found.reached.append(client.recv(100))
+
+    for listener in found.listeners:
+        listener.listen()
+        threading.Thread(target=notice, args=(listener,), daemon=True).start()
+    yield found
+    for listener in found.listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def attack(machine: Machine, source: str) -> sandbox.Verdict:
+    """Run it, and see that all is as before and that the next run has its right grade."""
+    before, start = machine.state(), time.monotonic()
+    verdict = sandbox.run(Program((source,), TESTS, ("f",)), machine.limits)
+    assert time.monotonic() - start < WALL + SLACK
+    assert machine.left_behind() == []
+    assert machine.state() == before
+    assert not verdict.passed, verdict
+    assert len(verdict.output) <= machine.limits.output
+    assert verdict.isolation == "bubblewrap"
+    assert sandbox.run(RIGHT, machine.limits).passed
+    return verdict
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", REACHES_OUT)
+def test_nothing_outside_can_be_reached(machine: Machine, name: str) -> None:
+    body = REACHES_OUT[name].format(**machine.places()).lstrip("\n")
+    assert attack(machine, SUCCEEDS_IF.format(attack=body, expected=EXPECTED)).outcome in ("failed", "error")
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", USES_UP)
+def test_nothing_is_used_up_and_nothing_stays(machine: Machine, name: str) -> None:
+    attack(machine, USES_UP[name])
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", FORGES)
+def test_no_verdict_is_forged(machine: Machine, name: str) -> None:
+    assert attack(machine, FORGES[name]).outcome in ("failed", "error")
+
+
+@needs_bubblewrap
+def test_a_bare_except_in_the_tests_does_not_hide_that_the_code_is_gone() -> None:
+    tests = "try:\n    f(1)\nexcept:\n    pass\n"
+    verdict = sandbox.run(Program(("import os\ndef f(x):\n    os._exit(0)\n",), tests, ("f",)))
+    assert (verdict.outcome, verdict.detail) == ("error", "the process of the code ended")
+
+
+@needs_bubblewrap
+def test_a_fork_bomb_has_no_more_processes_than_its_limit() -> None:
+    count = "import os, time\ndef f(x):\n    n = 0\n    try:\n        while os.fork():\n            n += 1\n"
+    code = count + "        time.sleep(1000)\n    except OSError:\n        return n\n"
+    limits = Limits(processes=6)
+    assert sandbox.run(Program((code,), "assert 0 < f(1) < 6\n", ("f",)), limits).passed
+
+
+@needs_bubblewrap
+def test_plain_data_travels_as_it_is_and_arguments_change_in_place() -> None:
+    values = (
+        "[None, True, -0.0, float('inf'), 2 ** 2000, -7, 'a\\ud800\\n', b'\\0', bytearray(b'a'), 1j, range(2, 9, 3), "
+        "(), (1,), {1, 2}, frozenset([(1, 2)]), {(1, 2): {'a': [1.5]}, None: 3}, Decimal('1.10'), Fraction(1, 3)]"
+    )
+    before = "from decimal import Decimal\nfrom fractions import Fraction\n"
+    code = before + "def f(x):\n    return x\ndef g(x, *, more):\n    x.append(more)\n    return iter(x)\n"
+    code += "class C:\n    def __call__(self): return self.__class__ is C\n"
+    tests = f"value = {values}\nback = f(value)\nassert repr(back) == repr(value) and list(map(type, back)) == "
+    tests += "list(map(type, value))\na = [1]\nassert list(g(a, more=(2, 3))) == [1, (2, 3)] == a\n"
+    tests += "c = C()\nassert c != C() and f(c)() is True\n"
+    verdict = sandbox.run(Program((code,), tests, ("f", "g", "C"), before=before))
+    assert verdict.passed, verdict
+
+
+@needs_bubblewrap
+def test_exceptions_keep_their_names_and_never_let_tests_pass_by_accident() -> None:
+    tests = "try:\n    f(1)\nexcept ZeroDivisionError as error:\n    assert str(error) == 'division by zero'\n"
+    code = "def f(x):\n    return x / 0\n"
+    assert sandbox.run(Program((code,), tests + "else:\n    assert False\n", ("f",))).passed
+    assert sandbox.run(Program((code,), "f(1)\n", ("f",))).detail == "ZeroDivisionError: division by zero"
+
+
+@needs_bubblewrap
+def test_many_threads_grade_at_once_and_each_gets_its_own_verdict() -> None:
+    limits = Limits(seconds=1.5)
+    sources = [f"def f(x):\n    return {EXPECTED if i % 3 else i}\n" for i in range(24)]
+    sources[8] = "def f(x):\n    while True: pass\n"
+    sources[9] = "import os\nos.kill(os.getpid(), 9)\n"
+    programs = [Program((source,), TESTS, ("f",)) for source in sources]
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = [verdict.outcome for verdict in pool.map(lambda program: sandbox.run(program, limits), programs)]
+    wanted = ["passed" if i % 3 else "failed" for i in range(24)]
+    wanted[8:10] = ["timeout", "error"]
+    assert outcomes == wanted
+
+
+def test_without_bubblewrap_it_refuses_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(sandbox.VARIABLE, raising=False)
+    sandbox._problem.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match="apt-get install bubblewrap.*TANDEM_SANDBOX=process"):
+            sandbox.require()
+    finally:
+        sandbox._problem.cache_clear()
+
+
+def test_where_bubblewrap_does_not_work_it_refuses_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv(sandbox.VARIABLE, raising=False)
+    sandbox._problem.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match="No permissions to create new namespace"):
+            sandbox.require()
+    finally:
+        sandbox._problem.cache_clear()
+
+
+def test_a_plain_subprocess_only_by_the_switch_and_said_in_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sandbox.VARIABLE, "process")
+    assert sandbox.require() == "process"
+    verdict = sandbox.run(RIGHT)
+    assert verdict.passed and verdict.isolation == "process"
+    loop = Program(("def f(x):\n    while True: pass\n",), TESTS, ("f",))
+    assert sandbox.run(loop, Limits(seconds=0.5)).outcome == "timeout"
+    memory = Program(("def f(x):\n    return len(bytearray(4 << 30))\n",), TESTS, ("f",))
+    assert sandbox.run(memory).detail.startswith("MemoryError")
+
+
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sandbox.VARIABLE, "docker")
+    with pytest.raises(ArgumentError, match="bubblewrap, process"):
+        sandbox.isolation()
+
+
+def test_the_filter_of_system_calls_is_whole_instructions_for_known_machines_only() -> None:
+    for machine in ("x86_64", "aarch64"):
+        program = seccomp.program(machine)
+        assert program is not None and len(program) % 8 == 0
+    assert seccomp.program("sparc") is None

@@ -1,0 +1,148 @@
+"""kill -9, a full disk, two runs at once: the results are those of an undisturbed run, and the store opens."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lm_eval_tandem
+from command_line import ENVIRONMENT, command, results, samples
+from interpreters import python
+from lm_eval_tandem.store import Store
+
+PACKAGE = Path(lm_eval_tandem.__file__).parents[1]
+KILLED = """
+    # A small run in a fork of a process that has everything imported; `killed` of them die at a random moment.
+    import json, os, random, signal, sys, time
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval_tandem.harness import model
+    from lm_eval_tandem.engines.hf import engine
+    from lm_eval_tandem.model import TandemLM
+    from lm_eval_tandem.judge import artefact
+    from lm_eval_tandem.pair.problems import Source, question
+    from lm_eval_tandem.store import Store
+
+    torch.set_num_threads(1)
+    source = Source("durability")
+    asked = [question(source.problem("train"), "math", "Mira") for _ in range(16)]
+    settings = {{"until": [], "max_gen_toks": 90, "do_sample": False}}
+
+    def whole_run(folder):
+        requests = [Instance("generate_until", {{}}, (text, settings), 0, ("t", i, 1)) for i, text in enumerate(asked)]
+        lm = TandemLM(batch_size=4, device="cpu", store=f"{{folder}}/s.sqlite", ledger=f"{{folder}}/l.jsonl")
+        answers = lm.generate_until(requests, disable_tqdm=True)
+        records = [json.loads(line) for line in open(f"{{folder}}/l.jsonl").readlines()[1:]]
+        looks = [[round(look["score"], 4) for look in r["stages"]] for r in records]
+        kept = [[r["doc_id"], r["stage"], r["tokens"], r["tflops"], x] for r, x in zip(records, looks)]
+        with open(f"{{folder}}/out", "w") as file:
+            json.dump([answers, kept], file)
+
+    def fork(folder):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                whole_run(folder)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return pid
+
+    def undisturbed(folder):
+        os.makedirs(folder, exist_ok=True)
+        assert os.waitpid(fork(folder), 0)[1] == 0, "the run that followed a killed one failed"
+        return json.load(open(f"{{folder}}/out"))
+
+    def at_work(folder):
+        while not os.path.exists(f"{{folder}}/s.sqlite"):
+            time.sleep(0.002)
+        return time.monotonic()
+
+    expected = undisturbed("undisturbed")
+    os.makedirs("timed")
+    pid = fork("timed")
+    began = at_work("timed")
+    os.waitpid(pid, 0)
+    seconds, draw, found = time.monotonic() - began, random.Random(7), 0
+    for turn in range({times}):
+        os.makedirs(f"{{turn}}")
+        pid = fork(f"{{turn}}")
+        at_work(f"{{turn}}")
+        time.sleep(draw.uniform(0.2, 1) * seconds)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        store = Store(f"{{turn}}/s.sqlite")
+        found += 0 < len(store)
+        store.close()
+        found_now = undisturbed(f"{{turn}}")
+        assert found_now == expected, (turn, found_now, expected)
+    print(found)
+"""
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_runs_killed_at_random_moments_go_on_to_the_same_results(tmp_path: Path, times: int) -> None:
+    found = int(python(KILLED.format(times=times), path=[PACKAGE], cwd=tmp_path, timeout=1800))
+    assert found >= times // 10, "hardly a run was killed in the middle of its work"
+
+
+def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
+    """No file may grow past 60 kB: the store fills up, the answers are those of a run without one."""
+    line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:3"), "--limit", "60"]
+    small = 60_000
+    done = subprocess.run(
+        [*line, "--output_path", "full"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)),
+    )
+    assert done.returncode == 0 and done.stderr.count("cannot be written") == 1, done.stderr
+    full = results(tmp_path / "full")
+    assert full["config"]["tandem"]["totals"]["unkept_in_store"] > 0
+    kept = len(Store(tmp_path / "s.sqlite"))
+    assert kept > 0
+    again = subprocess.run(
+        [*line, "--output_path", "again"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 0, again.stderr
+    whole = results(tmp_path / "again")
+    found = whole["config"]["tandem"]["totals"]
+    assert found["found_in_store"] == kept and found["unkept_in_store"] == 0
+    assert whole["results"] == full["results"]
+
+
+def test_two_runs_on_one_store_at_once(tmp_path: Path) -> None:
+    """Both end, with the same answers; together they leave one whole store."""
+    line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:2"), "--limit", "40", "--log_samples"]
+    running = [
+        subprocess.Popen([*line, "--output_path", name], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
+        for name in "ab"
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said.decode()
+    one, two = ([sample["resps"] for sample in samples(tmp_path / name)] for name in "ab")
+    assert one == two
+    assert len(Store(tmp_path / "s.sqlite")) == 40 * 3
+
+
+def test_a_ledger_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
+    line = command("tandem_pair_math", ledger=os.devnull + "/l.jsonl", policy="stage:1")
+    done = subprocess.run(
+        [*line, "--limit", "4", "--output_path", "out"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stderr
+    assert "acc,none" in results(tmp_path / "out")["results"]["tandem_pair_math"]

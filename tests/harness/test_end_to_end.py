@@ -1,0 +1,143 @@
+"""The real command line in a process of its own, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from command_line import ENVIRONMENT, command, entries, results, run, samples
+from lm_eval_tandem import pair
+from lm_eval_tandem.store import Store
+
+
+@pytest.fixture(scope="session")
+def has_hook() -> None:
+    """The bare command needs the wheel: an editable install or a checkout has no import hook."""
+    probe = subprocess.run(
+        [sys.executable, "-c", "import sys; print('_lm_eval_tandem_hook' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    if probe.stdout.strip() != "True":
+        pytest.skip("lm_eval_tandem is not installed from a wheel here, so bare lm_eval does not know it")
+
+
+@pytest.mark.usefixtures("has_hook")
+def test_bare_lm_eval_shows_cost_beside_accuracy(tmp_path: Path) -> None:
+    shown = run(
+        [
+            *command("tandem_pair_math", bare=True, store="s.sqlite", ledger="l.jsonl"),
+            *("--limit", "30", "--output_path", "out", "--log_samples"),
+        ],
+        tmp_path,
+    )
+    for metric in ("acc", "length", "mentor_tokens", "tflops", "stage"):
+        assert re.search(rf"\|{metric} *\|", shown), f"{metric} is missing in the table"
+    assert "tandem-pair-cascade" in shown
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["tandem-pair-cascade"]
+    found = results(tmp_path / "out")
+    tandem = found["config"]["tandem"]
+    assert tandem["totals"]["questions"] == 30
+    assert tandem["totals"]["tflops"] == pytest.approx(found["results"]["tandem_pair_math"]["tflops,none"])
+    assert len((tmp_path / "l.jsonl").read_text().splitlines()) == 31
+
+
+@pytest.mark.usefixtures("has_hook")
+def test_another_model_runs_the_same_task_without_cost_columns(tmp_path: Path) -> None:
+    shown = run([*command("tandem_pair_code", "hf", True, pretrained=pair.INTERN), "--limit", "20"], tmp_path)
+    assert re.search(r"\|acc +\|", shown) and "tflops" not in shown and "stage" not in shown
+
+
+def test_chat_few_shot_predict_only_and_samples_work_as_for_model_hf(tmp_path: Path) -> None:
+    base = ["--output_path", "out", "--log_samples", "--apply_chat_template", "--system_instruction", "Be exact."]
+    run([*command("tandem_pair_math", policy="intern"), *base, "--limit", "12", "--predict_only"], tmp_path)
+    run([*command("tandem_pair_math", "hf", pretrained=pair.INTERN), *base, "--limit", "12"], tmp_path)
+    ours, theirs = samples(tmp_path / "out" / "tandem-pair-intern"), samples(next((tmp_path / "out").glob("*pair__*")))
+    assert [one["resps"] for one in ours] == [one["resps"] for one in theirs]
+    assert [one["arguments"] for one in ours] == [one["arguments"] for one in theirs]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    limit = ["--limit", "200", "--log_samples", "--output_path"]
+    run([*command("tandem_pair_math", policy="cascade"), *limit, "whole"], tmp_path)
+    again = [*command("tandem_pair_math", policy="cascade", store="s.sqlite"), *limit, "resumed"]
+    killed = subprocess.Popen(again, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    finished = 0
+    deadline = time.monotonic() + 240
+    while finished < 150 and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+        if (tmp_path / "s.sqlite").exists():
+            finished = entries(tmp_path / "s.sqlite")
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = entries(tmp_path / "s.sqlite")
+    assert before >= 150, "the run was not killed in the middle"
+    run(again, tmp_path)
+    whole, resumed = results(tmp_path / "whole"), results(tmp_path / "resumed")
+    assert resumed["results"] == whole["results"]
+    assert [s["resps"] for s in samples(tmp_path / "resumed")] == [s["resps"] for s in samples(tmp_path / "whole")]
+    assert resumed["config"]["tandem"]["totals"]["found_in_store"] >= 0.9 * before
+
+
+def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    program = command("tandem_pair_math", policy="mentor", store="s.sqlite", ledger="l.jsonl")
+    going = subprocess.Popen(
+        program,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # a shell starts its background jobs with interrupts ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 240
+    while entries(tmp_path / "s.sqlite") < 20 and going.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    going.send_signal(signal.SIGINT)
+    _, errors = going.communicate(timeout=60)
+    assert going.returncode not in (0, None) and b"KeyboardInterrupt" in errors
+    kept = len(Store(tmp_path / "s.sqlite"))
+    assert kept >= 20
+    assert len((tmp_path / "l.jsonl").read_text().splitlines()) >= 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"policy": "casade"},
+            "policy=casade is not known; use cascade, intern, mentor, stage:N with N from 0 to 3, ",
+        ),
+        ({"mentor": "./none", "intern": "org/x"}, "mentor=./none is no folder"),
+    ],
+)
+def test_a_wrong_argument_ends_with_one_sentence(tmp_path: Path, arguments: dict[str, str], sentence: str) -> None:
+    errors = run([*command("tandem_pair_math", **arguments)], tmp_path, code=1)
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("tandem: error: ") and sentence in last
+    assert "Traceback" not in errors
+
+
+def test_from_collecting_to_a_cascade_with_the_new_classifier(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "lm_eval_tandem.cli"]
+    tasks = ["--tasks", "tandem_pair_math_train", "--limit", "120", "--batch_size", "32"]
+    assert "collected:" in run([*program, "collect", *tasks, "--output", "c"], tmp_path)
+    assert "fitted:" in run([*program, "fit", "c", "--output", "mine"], tmp_path)
+    assert "120 questions" in (tmp_path / "mine" / "README.md").read_text()
+    assert "chosen, cross-fitted" in run([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
+    for policy in ("cascade", "mentor"):
+        arguments = command("tandem_pair_math", policy=policy, classifier="mine")
+        run([*arguments, "--limit", "40", "--output_path", "out", "--log_samples"], tmp_path)
+    report = run([*program, "report", "out"], tmp_path)
+    assert re.search(
+        r"the bundled pair: cascade\*\*: [\d.]+ % right, on 40 questions; [\d.]+ % of the mentor's", report
+    )
+    assert "lm-eval-tandem: error:" in run([*program, "fit", "nowhere", "--output", "x"], tmp_path, code=1)

@@ -1,0 +1,192 @@
+"""`TandemLM` as the harness uses it: what it refuses, what it keeps, what it reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+
+import tiny
+from bundled import COMMON, instances
+from lm_eval_tandem import _paths
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, StoreError
+from lm_eval_tandem.harness.model import TandemLM, shares
+from lm_eval_tandem.harness.requests import Answer, tasks_of
+
+CLASSIFIER = _paths.classifiers() / "pair"
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test that begins to load a model."""
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(HFLM, "__init__", loaded)
+    yield
+
+
+@pytest.mark.usefixtures("no_model")
+class TestRefusedBeforeAModelIsLoaded:
+    """One clear sentence each."""
+
+    def test_no_classifier_for_a_foreign_pair(self, tmp_path: Path) -> None:
+        with pytest.raises(ClassifierError, match=r"none is known for the pair big\+small; fit one with"):
+            TandemLM(mentor="org/big", intern="org/small")
+
+    def test_a_classifier_of_another_schema(self, tmp_path: Path) -> None:
+        shutil.copytree(CLASSIFIER, tmp_path / "c")
+        config = json.loads((tmp_path / "c" / "config.json").read_text())
+        (tmp_path / "c" / "config.json").write_text(json.dumps({**config, "schema": "statistics-99/7"}))
+        with pytest.raises(ClassifierError, match="statistics-99/7"):
+            TandemLM(classifier=str(tmp_path / "c"))
+
+    def test_a_corrupted_classifier(self, tmp_path: Path) -> None:
+        shutil.copytree(CLASSIFIER, tmp_path / "c")
+        weights = bytearray((tmp_path / "c" / "model.safetensors").read_bytes())
+        weights[-3] ^= 1
+        (tmp_path / "c" / "model.safetensors").write_bytes(weights)
+        with pytest.raises(ClassifierError, match="corrupt"):
+            TandemLM(classifier=str(tmp_path / "c"))
+
+    def test_a_classifier_for_another_number_of_stages(self) -> None:
+        with pytest.raises(ClassifierError, match="4 stages"):
+            TandemLM(efforts="17:23")
+
+    def test_a_corrupted_store(self, tmp_path: Path) -> None:
+        (tmp_path / "s").write_text("no store at all, only a text" * 50)
+        with pytest.raises(StoreError, match="cannot be used as a store"):
+            TandemLM(store=str(tmp_path / "s"))
+        assert (tmp_path / "s").read_text().startswith("no store")
+
+    def test_a_mentor_that_is_not_there(self) -> None:
+        with pytest.raises(ArgumentError, match="is no folder"):
+            TandemLM(mentor="/no/such/model", intern="org/small", policy="stage:1")
+
+
+def test_a_context_that_cannot_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    lm = TandemLM(policy="stage:3", store=str(tmp_path / "s"), **COMMON)
+    asked = instances(3)
+    asked[2].arguments = ("word " * 600, asked[2].args[1])
+    with pytest.raises(ContextError, match=r"t #2 does not fit into the window .* 512 tokens.*lower max_gen_toks"):
+        lm.generate_until(asked, disable_tqdm=True)
+    assert lm.store is not None and len(lm.store) == 0
+    lm.close()
+
+
+def test_a_cache_that_would_give_old_answers_is_refused(tmp_path: Path) -> None:
+    lm = TandemLM(policy="intern", **COMMON)
+    with pytest.raises(ArgumentError, match="--use_cache .* give store=FILE"):
+        CachingLM(lm, str(tmp_path / "cache.db"))
+    lm.close()
+
+
+def test_the_batch_size_can_be_found_by_itself() -> None:
+    lm = TandemLM(policy="intern", **{**COMMON, "batch_size": "auto", "max_batch_size": 4})
+    assert [engine.batch_size for engine in (lm._intern,) if engine is not None] == [4]
+    assert len(lm.generate_until(instances(5), disable_tqdm=True)) == 5
+    lm.close()
+
+
+def test_generation_arguments_without_a_meaning_are_named() -> None:
+    lm = TandemLM(policy="intern", **COMMON)
+    with pytest.raises(ArgumentError, match="num_beams"):
+        lm.generate_until(instances(1, num_beams=4), disable_tqdm=True)
+    lm.close()
+
+
+def test_answers_carry_their_cost_and_totals_add_up(tmp_path: Path) -> None:
+    lm = TandemLM(policy="cascade", ledger=str(tmp_path / "l.jsonl"), record_features=True, **COMMON)
+    answers = lm.generate_until(instances(), disable_tqdm=True)
+    assert all(isinstance(answer, Answer) for answer in answers)
+    metrics = [answer.metrics for answer in answers if isinstance(answer, Answer)]
+    assert set(metrics[0]) == {"length", "mentor_tokens", "tflops", "stage", "truncated"}
+    info = lm.get_model_info()["tandem"]
+    assert info["run"] == "tandem-pair-cascade" and info["thresholds"] and info["mentor"]["model"] == "pair/mentor"
+    totals = info["totals"]
+    assert totals["questions"] == 12
+    assert totals["tflops"] == pytest.approx(sum(m["tflops"] for m in metrics) / 12)
+    assert totals["length"] == pytest.approx(sum(m["length"] for m in metrics) / 12)
+    lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
+    assert len(lines) == 13 and len(lines[1]["stages"][0]["features"]) == 14  # 13 of the probe, and the stage
+    assert json.dumps(info)
+    lm.close()
+
+
+def test_a_store_shares_the_mentors_text_and_changes_nothing(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.sqlite")
+
+    def answered(policy: str, **more: Any) -> tuple[list[str], dict[str, Any]]:
+        lm = TandemLM(policy=policy, **COMMON, **more)
+        found = lm.generate_until(instances(), disable_tqdm=True)
+        totals = lm.totals()
+        lm.close()
+        return found, totals
+
+    plain, undisturbed = answered("cascade")
+    _, high = answered("stage:3", store=store)
+    first, totals = answered("cascade", store=store)
+    again, repeated = answered("cascade", store=store)
+    assert plain == first == again
+    assert totals["computed"]["mentor"]["decode_tokens"] == 0, "the mentor wrote again what the store had"
+    idle = {"judge_seconds": 0.0}  # but for the classifier, which judges again
+    assert repeated["computed"]["intern"] | idle == repeated["computed"]["mentor"] | idle
+    assert repeated["computed"]["intern"]["decode_tokens"] == repeated["computed"]["intern"]["prefill_tokens"] == 0
+    assert repeated["computed"]["intern"]["prefill_tokens"] == 0
+    for name in ("tflops", "bill_tflops", "length", "tokens", "stage_share"):
+        assert undisturbed[name] == totals[name] == repeated[name], f"{name} depends on the store"
+    assert high["found_in_store"] == 0
+    assert undisturbed["judge_share"] > undisturbed["refused_share"] >= 0
+
+
+def test_what_was_refused_is_part_of_what_judging_takes() -> None:
+    worked = {
+        "mentor": {"generate_seconds": 2.0, "judge_seconds": 0.0},
+        "intern": {"generate_seconds": 10.0, "judge_seconds": 1.0},
+    }
+    totals = {"computed": worked, "tokens": {"intern_new": 100}, "refused_tokens": 2.0, "questions": 10}
+    assert shares(totals) == {"judge_share": pytest.approx(3 / 10), "refused_share": pytest.approx(2 / 10)}
+    idle = {"intern": {"generate_seconds": 0.0, "judge_seconds": 1.0}}
+    assert shares({"computed": idle}) == {"judge_share": 0.0, "refused_share": 0.0}
+
+
+def test_repeats_are_sampled_apart_and_the_same_again() -> None:
+    def sampled(seed: int) -> list[str]:
+        lm = TandemLM(policy="stage:1", seed=seed, **COMMON)
+        asked = [copy for one in instances(4, 3, do_sample=True, temperature=1.5) for copy in [one] * 3]
+        found = lm.generate_until(asked, disable_tqdm=True)
+        assert [record.repeat for record in sorted(lm.records, key=lambda r: r.key)] == [0, 1, 2] * 4
+        lm.close()
+        return found
+
+    one, again, other = sampled(1), sampled(1), sampled(2)
+    assert one == again != other
+    assert len(set(one[:3])) > 1
+
+
+def test_messages_reach_each_role_in_its_own_template(tmp_path: Path) -> None:
+    folders = {role: tiny.save(tmp_path / role, "llama", seed) for seed, role in enumerate(["mentor", "intern"])}
+    (folders["mentor"] / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
+    )
+    words = tmp_path / "words.json"
+    words.write_text('{"request": " Insights:", "open": " Insights:", "close": " Steps:"}')
+    models = {role: str(path) for role, path in folders.items()}
+    lm = TandemLM(**models, policy="stage:1", efforts="5:9", prompts=str(words), **COMMON)
+    context = lm.apply_chat_template([{"role": "user", "content": "One?"}])
+    assert str(context) == "One?", "the harness sees what the answering model would see"
+    asked = Instance("generate_until", {}, (context, {"until": [], "max_gen_toks": 4}), 0, ("t", 0, 1))
+    (task,) = tasks_of([asked], 256, 0)
+    assert lm.cascade.mentor is not None
+    shown = lm.cascade.prompts.mentor(lm.cascade.mentor, task.question)
+    assert shown.startswith("<user>One?") and shown.endswith("<go>")
+    assert len(lm.generate_until([asked], disable_tqdm=True)) == 1
+    lm.close()

@@ -1,0 +1,51 @@
+"""`lm-eval-tandem collect` as a user types it: killed, gone on with, and fitted on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import ENVIRONMENT, entries, run
+from lm_eval_tandem.training.collect import FILE, read
+
+PROGRAM = [sys.executable, "-m", "lm_eval_tandem.cli"]
+COLLECT = [*PROGRAM, "collect", "--tasks", "tandem_pair_math_train", "--batch_size", "32", "--limit", "60", "--output"]
+
+
+@pytest.mark.slow
+def test_a_killed_collection_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    run([*COLLECT, "whole"], tmp_path)
+    killed = subprocess.Popen(
+        [*COLLECT, "again"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while entries(tmp_path / "again" / "store.sqlite") < 150 and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "again" / FILE).exists()
+    before = entries(tmp_path / "again" / "store.sqlite")
+    assert before >= 150
+    run([*COLLECT, "again"], tmp_path)
+    whole, again = (read(tmp_path / name)[0] for name in ("whole", "again"))
+    assert whole.ids == again.ids and whole.agrees is not None
+    for name in ("correct", "agrees", "cost", "answer_tokens"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(again, name))
+    np.testing.assert_allclose(whole.entropy, again.entropy, atol=1e-3)
+    np.testing.assert_array_equal(whole.agrees, whole.correct)  # this mentor is right, so agreeing is being right
+
+
+@pytest.mark.slow
+def test_what_collecting_will_cost_is_said_before_it_starts(tmp_path: Path) -> None:
+    done = subprocess.run([*COLLECT, "c"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said, _, rest = done.stderr.partition("is not made again.")
+    assert "collect: 60 questions at 4 stages and the mentor alone: about " in said and "TFLOPs" in said
+    assert "60/60" in rest
