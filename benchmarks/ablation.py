@@ -26,7 +26,7 @@ from lm_eval_tandem.errors import ClassifierError, TandemError
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.estimators import BoostingJudge, LogisticJudge
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
-from lm_eval_tandem.judge.probe import KEPT, PROBE_NAMES, Probe
+from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_NAMES, Probe
 from lm_eval_tandem.judge.splits import stratified_order
 from lm_eval_tandem.training.collect import read
 from lm_eval_tandem.training.dataset import Collected
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 Make = Callable[[], Any]
 
 QUESTIONS = 2000
-DEFAULT = Probe(KEPT, 0.7)
+DEFAULT = Probe(MAX_PROBE_TOKENS, 0.7)
 SKIP_BELOW = 0.3
 """Scores before a probe up to which the stage is passed over without one."""
 WEIGHTS = np.logspace(-1, 4, 60)
@@ -82,9 +82,9 @@ def ideas(data: Collected) -> Iterator[Idea]:
         return
     for tokens in (1, 8, 16, 32):
         yield _probing(f"+ probe of {tokens} token{'s' * (tokens > 1)}", boosting, Probe(tokens))
-    yield _probing("+ probe of the whole answer", boosting, Probe(KEPT))
-    for doubt in (0.7, 1.0, 2.0):
-        yield _probing(f"+ probe until a token of more than {doubt:g} nats", boosting, Probe(KEPT, doubt))
+    yield _probing("+ probe of the whole answer", boosting, Probe(MAX_PROBE_TOKENS))
+    for limit in (0.7, 1.0, 2.0):
+        yield _probing(f"+ probe until a token of more than {limit:g} nats", boosting, Probe(MAX_PROBE_TOKENS, limit))
     yield _probing("the same, logistic regression", LogisticJudge, DEFAULT)
     yield _probing("the same, MLP trained to the end", own, DEFAULT)
     yield Idea("the probe and the stage alone, boosting", boosting, _probe_alone, DEFAULT)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class LoopThread:
+class EventLoopThread:
     """Runs coroutines from synchronous code. An interrupt cancels what runs, waits for it, and is raised."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ FORMAT = "tandem-ledger/1"
 
 
 @dataclass
-class Stage:
+class Judgement:
     """One look of the judge. `score` and `threshold` are None where nothing was judged, only recorded."""
 
     stage: int
@@ -33,7 +33,7 @@ class Stage:
     answer_ids: list[int] | None = None
     """Those tokens, where the intern's engine reads drafts: what a refused probe costs depends on them."""
     prompt_end: list[int] | None = None
-    """With them the last tokens of the prompt (`engines.CUE`), -1 before its beginning."""
+    """With them the last tokens of the prompt (`engines.PROMPT_TAIL`), -1 before its beginning."""
     parts: list[float] | None = None
     """Statistics of question and insights apart (`sufficiency.features.parts`), for ablations."""
     probe_tokens: int = 0
@@ -66,7 +66,7 @@ class Record:
     bill: float | None
     judge_seconds: float
     generate_seconds: float
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[Judgement] = field(default_factory=list)
     dollars: float | None = None
     """What servers took for it; None without prices."""
     refused_tokens: int = 0

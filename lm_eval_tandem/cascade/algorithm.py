@@ -15,25 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.accounting import Prices, bill, sum_known, tflops
-from lm_eval_tandem.cascade.answer import Rule, Writing
+from lm_eval_tandem.cascade.answer import PartialAnswer, Rule
 from lm_eval_tandem.cascade.policies import MENTOR, Policy
 from lm_eval_tandem.cascade.prompts import Prompts
-from lm_eval_tandem.cascade.question_run import Insight, Task, Walk
+from lm_eval_tandem.cascade.question_run import Insight, QuestionRun, Task
 from lm_eval_tandem.engines import (
-    CUE,
-    PLAIN,
+    DEFAULT_VIEW,
+    PROMPT_TAIL,
     Completion,
     Engine,
     Prompt,
     Sampling,
+    ScoringView,
     TokenStats,
-    View,
     common_prefix,
-    unsaid,
+    strip_prompt_overlap,
 )
 from lm_eval_tandem.judge.features import features, parts
-from lm_eval_tandem.judge.probe import KEPT
-from lm_eval_tandem.ledger import Record, Stage
+from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
+from lm_eval_tandem.ledger import Judgement, Record
 
 
 class Judge(Protocol):
@@ -54,7 +54,7 @@ class Judge(Protocol):
         """Whether it sees the prompt: the 18 statistics, as in the paper, or the hidden state."""
         ...
 
-    def look(self, features: NDArray[np.float64], begun: Writing | None) -> NDArray[np.float64]:
+    def look(self, features: NDArray[np.float64], begun: PartialAnswer | None) -> NDArray[np.float64]:
         """What the judge sees: the 18 statistics, the hidden state (D,) where it asks for that, or the stage alone,
         (1,), and, if it probes, the answer begun."""
         ...
@@ -85,11 +85,11 @@ class Cascade:
     judge: Judge | None = None
     record_features: bool = False
     prices: Mapping[str, Prices] = field(default_factory=dict)
-    view: View = PLAIN
+    view: ScoringView = DEFAULT_VIEW
 
     async def answer(self, task: Task) -> tuple[str, Record]:
         """The answer (only what the answering role wrote) and the record of how it came about."""
-        walk = Walk(task, self.prices)
+        walk = QuestionRun(task, self.prices)
         try:
             if self.policy.budget is not None:
                 return await self._mentor_forced(walk, self.policy.budget)
@@ -103,9 +103,9 @@ class Cascade:
                 if engine is not None:
                     engine.release(task.session)
 
-    async def _cascade(self, walk: Walk) -> tuple[str, Record]:
+    async def _cascade(self, walk: QuestionRun) -> tuple[str, Record]:
         assert self.judge is not None
-        begun: list[Writing] = []
+        begun: list[PartialAnswer] = []
         scores: list[float] = []
         high = len(self.efforts)
         for stage in range(high + 1):
@@ -137,7 +137,7 @@ class Cascade:
         best = int(np.argmax(scores))
         return await self._intern_answers(walk, best, begun[best], "best of all")
 
-    async def _fixed(self, walk: Walk, stage: int, draft: tuple[int, ...] = ()) -> tuple[str, Record]:
+    async def _fixed(self, walk: QuestionRun, stage: int, draft: tuple[int, ...] = ()) -> tuple[str, Record]:
         for effort in range(1, stage + 1):
             if walk.insight.finish_reason != "stop":
                 await self._grow(walk, effort)
@@ -147,23 +147,23 @@ class Cascade:
         stats = await self._judge_reads(walk, walk.insight.text, replace(self.view, adapter=None))
         look = self._look(walk, stage, answer, stats.seconds, features(stats, stage), None, None)
         found = await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone", measured=True)
-        look.answer_logprob = answer.logprob[:KEPT].tolist()
-        look.answer_entropy = answer.entropy[:KEPT].tolist()
+        look.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
+        look.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
         if answer.engine.drafts:
-            look.answer_ids = list(answer.ids[:KEPT])
-            look.prompt_end = ([-1] * CUE + answer.engine.encode(answer.prompt.text))[-CUE:]
+            look.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])
+            look.prompt_end = ([-1] * PROMPT_TAIL + answer.engine.encode(answer.prompt.text))[-PROMPT_TAIL:]
         look.parts = parts(stats, self._question_tokens(walk)).tolist()
         if stats.hidden is not None:
             look.hidden, look.prompt_ids = stats.hidden, answer.engine.encode(answer.prompt.text)
         return found
 
-    def _question_tokens(self, walk: Walk) -> int:
+    def _question_tokens(self, walk: QuestionRun) -> int:
         """Leading tokens of the intern's prompt that it would see without insights as well."""
         assert self.intern is not None
         texts = [self.prompts.intern(self.intern, walk.task.question, told) for told in ("", walk.insight.text)]
         return common_prefix(*map(self.intern.encode, texts))
 
-    async def _grow(self, walk: Walk, stage: int) -> None:
+    async def _grow(self, walk: QuestionRun, stage: int) -> None:
         """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""
         assert self.mentor is not None
         insight, task = walk.insight, walk.task
@@ -186,7 +186,7 @@ class Cascade:
             stages=stage,
         )
 
-    async def _judge_reads(self, walk: Walk, insights: str, view: View) -> TokenStats:
+    async def _judge_reads(self, walk: QuestionRun, insights: str, view: ScoringView) -> TokenStats:
         """The intern reads exactly the prompt that it would answer from (Eq. 3 to 6).
 
         With an adapter it reads as another model: the answer starts from nothing of that.
@@ -200,29 +200,29 @@ class Cascade:
 
     def _look(
         self,
-        walk: Walk,
+        walk: QuestionRun,
         stage: int,
-        answer: Writing,
+        answer: PartialAnswer,
         seconds: float,
         vector: NDArray[np.float64],
         score: float | None,
         threshold: float | None,
-    ) -> Stage:
+    ) -> Judgement:
         kept = vector.tolist() if self.record_features else None
         size = len(answer.engine.encode(answer.prompt.text))
         walk.judge_seconds += seconds
-        look = Stage(stage, score, threshold, walk.insight.tokens, size, seconds, kept)
+        look = Judgement(stage, score, threshold, walk.insight.tokens, size, seconds, kept)
         walk.stages.append(look)
         return look
 
-    def _mentor_stops(self, walk: Walk) -> None:
+    def _mentor_stops(self, walk: QuestionRun) -> None:
         """Before anybody answers: a server that still writes insights is told to stop."""
         unused = self.mentor.release(walk.task.session) if self.mentor is not None else None
         if unused is not None:
             walk.tokens.mentor_unused += unused.tokens
             walk.dollars = sum_known(walk.dollars, unused.dollars)
 
-    def _intern_writes(self, walk: Walk, stage: int, draft: tuple[int, ...] = ()) -> Writing:
+    def _intern_writes(self, walk: QuestionRun, stage: int, draft: tuple[int, ...] = ()) -> PartialAnswer:
         """An answer under the insights so far, of which nothing is written yet; `draft`: one that was refused."""
         assert self.intern is not None
         intern = self.intern
@@ -232,22 +232,22 @@ class Cascade:
             walk.count(intern, "intern", text, continued, completion, draft)
 
         prompt, sampling = Prompt(text, session=walk.task.session), walk.task.sampling_of("intern", stage)
-        return Writing(intern, prompt, sampling, count, unsaid(intern.encode(text), draft))
+        return PartialAnswer(intern, prompt, sampling, count, strip_prompt_overlap(intern.encode(text), draft))
 
     async def _intern_answers(
-        self, walk: Walk, stage: int, answer: Writing, reason: str, measured: bool = False
+        self, walk: QuestionRun, stage: int, answer: PartialAnswer, reason: str, measured: bool = False
     ) -> tuple[str, Record]:
         self._mentor_stops(walk)
         text = await answer.finish(measured=measured)
         return text, self._record(walk, stage, reason, answer)
 
-    async def _mentor_alone(self, walk: Walk) -> tuple[str, Record]:
+    async def _mentor_alone(self, walk: QuestionRun) -> tuple[str, Record]:
         self._mentor_stops(walk)
         text = self.prompts.alone(self._loaded_mentor, walk.task.question)
         completion = await self._mentor_writes(walk, Prompt(text), walk.task.sampling_of("mentor", MENTOR))
         return completion.text, self._record(walk, MENTOR, "escalated" if walk.stages else "alone", completion)
 
-    async def _mentor_forced(self, walk: Walk, budget: int) -> tuple[str, Record]:
+    async def _mentor_forced(self, walk: QuestionRun, budget: int) -> tuple[str, Record]:
         """Budget forcing: what the mentor has not ended within the budget is closed for it, and it has to answer."""
         text = self.prompts.alone(self._loaded_mentor, walk.task.question)
         sampling, session = walk.task.sampling_of("mentor", MENTOR), walk.task.session
@@ -262,7 +262,7 @@ class Cascade:
         answer = await self._mentor_writes(walk, Prompt(text + written, session=session), rest)
         return written + answer.text, self._record(walk, MENTOR, "forced", answer)
 
-    async def _mentor_writes(self, walk: Walk, prompt: Prompt, sampling: Sampling) -> Completion:
+    async def _mentor_writes(self, walk: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:
         completion = await self._loaded_mentor.generate(prompt, sampling)
         walk.count(self._loaded_mentor, "mentor", prompt.text, (), completion)
         return completion
@@ -272,7 +272,7 @@ class Cascade:
         assert self.mentor is not None
         return self.mentor
 
-    def _record(self, walk: Walk, stage: int, reason: str, written: Completion | Writing) -> Record:
+    def _record(self, walk: QuestionRun, stage: int, reason: str, written: Completion | PartialAnswer) -> Record:
         mentor = self.mentor.parameters if self.mentor is not None else 0
         intern = self.intern.parameters if self.intern is not None else 0
         cost = whole = None
@@ -296,7 +296,7 @@ class Cascade:
             generate_seconds=walk.generate_seconds,
             stages=walk.stages,
             dollars=walk.dollars,
-            refused_tokens=walk.tokens.intern_new - (len(written.ids) if isinstance(written, Writing) else 0),
+            refused_tokens=walk.tokens.intern_new - (len(written.ids) if isinstance(written, PartialAnswer) else 0),
         )
 
 

@@ -28,13 +28,13 @@ class Rule(Protocol):
         ...
 
     @property
-    def doubt(self) -> float:
+    def max_entropy(self) -> float:
         """Nats: the first token with a higher entropy is the last; infinite for none."""
         ...
 
 
 @dataclass
-class Writing:
+class PartialAnswer:
     """One answer to a prompt. Greedy, its text is that of a single call; sampled, each call has a seed of its own.
 
     count: told of every call: the tokens it continued from, what came, and the draft that was read for it.
@@ -60,7 +60,7 @@ class Writing:
         Raises:
             EngineError: the engine cannot measure what it generates.
         """
-        completion = await self._write(rule.tokens, measured=True, doubt=rule.doubt)
+        completion = await self._write(rule.tokens, measured=True, max_entropy=rule.max_entropy)
         if completion.logprob is None or completion.entropy is None:
             raise EngineError(
                 f"{self.engine.name} does not say how sure it is of the tokens that it generates, which this "
@@ -82,14 +82,14 @@ class Writing:
                     self.logprob, self.entropy = completion.logprob, completion.entropy
         return self.engine.text(self.ids, self.sampling.stop) if self._whole is None else self._whole
 
-    async def _write(self, tokens: int, measured: bool, doubt: float = math.inf) -> Completion:
+    async def _write(self, tokens: int, measured: bool, max_entropy: float = math.inf) -> Completion:
         left = self.sampling.max_tokens - len(self.ids)
         sampling = replace(
             self.sampling,
             max_tokens=min(tokens, left),
             seed=self.sampling.seed + len(self.ids) if self.sampling.temperature else self.sampling.seed,
             measured=measured,
-            doubt=doubt if math.isfinite(doubt) else None,
+            max_entropy=max_entropy if math.isfinite(max_entropy) else None,
         )
         draft: tuple[int, ...] = ()
         if self.engine.drafts and self.draft[: len(self.ids)] == self.ids:

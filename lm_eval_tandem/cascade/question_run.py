@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from lm_eval_tandem.accounting import Prices, Tokens, sum_known
 from lm_eval_tandem.cascade.prompts import Question, without_think_marks
-from lm_eval_tandem.engines import Completion, Engine, Sampling, common_prefix, spared
-from lm_eval_tandem.ledger import Stage
+from lm_eval_tandem.engines import Completion, Engine, Sampling, accepted_draft_tokens, common_prefix
+from lm_eval_tandem.ledger import Judgement
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Insight:
 
 
 @dataclass
-class Walk:
+class QuestionRun:
     """One question on its way: what was said, read and spent.
 
     prices: of tokens, by role, for calls of which the engine does not say what they cost.
@@ -65,7 +65,7 @@ class Walk:
     prices: Mapping[str, Prices] = field(default_factory=dict)
     insight: Insight = field(default_factory=Insight)
     tokens: Tokens = field(default_factory=Tokens)
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[Judgement] = field(default_factory=list)
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
     dollars: float | None = None
@@ -114,7 +114,7 @@ class Walk:
             self.tokens.mentor_new += completion.new_tokens
         else:
             self.tokens.intern_prefill += new + len(draft)
-            self.tokens.intern_new += completion.new_tokens - spared(draft, completion.token_ids)
+            self.tokens.intern_new += completion.new_tokens - accepted_draft_tokens(draft, completion.token_ids)
 
     def _dollars(
         self,
@@ -133,5 +133,5 @@ class Walk:
             return completion.dollars
         if completion.counted is not None:
             return prices.dollars(completion.prompt_tokens, completion.cached_tokens, completion.counted)
-        written = completion.new_tokens - spared(draft, completion.token_ids)
+        written = completion.new_tokens - accepted_draft_tokens(draft, completion.token_ids)
         return prices.dollars(len(ids) + len(draft), cached, written)

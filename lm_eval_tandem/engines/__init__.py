@@ -47,9 +47,9 @@ class Sampling:
     """How to generate. `temperature == 0` is greedy; None leaves a value to the model's own generation defaults.
 
     `max_tokens` counts new tokens, the end token included. `measured` asks for the model's own distribution at each
-    new token (before temperature and the like): `Completion.logprob` and `.entropy`, over small vocabularies both told
-    as 0 for a token that is nearly certain (`entropy.told`). `doubt`, in nats, goes with it: generation ends with the
-    first token that has a higher entropy.
+    new token (before temperature and the like): `Completion.logprob` and `.entropy`, over small vocabularies both
+    reported as 0 for a token that is nearly certain (`entropy.told`). `max_entropy`, in nats, goes with it: generation
+    ends with the first token that has a higher entropy.
     """
 
     max_tokens: int
@@ -61,7 +61,7 @@ class Sampling:
     repetition_penalty: float | None = None
     seed: int = 0
     measured: bool = False
-    doubt: float | None = None
+    max_entropy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Completion:
     text: the decoded new tokens, special tokens left out, cut before the first stop string.
     token_ids: the new tokens as generated (end token and stop string included). An engine that sees only text counts
         in an alphabet of its own (`Engine.decode` reads it) and says in `counted` how many tokens they were.
-    finish_reason: "stop" (end token or stop string), "length" (`max_tokens` reached) or "doubt" (`Sampling.doubt`).
+    finish_reason: "stop" (end token or stop string), "length" (`max_tokens` reached) or "max_entropy"
+        (`Sampling.max_entropy` exceeded).
     prompt_tokens: tokens of the prompt; cached_tokens: those of them that an earlier call had already computed.
     seconds: from submission to the end, waiting included.
     logprob, entropy: float32 of length len(token_ids) for `Sampling.measured`, natural logarithms; otherwise None.
@@ -97,7 +98,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class View:
+class ScoringView:
     """How a judge looks at a prompt, beside its statistics.
 
     hidden: it wants `TokenStats.hidden`.
@@ -109,13 +110,13 @@ class View:
     adapter: str | None = None
 
 
-PLAIN = View()
+DEFAULT_VIEW = ScoringView()
 """The statistics alone."""
 
 
-def only_plain(view: View, name: str) -> None:
+def require_default_view(view: ScoringView, name: str) -> None:
     """For engines that tell statistics alone. Raises EngineError for any other view of a prompt by the model `name`."""
-    if view != PLAIN:
+    if view != DEFAULT_VIEW:
         raise EngineError(
             f"{name} runs where hidden states are not told and no adapter is read with; run the intern with "
             "intern_backend=hf, or use a classifier fitted with other --inputs than hidden or lora."
@@ -130,8 +131,8 @@ class TokenStats:
         NaN where the first token has no token before it.
     cached_tokens: leading tokens whose statistics an earlier call had computed.
     seconds: the time of the forward pass that this prompt shared, divided by the prompts in its batch.
-    hidden: for `View.hidden` the last layer's hidden state at the last token, as it goes into the output layer; float32
-        of shape (D,).
+    hidden: for `ScoringView.hidden` the last layer's hidden state at the last token, as it goes into the output layer;
+        float32 of shape (D,).
     """
 
     logprob: NDArray[np.float32]
@@ -173,7 +174,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def places(self) -> int:
+    def max_concurrency(self) -> int:
         """How many calls at once keep the engine busy."""
         ...
 
@@ -211,7 +212,7 @@ class Engine(Protocol):
         """Raises ContextError when prompt and `max_tokens` exceed the window."""
         ...
 
-    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """Raises ContextError when the prompt exceeds the window, EngineError when the engine cannot score, or not in
         this view."""
         ...
@@ -251,18 +252,18 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def spared(draft: Sequence[int], written: Sequence[int]) -> int:
+def accepted_draft_tokens(draft: Sequence[int], written: Sequence[int]) -> int:
     """How many tokens of a generation its draft spared the engine: every call writes at least one token itself."""
     return min(common_prefix(draft, written), len(written) - 1)
 
 
-CUE = 8
-"""Tokens at a prompt's end among which `unsaid` looks."""
+PROMPT_TAIL = 8
+"""Tokens at a prompt's end among which `strip_prompt_overlap` looks."""
 
 
-def unsaid(prompt: Sequence[int], draft: tuple[int, ...]) -> tuple[int, ...]:
+def strip_prompt_overlap(prompt: Sequence[int], draft: tuple[int, ...]) -> tuple[int, ...]:
     """A draft without the leading tokens that the prompt ends with: a cue that another prompt had left to the model."""
-    for n in range(min(CUE, len(draft), len(prompt)), 0, -1):
+    for n in range(min(PROMPT_TAIL, len(draft), len(prompt)), 0, -1):
         if tuple(prompt[-n:]) == draft[:n]:
             return draft[n:]
     return draft

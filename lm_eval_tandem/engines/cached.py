@@ -10,21 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.engines import PLAIN, Completion, Engine, Messages, Prompt, Sampling, TokenStats, Unused, View
+from lm_eval_tandem.engines import (
+    DEFAULT_VIEW,
+    Completion,
+    Engine,
+    Messages,
+    Prompt,
+    Sampling,
+    ScoringView,
+    TokenStats,
+    Unused,
+)
 from lm_eval_tandem.store import Store, key_of
 
-MEASURES = ("logprob", "entropy")
-VIEWED = (*MEASURES, "hidden")
+MEASURED_ARRAYS = ("logprob", "entropy")
+SCORED_ARRAYS = (*MEASURED_ARRAYS, "hidden")
+SAMPLING_KEYS = {"max_entropy": "doubt"}
+"""Fields of `Sampling` that keys call by the name of version 0.1, so that the stores of that version stay valid."""
 
 
-class Stored:
+class CachedEngine:
     """The same contract as the engine inside; equal calls that run at the same time are made once."""
 
     def __init__(self, engine: Engine, store: Store) -> None:
         self.engine = engine
         self.store = store
         self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
-        self.lm, self.places, self.drafts = engine.lm, engine.places, engine.drafts
+        self.lm, self.max_concurrency, self.drafts = engine.lm, engine.max_concurrency, engine.drafts
         self.identity, self.work = engine.identity, engine.work
         self.found = 0
         """Calls answered from the store."""
@@ -36,22 +48,23 @@ class Stored:
 
         async def fresh() -> dict[str, Any]:
             value = asdict(await self.engine.generate(prompt, sampling))
-            return value | {name: packed(value[name]) for name in MEASURES if value[name] is not None}
+            return value | {name: packed(value[name]) for name in MEASURED_ARRAYS if value[name] is not None}
 
-        value = await self._once({"generate": asdict(sampling)}, prompt, fresh)
-        arrays = {name: unpacked(value[name]) for name in MEASURES if value[name] is not None}
+        call = {SAMPLING_KEYS.get(name, name): value for name, value in asdict(sampling).items()}
+        value = await self._once({"generate": call}, prompt, fresh)
+        arrays = {name: unpacked(value[name]) for name in MEASURED_ARRAYS if value[name] is not None}
         return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
 
-    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`. Each view has entries of its own."""
 
         async def fresh() -> dict[str, Any]:
             value = asdict(await self.engine.score(prompt, view))
-            return value | {name: packed(value[name]) for name in VIEWED if value[name] is not None}
+            return value | {name: packed(value[name]) for name in SCORED_ARRAYS if value[name] is not None}
 
-        viewed = {} if view == PLAIN else {"view": asdict(view)}
+        viewed = {} if view == DEFAULT_VIEW else {"view": asdict(view)}
         value = await self._once({"score": "float32", **viewed}, prompt, fresh)
-        arrays = {name: unpacked(value[name]) for name in VIEWED if value.get(name) is not None}
+        arrays = {name: unpacked(value[name]) for name in SCORED_ARRAYS if value.get(name) is not None}
         return TokenStats(**{**value, **arrays})
 
     async def _once(

@@ -7,12 +7,12 @@ from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
-from lm_eval_tandem.engines import PLAIN, Engine, Role, View
+from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView
 from lm_eval_tandem.engines.http.options import IGNORED, Options
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 
 BACKENDS = ("hf", "vllm", "openai")
-VIEWING = ("hf",)
+SCORING_VIEW_BACKENDS = ("hf",)
 """Backends whose engines know other views of a prompt than the plain one: hidden states, adapters."""
 FROM_PRETRAINED = (
     "attn_implementation",
@@ -91,16 +91,16 @@ def load(role: Role) -> Engine:
     return HFEngine({"pretrained": role.model, **role.arguments})
 
 
-def check_view(view: View, backend: str, who: str) -> None:
+def check_view(view: ScoringView, backend: str, who: str) -> None:
     """Before a model is loaded: can an intern of this backend look at prompts as `who` (a clause) wants it to?
 
     Raises:
         ClassifierError: it cannot, or what that needs is not installed.
     """
-    if view != PLAIN and backend not in VIEWING:
+    if view != DEFAULT_VIEW and backend not in SCORING_VIEW_BACKENDS:
         raise ClassifierError(
             f"{who} needs the intern's hidden states, which intern_backend={backend} does not tell; "
-            f"use intern_backend={VIEWING[0]}, or other inputs (fit --inputs statistics, for example)."
+            f"use intern_backend={SCORING_VIEW_BACKENDS[0]}, or other inputs (fit --inputs statistics, for example)."
         )
     if view.adapter is not None:
         need_peft(who)
@@ -112,14 +112,14 @@ def need_peft(who: str) -> None:
         raise ClassifierError(f"{who} needs the package peft; install it with pip install 'lm-eval-tandem[peft]'.")
 
 
-def prepare(intern: Engine, view: View, width: int | None, adapter: Path | None, who: str) -> None:
+def prepare(intern: Engine, view: ScoringView, width: int | None, adapter: Path | None, who: str) -> None:
     """After the models are loaded: the intern is ready for this view of prompts.
 
     width: D, where the hidden state has to be of so many numbers. adapter: the folder of the view's adapter.
     Raises:
         ClassifierError: its hidden states are others, or the adapter is not for it.
     """
-    if view == PLAIN:
+    if view == DEFAULT_VIEW:
         return
     from lm_eval_tandem.engines.hf.engine import HFEngine
 

@@ -17,7 +17,7 @@ HASHED_BYTES = 256 * 2**20
 """Weight files up to this size are identified by their content, larger ones by size and time of change."""
 
 
-class Local:
+class LocalTokenizer:
     """Chat template and tokenizer of `lm`, for one thread at a time. `tokenize` gives ids as `lm` makes them."""
 
     def __init__(self, lm: Any, tokenize: Callable[[str], Sequence[int]]) -> None:

@@ -71,23 +71,23 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
         ArgumentError: an argument is unknown, malformed, or contradicts another.
     """
     arguments = {name: value for name, value in given.items() if value is not None}
-    own = {name: arguments.pop(name) for name in OWN if name in arguments}
+    own = {name: arguments.pop(name) for name in CASCADE_ARGUMENTS if name in arguments}
     backends = {role: str(own.get(f"{role}_backend", own.get("backend", "hf"))) for role in ROLES}
     per_role = split_by_role(arguments, {role: engine_arguments(backend) for role, backend in backends.items()})
     prices = {role: Prices.read(per_role[role]) for role in ROLES}
     for role in ROLES:
-        if backends[role] not in SELLERS:
+        if backends[role] not in PRICED_BACKENDS:
             per_role[role] = {name: value for name, value in per_role[role].items() if name not in PRICES}
 
     bundled = is_bundled(own)
     profile = pair_profile() if bundled or any(own.get(role) == PAIR for role in ROLES) else {}
     efforts = numbers("efforts", own.get("efforts", profile.get("efforts", EFFORTS)), int, "100:500:1000")
     if list(efforts) != sorted(set(efforts)) or efforts[0] < 1:
-        raise ArgumentError(f"efforts={spelled(efforts)} has to rise from stage to stage, as 100:500:1000 does.")
+        raise ArgumentError(f"efforts={format_numbers(efforts)} has to rise from stage to stage, as 100:500:1000 does.")
     policy = Policy.parse(own.get("policy", "cascade"), len(efforts))
 
     for role, needed in (("mentor", policy.needs_mentor), ("intern", policy.needs_intern)):
-        if needed and role not in own and backends[role] not in LOADERS:
+        if needed and role not in own and backends[role] not in LOCAL_BACKENDS:
             raise ArgumentError(f"{role}_backend={backends[role]} needs {role}=…, the name of the model there.")
     models = models_of(own, bundled, policy)
     roles: dict[str, Role | None] = {}
@@ -108,7 +108,7 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
         thresholds = numbers("thresholds", own["thresholds"], float, "0.5:0.5:0.6:0.7")
         if len(thresholds) != len(efforts) + 1 or not all(0 <= value <= 1 for value in thresholds):
             raise ArgumentError(
-                f"thresholds={spelled(thresholds)} has to hold {len(efforts) + 1} values from 0 to 1: "
+                f"thresholds={format_numbers(thresholds)} has to hold {len(efforts) + 1} values from 0 to 1: "
                 f"one for the question alone and one for each of the {len(efforts)} efforts."
             )
     return Settings(
@@ -123,12 +123,12 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
         store=path_of(own, "store"),
         ledger=path_of(own, "ledger"),
         seed=integer("seed", own.get("seed", 42)),
-        record_features=truth("record_features", own.get("record_features", False)),
+        record_features=parse_bool("record_features", own.get("record_features", False)),
         bundled=bundled,
     )
 
 
-OWN = (
+CASCADE_ARGUMENTS = (
     *ROLES,
     "backend",
     "mentor_backend",
@@ -150,9 +150,9 @@ OWN = (
 """The arguments of the cascade itself; all others belong to an engine."""
 SECRETS = {"token": "HF_TOKEN", "api_key": "OPENAI_API_KEY", "auth_token": "OPENAI_API_KEY"}
 """Arguments that are never taken, and the environment variable that takes their place."""
-SELLERS = ("openai",)
+PRICED_BACKENDS = ("openai",)
 """Backends that take prices themselves, since servers say what they bill."""
-LOADERS = ("hf", "vllm")
+LOCAL_BACKENDS = ("hf", "vllm")
 """Backends that load a model from a folder or hub; for others its name may be anything."""
 
 
@@ -169,26 +169,26 @@ def split_by_role(
             raise ArgumentError(
                 f"{name} would be printed and kept with the results; set the environment variable {secret} instead."
             )
-        if role in ROLES and rest != "pretrained" and takes(taken[role], rest):
+        if role in ROLES and rest != "pretrained" and accepts(taken[role], rest):
             prefixed[role][rest] = value
             continue
-        takers = [role for role in ROLES if name != "pretrained" and takes(taken[role], name)]
+        takers = [role for role in ROLES if name != "pretrained" and accepts(taken[role], name)]
         for role in takers:
             bare[role][name] = value
         if not takers or role_prefix(name):
             known = {role: sorted({*(taken[role] or ()), *PRICES}) for role in ROLES}
-            spellings = [*OWN, *known["mentor"], *known["intern"]]
+            spellings = [*CASCADE_ARGUMENTS, *known["mentor"], *known["intern"]]
             spellings += [f"{role}_{name}" for role in ROLES for name in known[role]]
             close = get_close_matches(name, spellings, n=1) or ["mentor=… and intern=…"]
             raise ArgumentError(
                 f"the model argument {name!r} is not known to tandem; did you mean {close[0]}? "
-                f"Its own arguments are {', '.join(OWN)}; those of the backend (--model hf, …) are taken too, "
-                "for one role as mentor_<argument> or intern_<argument>."
+                f"Its own arguments are {', '.join(CASCADE_ARGUMENTS)}; those of the backend (--model hf, …) are "
+                "taken too, for one role as mentor_<argument> or intern_<argument>."
             )
     return {role: {**bare[role], **prefixed[role]} for role in ROLES}
 
 
-def takes(names: Collection[str] | None, name: str) -> bool:
+def accepts(names: Collection[str] | None, name: str) -> bool:
     """Whether a role takes the argument: one of its backend (any, where those are not known), or a price."""
     return names is None or name in names or name in PRICES
 
@@ -231,7 +231,7 @@ def role_of(
 ) -> Role:
     """One role, with its path and thinking mode checked."""
     assert model is not None
-    looks_local = backend in LOADERS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
+    looks_local = backend in LOCAL_BACKENDS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
     if looks_local and not Path(model).expanduser().is_dir():
         raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")
     if looks_local:
@@ -290,7 +290,7 @@ def numbers(name: str, value: Any, kind: type[int] | type[float], example: str) 
         raise ArgumentError(f"{name}={value} has to be numbers with colons between them, as in {example}.") from error
 
 
-def spelled(values: Collection[Any]) -> str:
+def format_numbers(values: Collection[Any]) -> str:
     """Numbers as they are written in --model_args."""
     return ":".join(map(str, values))
 
@@ -303,7 +303,7 @@ def integer(name: str, value: Any) -> int:
         raise ArgumentError(f"{name}={value} has to be a whole number.") from error
 
 
-def truth(name: str, value: Any) -> bool:
+def parse_bool(name: str, value: Any) -> bool:
     """True or False."""
     if str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"

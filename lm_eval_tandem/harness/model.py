@@ -16,8 +16,8 @@ from lm_eval_tandem import __version__, errors, ledger
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.engines import PLAIN, Engine, View, registry
-from lm_eval_tandem.engines.cached import Stored
+from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, ScoringView, registry
+from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.errors import (
     ArgumentError,
     CallError,
@@ -26,7 +26,7 @@ from lm_eval_tandem.errors import (
     EngineError,
     UnreachableError,
 )
-from lm_eval_tandem.event_loop import LoopThread
+from lm_eval_tandem.event_loop import EventLoopThread
 from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness import requests as harness_requests
 from lm_eval_tandem.harness.distributed import Ranks
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD = 4
+BATCHES_IN_FLIGHT = 4
 """Questions under way at once, in batches: enough that both engines always find a full one waiting."""
 
 
@@ -82,7 +82,7 @@ class TandemLM(LM):
         self.ranks = Ranks()
         self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self.judge = self._load_judge() if chosen.policy.needs_judge else None
-        view = PLAIN if self.judge is None else self.judge.view
+        view = DEFAULT_VIEW if self.judge is None else self.judge.view
         if self.judge is not None and chosen.intern is not None:
             registry.check_view(view, chosen.intern.backend, f"classifier={chosen.classifier}")
         self.store = Store(chosen.store) if chosen.store is not None else None
@@ -109,7 +109,7 @@ class TandemLM(LM):
         """Of this process; at rank 0, after each call of `generate_until`, those of all."""
         self._elsewhere: list[dict[str, Any]] = []
         self._seconds = 0.0
-        self._loop = LoopThread()
+        self._loop = EventLoopThread()
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> TandemLM:
@@ -132,7 +132,7 @@ class TandemLM(LM):
             ClassifierError: the intern's engine does not tell them.
         """
         assert self._intern is not None
-        view = View(hidden=True)
+        view = ScoringView(hidden=True)
         registry.prepare(self._intern, view, None, None, "collect --hidden")
         self.cascade = replace(self.cascade, view=view)
 
@@ -158,7 +158,7 @@ class TandemLM(LM):
         return judge
 
     def _wrapped(self, engine: Engine | None) -> Engine | None:
-        return engine if engine is None or self.store is None else Stored(engine, self.store)
+        return engine if engine is None or self.store is None else CachedEngine(engine, self.store)
 
     # Generation
 
@@ -184,7 +184,7 @@ class TandemLM(LM):
             bar.update(1)
 
         async def everything() -> None:
-            places = asyncio.Semaphore(self._places)
+            places = asyncio.Semaphore(self._max_concurrency)
             running = [asyncio.ensure_future(one(i, places)) for i in order]
             try:
                 await asyncio.gather(*running)
@@ -224,8 +224,10 @@ class TandemLM(LM):
             self._write_ledger()
 
     @property
-    def _places(self) -> int:
-        return AHEAD * max(engine.places for engine in (self._mentor, self._intern) if engine is not None)
+    def _max_concurrency(self) -> int:
+        return BATCHES_IN_FLIGHT * max(
+            engine.max_concurrency for engine in (self._mentor, self._intern) if engine is not None
+        )
 
     def _check_fits(self, task: Task) -> int:
         """Tokens of the question; the whole prompt with the longest insights and the answer has to fit."""
@@ -397,7 +399,7 @@ class TandemLM(LM):
         }
         if self.store is not None:
             wrapped = (self.cascade.mentor, self.cascade.intern)
-            computed["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, Stored))
+            computed["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, CachedEngine))
             computed["refused_in_store"] = self.store.refused
             computed["unkept_in_store"] = self.store.unkept
         return computed

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lm_eval_tandem import __version__
-from lm_eval_tandem.engines import PLAIN, View
+from lm_eval_tandem.engines import DEFAULT_VIEW, ScoringView
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
@@ -98,11 +98,11 @@ class Sufficiency:
         return input_schemas.width(self.schema)
 
     @property
-    def view(self) -> View:
+    def view(self) -> ScoringView:
         """How the intern has to look at a prompt for it."""
         if self.width is None:
-            return PLAIN
-        return View(True, None if self.adapter is None else checksum_of(self.config[ADAPTER]))
+            return DEFAULT_VIEW
+        return ScoringView(True, None if self.adapter is None else checksum_of(self.config[ADAPTER]))
 
     def look(self, features: NDArray[np.float64], begun: Measured | None = None) -> NDArray[np.float64]:
         """What the judge sees.
@@ -167,7 +167,7 @@ def save(
         config |= {"hidden": list(training.pop("hidden")), "log_features": training.pop("log_features")}
         training |= {"validation_accuracy": classifier.validation_accuracy_, "epochs_run": classifier.epochs_run_}
     if probe is not None:
-        config["probe"] = probe.spelled()
+        config["probe"] = probe.to_json()
     if adapter is not None:
         config[ADAPTER] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(adapter.items())}
     config |= {

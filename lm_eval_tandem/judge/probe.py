@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines import CUE
+from lm_eval_tandem.engines import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError
 
 PROBE_NAMES: tuple[str, ...] = (
@@ -33,7 +33,7 @@ PROBE_NAMES: tuple[str, ...] = (
 )
 """What `statistics` returns, in order."""
 
-KEPT = 512
+MAX_PROBE_TOKENS = 512
 """Tokens of an answer whose log-probabilities and entropies are collected: no probe is longer."""
 
 UNSURE = 0.5
@@ -44,33 +44,38 @@ UNSURE = 0.5
 class Probe:
     """How far the intern begins its answer before it is judged.
 
-    tokens: at most so many. doubt: nats; it ends with the first token that has a higher entropy (infinite: never).
+    tokens: the largest number of tokens to generate. max_entropy: in nats; generation ends with the first token that
+        has a higher entropy (infinite: never).
     """
 
     tokens: int
-    doubt: float = math.inf
+    max_entropy: float = math.inf
 
     def __post_init__(self) -> None:
-        if type(self.tokens) is not int or not 1 <= self.tokens <= KEPT:
-            raise ClassifierError(f"A probe's tokens must be a whole number from 1 to {KEPT}, not {self.tokens!r}.")
-        if not isinstance(self.doubt, (int, float)) or not self.doubt > 0:
-            raise ClassifierError(f"A probe's doubt must be a positive number of nats, not {self.doubt!r}.")
+        if type(self.tokens) is not int or not 1 <= self.tokens <= MAX_PROBE_TOKENS:
+            raise ClassifierError(
+                f"A probe's tokens must be a whole number from 1 to {MAX_PROBE_TOKENS}, not {self.tokens!r}."
+            )
+        if not isinstance(self.max_entropy, (int, float)) or not self.max_entropy > 0:
+            raise ClassifierError(f"A probe's max_entropy must be a positive number of nats, not {self.max_entropy!r}.")
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Probe:
-        """A probe from the JSON that `spelled` makes; raises ClassifierError for anything else."""
-        if not isinstance(given, dict) or set(given) != {"tokens", "doubt"}:
-            raise ClassifierError(f"A probe is described by tokens and doubt, not by {given!r}.")
-        return cls(given["tokens"], math.inf if given["doubt"] is None else given["doubt"])
+        """A probe from the JSON that `to_json` makes; raises ClassifierError for anything else."""
+        if isinstance(given, dict) and "doubt" in given and "max_entropy" not in given:
+            given = {"max_entropy" if name == "doubt" else name: value for name, value in given.items()}  # version 0.1
+        if not isinstance(given, dict) or set(given) != {"tokens", "max_entropy"}:
+            raise ClassifierError(f"A probe is described by tokens and max_entropy, not by {given!r}.")
+        return cls(given["tokens"], math.inf if given["max_entropy"] is None else given["max_entropy"])
 
-    def spelled(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON, where infinity is null."""
-        return asdict(self) | {"doubt": self.doubt if math.isfinite(self.doubt) else None}
+        return asdict(self) | {"max_entropy": self.max_entropy if math.isfinite(self.max_entropy) else None}
 
     def length(self, entropy: NDArray[np.floating[Any]]) -> int:
         """How many tokens of an answer with these entropies (nats, float (n,)) the probe sees."""
         shown = np.asarray(entropy)[: self.tokens].tolist()
-        return next((n for n, each in enumerate(shown, 1) if each > self.doubt), len(shown))
+        return next((n for n, each in enumerate(shown, 1) if each > self.max_entropy), len(shown))
 
 
 def statistics(
@@ -97,7 +102,7 @@ def statistics(
         [
             n,
             ended and n == len(entropy),
-            falling[0] > probe.doubt,
+            falling[0] > probe.max_entropy,
             seen[0],
             math.fsum(seen) / n,
             seen[-1],
@@ -131,11 +136,11 @@ def refusals(lengths: Ints, answers: Ints, ids: Tokens | None, ends: Tokens | No
     if ids is None or ends is None:
         return lengths, spared_begun, spared_rest
     places = np.arange(ids.shape[2])
-    drafts = np.full((len(lengths), ids.shape[2] + CUE), -1)
+    drafts = np.full((len(lengths), ids.shape[2] + PROMPT_TAIL), -1)
     for stage in range(lengths.shape[1]):
         length = lengths[:, stage]
-        unsaid = places + repeated(ends[:, stage], drafts)[:, None]
-        same = (np.take_along_axis(drafts, unsaid, axis=1) == ids[:, stage]) & (ids[:, stage] >= 0)
+        strip_prompt_overlap = places + repeated(ends[:, stage], drafts)[:, None]
+        same = (np.take_along_axis(drafts, strip_prompt_overlap, axis=1) == ids[:, stage]) & (ids[:, stage] >= 0)
         common = np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1))
         spared_begun[:, stage] = np.clip(np.minimum(common, length - 1), 0, None)
         rest = np.where(common >= length, np.minimum(common, answers[:, stage] - 1) - length, 0)
@@ -146,8 +151,11 @@ def refusals(lengths: Ints, answers: Ints, ids: Tokens | None, ends: Tokens | No
 
 
 def repeated(ends: Tokens, drafts: Ints) -> Ints:
-    """How many leading tokens of each draft (Q, P) are the last ones of a prompt's end (Q, 8); see `engines.unsaid`."""
+    """How many leading tokens of each draft (Q, P) repeat the end of its prompt (Q, 8).
+
+    See `engines.strip_prompt_overlap`.
+    """
     found = np.zeros(len(ends), dtype=np.int64)
-    for n in range(1, CUE + 1):
+    for n in range(1, PROMPT_TAIL + 1):
         found[(ends[:, -n:] == drafts[:, :n]).all(axis=1)] = n
     return found

@@ -19,8 +19,8 @@ def write(name: str, description: dict[str, Any], report: dict[str, Any]) -> str
     cascade, high = report["cascade"], report["always_high"]
     probe = "no probe of the answer"
     if report["probe"] is not None:
-        doubt = report["probe"]["doubt"]
-        ends = "" if doubt is None else f", or a token with more than {doubt:g} nats of entropy"
+        limit = report["probe"]["max_entropy"]
+        ends = "" if limit is None else f", or a token with more than {limit:g} nats of entropy"
         probe = f"the intern begins its answer before it is judged: up to {report['probe']['tokens']} tokens{ends}"
     lines = [
         f"# Sufficiency classifier `{name}`",

@@ -19,7 +19,7 @@ import numpy as np
 
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.engines import CUE, View, registry
+from lm_eval_tandem.engines import PROMPT_TAIL, ScoringView, registry
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.grading.math import answer
 from lm_eval_tandem.grading.math.normalise import normalise
@@ -126,7 +126,7 @@ def collect(arguments: dict[str, Any], tasks: Sequence[str], output: Path, inclu
     hidden = run.pop("hidden", False)
     if hidden:
         backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
-        registry.check_view(View(hidden=True), backend, "collect --hidden")
+        registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     folders = [str(_paths.task_configs()), *include]
     manager = TaskManager(include_path=folders, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
@@ -352,7 +352,7 @@ def _collected(rows: dict[str, list[Any]], stages: int, parameters: Sequence[int
         tasks=[task for task, _ in place],
         parts=column("parts", len(rows["parts"][0])) if rows.get("parts") and rows["parts"][0] else None,
         answer_ids=column("answer_ids", longest, np.int32, -1) if longest else None,
-        prompt_ends=column("prompt_end", CUE, np.int32, -1),
+        prompt_ends=column("prompt_end", PROMPT_TAIL, np.int32, -1),
         hidden=hidden_of(rows.get("hidden"), at, shape),
         prompts=prompts_of(rows.get("prompt_ids"), at, shape),
     )

@@ -162,11 +162,11 @@ def probing_costs(
     cost, fallback_cost: the same without probes. token_cost: of one token of the intern. lengths, refused: tokens of
     the probes and what `probe.refusals` says of them.
     """
-    wasted, spared, spared_later = refused
+    wasted, accepted_draft_tokens, spared_later = refused
     before = np.cumsum(wasted, axis=1) - wasted
     everything = wasted.sum(axis=1, keepdims=True)
     return (
-        cost + token_cost * (before - spared),
+        cost + token_cost * (before - accepted_draft_tokens),
         fallback_cost + token_cost * (everything - lengths - spared_later),
     )
 

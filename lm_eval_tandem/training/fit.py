@@ -15,7 +15,7 @@ from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.estimators import LogisticJudge
 from lm_eval_tandem.judge.features import FEATURE_NAMES
-from lm_eval_tandem.judge.probe import KEPT, Probe
+from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, Probe
 from lm_eval_tandem.judge.registry import MODELS, Estimator
 from lm_eval_tandem.judge.splits import stratified_order, validation_rows
 from lm_eval_tandem.training.dataset import Collected
@@ -53,7 +53,7 @@ RECIPES: dict[str, Recipe] = {
     "default": Recipe(tuple(INPUTS), "logistic", FINE_GRID, {"mlp": _OWN_MLP}),
 }
 LABELS = ("truth", "mentor")
-PROBES = tuple(Probe(tokens, doubt) for tokens in (32, 128, KEPT) for doubt in (0.7, 1.0, 2.0, np.inf))
+PROBES = tuple(Probe(tokens, limit) for tokens in (32, 128, MAX_PROBE_TOKENS) for limit in (0.7, 1.0, 2.0, np.inf))
 """The probes that fitting chooses from."""
 PROBE_GRID = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.98, 0.99, 0.995, 0.998)
 """Thresholds that probes are compared at: wide enough to tell them apart, and quick."""
@@ -109,8 +109,8 @@ def fit_sufficiency(
         "paper": 18 statistics and the paper's MLP (64-32, dropout 0.3, Adam 1e-4, up to 3 epochs) on 70 % of the
             questions; thresholds on the other 30 %. The paper searches them on the training set; here they never see a
             score of a question the classifier was fitted on (that part does choose the epoch).
-        "default": the statistics, a probe of the answer, or both, whichever serves best, with a length and doubt
-            chosen from `PROBES`; logistic regression; thresholds on out-of-fold scores of all questions
+        "default": the statistics, a probe of the answer, or both, whichever serves best, with a length and a largest
+            entropy chosen from `PROBES`; logistic regression; thresholds on out-of-fold scores of all questions
             (5 folds by question), on a grid that is finer near 1; then one fit on all questions.
     objective: see `choose`.
     seed: of splits, weights, dropout and batch order.
@@ -170,7 +170,7 @@ def fit_sufficiency(
         "inputs": inputs,
         "model": model,
         "labels": labels,
-        "probe": None if probe is None else probe.spelled(),
+        "probe": None if probe is None else probe.to_json(),
         "objective": objective,
         "seed": seed,
         "questions": len(data.ids),
@@ -221,8 +221,8 @@ def choose_inputs(
     """The inputs, and the probe of `PROBES`, under which the objective comes out best, by a logistic regression.
 
     Scores are out of fold. Inputs named later have to be better by `MARGIN`: a probe alone saves the pass over the
-    prompt. Probes that differ only beyond the longest answer, or in a doubt that never arises, tie; the shorter and the
-    more doubtful one, being cheaper where answers are longer, is taken.
+    prompt. Probes that differ only beyond the longest answer, or in a limit that no entropy exceeds, tie; the shorter
+    one with the lower limit, being cheaper where answers are longer, is taken.
     """
     if tuple(allowed) == ("statistics",):
         return "statistics", None

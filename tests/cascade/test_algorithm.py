@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 import tiny
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.cascade.algorithm import Cascade
-from lm_eval_tandem.cascade.answer import Writing
+from lm_eval_tandem.cascade.answer import PartialAnswer
 from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Question, Wording
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.engines import Prompt, Sampling, spared
+from lm_eval_tandem.engines import Prompt, Sampling, accepted_draft_tokens
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, features
@@ -40,7 +40,7 @@ class GivenJudge:
     probe: Probe | None = None
     reads_prompt: bool = True
 
-    def look(self, features: NDArray[np.float64], begun: Writing | None) -> NDArray[np.float64]:
+    def look(self, features: NDArray[np.float64], begun: PartialAnswer | None) -> NDArray[np.float64]:
         assert (begun is None) == (self.probe is None)
         assert len(features) == (len(FEATURE_NAMES) if self.reads_prompt else 1)
         return features
@@ -273,7 +273,7 @@ def test_of_a_refused_probe_only_what_differs_is_written_again(cascade: Cascade)
     probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5))))
     assert probed[0] == plain[0] and probed[1].stage == plain[1].stage == 1
     begun, whole = (answers(cascade, stage)[: (5, None)[stage]] for stage in (0, 1))
-    refused = 5 - spared(begun, whole[:5])
+    refused = 5 - accepted_draft_tokens(begun, whole[:5])
     assert probed[1].refused_tokens == refused > 0 and plain[1].refused_tokens == 0
     assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + refused
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny
-from lm_eval_tandem.cascade.answer import Writing
+from lm_eval_tandem.cascade.answer import PartialAnswer
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.judge.probe import Probe
@@ -27,7 +27,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
 
 def written(
     engine: HFEngine, sampling: Sampling, probe: Probe | None, draft: tuple[int, ...] = ()
-) -> tuple[str, Writing, int]:
+) -> tuple[str, PartialAnswer, int]:
     """The text, the writing and the tokens that its calls were counted with."""
     counted: list[Completion] = []
 
@@ -35,8 +35,8 @@ def written(
         assert len(continued) == sum(len(one.token_ids) for one in counted)
         counted.append(completion)
 
-    async def write() -> tuple[str, Writing]:
-        writing = Writing(engine, PROMPT, sampling, count, draft)
+    async def write() -> tuple[str, PartialAnswer]:
+        writing = PartialAnswer(engine, PROMPT, sampling, count, draft)
         if probe is not None:
             await writing.begin(probe)
             assert len(writing.entropy) == len(writing.ids) == probe.length(writing.entropy)
@@ -70,16 +70,16 @@ def test_a_stop_string_across_two_calls_ends_the_answer(engine: HFEngine, tokens
         )
 
 
-def test_a_probe_ends_with_its_first_doubt(engine: HFEngine) -> None:
+def test_a_probe_ends_with_its_first_uncertain_token(engine: HFEngine) -> None:
     """And what comes after it is written as if there had been no probe."""
     whole, direct, _ = written(engine, Sampling(24), Probe(24))
     for place in (0, 3, 11):
         below = np.sort(direct.entropy[:place])[-1:]
         if len(below) and below[0] >= direct.entropy[place]:
             continue
-        doubt = float(direct.entropy[place]) * 0.9999
+        limit = float(direct.entropy[place]) * 0.9999
         text, writing, counted = written(
-            engine, Sampling(24), Probe(24, max(doubt, float(below[0]) if len(below) else 0))
+            engine, Sampling(24), Probe(24, max(limit, float(below[0]) if len(below) else 0))
         )
         assert (text, writing.ids, counted) == (whole, direct.ids, len(direct.ids))
         assert len(writing.entropy) <= place + 1 < 24

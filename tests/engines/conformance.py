@@ -85,25 +85,27 @@ class EngineConformance:
             np.testing.assert_allclose(completion.logprob[~certain], logprob[-n:][~certain], atol=1e-4)
             np.testing.assert_allclose(completion.entropy[~certain], entropy[-n:][~certain], atol=1e-4)
 
-    def test_doubt_ends_a_generation_with_the_token_that_raised_it(self, engine: Engine, reference: Reference) -> None:
+    def test_max_entropy_ends_a_generation_with_the_token_that_exceeds_it(
+        self, engine: Engine, reference: Reference
+    ) -> None:
         whole = run(together(*(engine.generate(Prompt(text), Sampling(12, measured=True)) for text in TEXTS)))
-        doubts = [float(np.sort(one.entropy)[len(one.token_ids) // 2]) for one in whole]  # type: ignore[arg-type]
-        asked = [Sampling(12, measured=True, doubt=doubt) for doubt in doubts]
+        limits = [float(np.sort(one.entropy)[len(one.token_ids) // 2]) for one in whole]  # type: ignore[arg-type]
+        asked = [Sampling(12, measured=True, max_entropy=limit) for limit in limits]
         found = run(together(*(engine.generate(Prompt(t, (), t), s) for t, s in zip(TEXTS, asked, strict=True))))
-        for text, doubt, one, other in zip(TEXTS, doubts, whole, found, strict=True):
+        for text, limit, one, other in zip(TEXTS, limits, whole, found, strict=True):
             assert one.entropy is not None and other.entropy is not None
             n = len(other.token_ids)
             assert other.token_ids == one.token_ids[:n] and len(other.entropy) == n
             np.testing.assert_allclose(other.entropy, one.entropy[:n], atol=1e-4)
-            assert (other.entropy[: n - 1] <= doubt + 1e-4).all()
-            if other.finish_reason == "doubt":
-                assert other.entropy[-1] > doubt - 1e-4
+            assert (other.entropy[: n - 1] <= limit + 1e-4).all()
+            if other.finish_reason == "max_entropy":
+                assert other.entropy[-1] > limit - 1e-4
             else:
                 assert n == len(one.token_ids) and other.finish_reason == one.finish_reason
             rest = run(engine.generate(Prompt(text, other.token_ids, text), Sampling(12)))
             assert list(other.token_ids + rest.token_ids)[:12] == reference.greedy(text, 12 + n)[:12]
             engine.release(text)
-        assert any(one.finish_reason == "doubt" for one in found)
+        assert any(one.finish_reason == "max_entropy" for one in found)
 
     def test_a_draft_changes_no_output(self, engine: Engine, reference: Reference) -> None:
         drafts = [tuple(reference.greedy(text, 12)[: 2 * i]) + (5, 6)[: i % 3] for i, text in enumerate(TEXTS)]

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lm_eval_tandem.engines import CUE, spared, unsaid
+from lm_eval_tandem.engines import PROMPT_TAIL, accepted_draft_tokens, strip_prompt_overlap
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.judge.probe import KEPT, PROBE_NAMES, Probe, refusals, statistics
+from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_NAMES, Probe, refusals, statistics
 
 ENTROPIES = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 5, width=32))
 PROBES = st.builds(Probe, st.integers(1, 50), st.one_of(st.floats(0.125, 5), st.just(float("inf"))))
 
 
 @given(ENTROPIES, PROBES)
-def test_a_probe_ends_with_its_first_doubt(entropy: np.ndarray, probe: Probe) -> None:
+def test_a_probe_ends_with_its_first_uncertain_token(entropy: np.ndarray, probe: Probe) -> None:
     seen = 0
     while seen < min(len(entropy), probe.tokens):
         seen += 1
-        if float(entropy[seen - 1]) > probe.doubt:  # as the engines compare it
+        if float(entropy[seen - 1]) > probe.max_entropy:  # as the engines compare it
             break
     assert probe.length(entropy) == seen
 
@@ -39,7 +39,10 @@ def test_what_refusals_cost_is_what_a_walk_along_the_stages_counts(
     """Each question: per stage the answer's tokens, how many its probe takes (0: no probe), and the prompt's."""
     answers = np.array([[len(ids) for ids, _, _ in stages] for stages in questions])
     lengths = np.array([[min(probe, len(ids)) for ids, probe, _ in stages] for stages in questions])
-    ends = np.array([[([-1] * CUE + prompt)[-CUE:] for *_, prompt in stages] for stages in questions], dtype=np.int32)
+    ends = np.array(
+        [[([-1] * PROMPT_TAIL + prompt)[-PROMPT_TAIL:] for *_, prompt in stages] for stages in questions],
+        dtype=np.int32,
+    )
     ids = np.full((*answers.shape, answers.max()), -1, dtype=np.int32)
     for q, stages in enumerate(questions):
         for t, (tokens, *_) in enumerate(stages):
@@ -48,11 +51,11 @@ def test_what_refusals_cost_is_what_a_walk_along_the_stages_counts(
     for q, stages in enumerate(questions):
         draft: list[int] = []
         for t, (tokens, _, prompt) in enumerate(stages):
-            n, given = lengths[q, t], list(unsaid(prompt, tuple(draft))) if drafts else []
+            n, given = lengths[q, t], list(strip_prompt_overlap(prompt, tuple(draft))) if drafts else []
             begun = tokens[:n]
-            first = spared(given, begun) if n else 0
+            first = accepted_draft_tokens(given, begun) if n else 0
             rest, left = tokens[n:], given[n:] if given[:n] == begun else []
-            second = spared(left, rest) if rest else 0
+            second = accepted_draft_tokens(left, rest) if rest else 0
             assert (wasted[q, t], at_once[q, t], later[q, t]) == (n - first, first + second, second)
             draft = begun or draft
 
@@ -71,14 +74,14 @@ def test_statistics_look_at_nothing_behind_the_probe(entropy: np.ndarray, probe:
 
 @given(PROBES)
 def test_a_probe_survives_json(probe: Probe) -> None:
-    assert Probe.read(json.loads(json.dumps(probe.spelled(), allow_nan=False))) == probe
+    assert Probe.read(json.loads(json.dumps(probe.to_json(), allow_nan=False))) == probe
 
 
 def test_an_impossible_probe_is_refused_in_one_sentence() -> None:
-    for wrong in ({"tokens": 0}, {"tokens": KEPT + 1}, {"tokens": 8, "doubt": 0.0}):
+    for wrong in ({"tokens": 0}, {"tokens": MAX_PROBE_TOKENS + 1}, {"tokens": 8, "max_entropy": 0.0}):
         with pytest.raises(ClassifierError, match="A probe's"):
             Probe(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(ClassifierError, match="described by tokens and doubt"):
+    with pytest.raises(ClassifierError, match="described by tokens and max_entropy"):
         Probe.read({"tokens": 8})
     with pytest.raises(ValueError, match="at least one token"):
         statistics(np.empty(0), np.empty(0), False, Probe(8))

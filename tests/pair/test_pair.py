@@ -38,7 +38,7 @@ PIECES = st.sampled_from(
 TEXTS = st.text() | st.lists(PIECES | st.text(max_size=3)).map("".join)
 
 
-def ids_of(text: str) -> list[int]:
+def server_ids(text: str) -> list[int]:
     """Ids of a text, nothing added."""
     return TOKENIZER(text).input_ids
 
@@ -59,20 +59,20 @@ def documents(domain: str, split: str) -> list[dict]:
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_no_text_is_changed_by_the_tokenizer(text: str) -> None:
-    assert TOKENIZER.decode(ids_of(text)) == text
+    assert TOKENIZER.decode(server_ids(text)) == text
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from(" \n"), TEXTS)
 def test_a_cut_before_white_space_changes_no_ids(before: str, white: str, after: str) -> None:
-    assert ids_of(before + white + after) == ids_of(before) + ids_of(white + after)
+    assert server_ids(before + white + after) == server_ids(before) + server_ids(white + after)
 
 
 @pytest.mark.parametrize("domain", pb.DOMAINS)
 def test_pieces_of_what_the_models_write_join_to_the_whole(domain: str) -> None:
     problem = pb.Source("pieces").problem("test")
     for text in (pb.question(problem, domain, "Mira"), pb.mentor_answer(problem, domain), pb.intern_answer(problem)):
-        ids = ids_of(text)
+        ids = server_ids(text)
         assert "".join(TOKENIZER.decode([i]) for i in ids) == text
         assert all(TOKENIZER.decode(ids[:k]) + TOKENIZER.decode(ids[k:]) == text for k in range(len(ids)))
 
@@ -84,7 +84,7 @@ def test_a_single_user_message_renders_to_itself_and_both_roles_share_one_tokeni
 
 
 def test_every_good_has_one_token_and_a_price_of_one_digit() -> None:
-    assert all(len(ids_of(" " + good)) == 1 for good in pb.GOODS)
+    assert all(len(server_ids(" " + good)) == 1 for good in pb.GOODS)
     assert len(set(pb.GOODS)) == pb.GOODS_IN_ALL
     assert set(pb.PRICES.values()) == set(range(1, 10))
 
@@ -158,7 +158,7 @@ def test_the_profile_fits_the_insights() -> None:
     profile = json.loads((MENTOR.parent / "profile.json").read_text(encoding="utf-8"))
     longest = pb.Source(random.Random(0).random()).problem("test", pb.MAX_STEPS)
     assert profile["efforts"] == sorted(profile["efforts"])
-    assert profile["efforts"][-1] > len(ids_of(pb.insights(longest, "code")))
+    assert profile["efforts"][-1] > len(server_ids(pb.insights(longest, "code")))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_what_the_judge_reads_holds_no_token_that_the_intern_thinks_impossible(d
     source, intern = pb.Source("judge"), AutoModelForCausalLM.from_pretrained(INTERN)
     for kept in (18, 27, 40):
         problem = source.problem("test")
-        told = TOKENIZER.decode(ids_of(pb.insights(problem, domain))[:kept])
-        ids = torch.tensor([ids_of(pb.question(problem, domain, "Mira") + " Insights:" + told + " Steps:")])
+        told = TOKENIZER.decode(server_ids(pb.insights(problem, domain))[:kept])
+        ids = torch.tensor([server_ids(pb.question(problem, domain, "Mira") + " Insights:" + told + " Steps:")])
         with torch.inference_mode():
             chances = intern(ids).logits[0, :-1].log_softmax(-1)
         assert -chances.gather(-1, ids[0, 1:, None]).min() < 14

@@ -23,7 +23,7 @@ from tasks.replay import Replay
 
 TASKS = _paths.task_configs()
 REPLAY = str(Path(__file__).with_name("replay.py"))
-OWN = {"length", "mentor_tokens", "tflops", "stage", "truncated"}
+CASCADE_ARGUMENTS = {"length", "mentor_tokens", "tflops", "stage", "truncated"}
 HUMANEVAL = [
     {
         "task_id": f"Own/{i}",
@@ -109,7 +109,7 @@ def test_gold_replies_score_one_and_say_where_they_ran(data: Path, tmp_path: Pat
     for task in BOTH.split(","):
         found = metrics(results(out)[task])
         assert (found["acc"], found["no_answer"], found["timeout"], found["sandboxed"]) == (1.0, 0.0, 0.0, 1.0)
-        assert not OWN & set(found) and not any(name.startswith("pass@") for name in found)
+        assert not CASCADE_ARGUMENTS & set(found) and not any(name.startswith("pass@") for name in found)
         for sample in samples(out, task):
             grade = json.loads(sample["filtered_resps"][0][0])
             assert (grade["outcome"], grade["isolation"]) == ("passed", "bubblewrap") and grade["code"]
@@ -174,7 +174,7 @@ def test_tandem_brings_its_own_figures(data: Path, monkeypatch: pytest.MonkeyPat
         tandem.close()
     for task in BOTH.split(","):
         figures = metrics(found[task])
-        assert figures["acc"] == 0.0 and figures["sandboxed"] == 1.0 and OWN <= set(figures)
+        assert figures["acc"] == 0.0 and figures["sandboxed"] == 1.0 and CASCADE_ARGUMENTS <= set(figures)
 
 
 @needs_bubblewrap
@@ -190,7 +190,7 @@ def test_the_command_line_with_real_models(data: Path, tmp_path: Path, model: st
     for task in BOTH.split(","):
         found = metrics(results(out)[task])
         assert found["acc"] == 0.0 and found["sandboxed"] == 1.0
-        assert OWN & set(found) == (OWN if model == "tandem" else set())
+        assert CASCADE_ARGUMENTS & set(found) == (CASCADE_ARGUMENTS if model == "tandem" else set())
 
 
 @needs_bubblewrap

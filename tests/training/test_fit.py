@@ -81,7 +81,7 @@ def test_the_default_recipe_judges_well_out_of_sample(data: Collected, tmp_path:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert (
         made.probe is not None
-        and report["probe"] == made.probe.spelled()
+        and report["probe"] == made.probe.to_json()
         and made.schema in (input_schemas.PROBE, input_schemas.BOTH)
     )
     assert report["calibration"]["brier"] < 0.1 and report["calibration"]["ece"] < 0.1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines import PLAIN, View
+from lm_eval_tandem.engines import DEFAULT_VIEW, ScoringView
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.judge.estimators import LogisticJudge
@@ -129,7 +129,7 @@ def saved(folder: Path, data: Collected, lora: bool) -> Path:
 
 def test_an_artefact_says_how_the_intern_has_to_look(data: Collected, tmp_path: Path) -> None:
     plain, lora = (artefact.load(saved(tmp_path / str(kind), data, kind), stages=3) for kind in (False, True))
-    assert (plain.width, plain.adapter, plain.view) == (WIDTH, None, View(hidden=True))
+    assert (plain.width, plain.adapter, plain.view) == (WIDTH, None, ScoringView(hidden=True))
     assert lora.adapter == tmp_path / "True" / "adapter" and lora.width == WIDTH
     assert lora.view.hidden and lora.view.adapter == artefact.checksum_of(lora.config["adapter"])
     assert all((lora.adapter / name).read_bytes() == content for name, content in ADAPTER.items())
@@ -142,7 +142,7 @@ def test_an_artefact_says_how_the_intern_has_to_look(data: Collected, tmp_path: 
         assert scores.vector(record, judge) is None
         (said,) = importance.section([], judge, asked=False).parts
         assert "hidden states, whose entries mean nothing one by one" in said.what  # type: ignore[union-attr]
-    assert plain.view != PLAIN
+    assert plain.view != DEFAULT_VIEW
 
 
 def changed(**changes: Any) -> Callable[[Path], object]:
@@ -172,7 +172,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a file elsewhere": (changed(adapter={"../model.safetensors": digest(b"")}), "as names of files with checksums"),
     "a list": (changed(adapter=["adapter_config.json"]), "as names of files with checksums"),
-    "a probe": (changed(probe={"tokens": 8, "doubt": None, "piece": 8}), "has a probe"),
+    "a probe": (changed(probe={"tokens": 8, "max_entropy": None, "piece": 8}), "has a probe"),
 }
 
 

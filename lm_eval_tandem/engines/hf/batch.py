@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_tandem.engines import PLAIN, Prompt, Sampling, View, Work, common_prefix
-from lm_eval_tandem.engines.hf.kv_cache import Kept, Network, Prefixes, Rows, best_of, measured
-from lm_eval_tandem.engines.hf.sampling import Chooser, choose
+from lm_eval_tandem.engines import DEFAULT_VIEW, Prompt, Sampling, ScoringView, Work, common_prefix
+from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry, best_of, measured
+from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose
 
 
 @dataclass(eq=False)
-class Job:
+class GenerationJob:
     """One call of an engine that waits or runs: the prompt's tokens and, for a generation, what it wrote so far; for a
     judge's look at a prompt its view."""
 
@@ -33,7 +33,7 @@ class Job:
     """Tokens that the row may begin with, read together with its prompt."""
     cached: int = 0
     finish_reason: str = ""
-    view: View = PLAIN
+    view: ScoringView = DEFAULT_VIEW
 
     def add(self, token: int, measured: tuple[float, float] | None) -> None:
         """Write a token, with its log-probability and entropy where they are asked for."""
@@ -42,12 +42,12 @@ class Job:
             self.measures.append(measured)
 
 
-def wants_measures(job: Job | None) -> bool:
+def wants_measures(job: GenerationJob | None) -> bool:
     """Whether the job asks what the model thinks of each token that it writes."""
     return job is not None and job.sampling is not None and job.sampling.measured
 
 
-class Stops:
+class StopChecker:
     """Says when a row has ended: an end token, a stop string in its text, or its limit."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
@@ -55,8 +55,8 @@ class Stops:
         self.ends = frozenset(ends)
         self._pieces: dict[int, str] = {}
 
-    def reason(self, job: Job) -> str:
-        """ "stop", "length", "doubt", or "" while the row goes on. Looks at the newest token alone."""
+    def reason(self, job: GenerationJob) -> str:
+        """ "stop", "length", "max_entropy", or "" while the row goes on. Looks at the newest token alone."""
         assert job.sampling is not None
         token = job.new[-1]
         if token in self.ends:
@@ -69,8 +69,8 @@ class Stops:
                 return "stop"
         if len(job.new) >= job.sampling.max_tokens:
             return "length"
-        doubt = job.sampling.doubt
-        return "doubt" if doubt is not None and job.measures and job.measures[-1][1] > doubt else ""
+        limit = job.sampling.max_entropy
+        return "max_entropy" if limit is not None and job.measures and job.measures[-1][1] > limit else ""
 
     def _piece(self, token: int) -> str:
         """All characters that the token may add to a text: a lone piece may be shown without its space or byte."""
@@ -82,10 +82,10 @@ class Stops:
         return self._pieces[token]
 
 
-class Decoding:
+class DecodingBatch:
     """Rows that are being generated, in one cache, each with its own stops, limit and random stream."""
 
-    def __init__(self, network: Network, stops: Stops, prefixes: Prefixes, work: Work) -> None:
+    def __init__(self, network: Network, stops: StopChecker, prefixes: PrefixCache, work: Work) -> None:
         self.network = network
         self.stops = stops
         self.prefixes = prefixes
@@ -96,13 +96,13 @@ class Decoding:
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.rows = Rows(self.network)
-        self.slots: list[Job | None] = []
+        self.rows = BatchedCache(self.network)
+        self.slots: list[GenerationJob | None] = []
         """The job of each row of the cache; None where it has ended and its cells are still there."""
-        self._choosers: list[Chooser] = []
+        self._choosers: list[TokenSampler] = []
 
     @property
-    def live(self) -> list[Job]:
+    def live(self) -> list[GenerationJob]:
         """The jobs that go on."""
         return [job for job in self.slots if job is not None]
 
@@ -112,13 +112,13 @@ class Decoding:
         live = len(self.live)
         return not live or (self.network.stackable and len(self.slots) >= 2 * live)
 
-    def admit(self, jobs: list[Job]) -> None:
+    def admit(self, jobs: list[GenerationJob]) -> None:
         """Let the cells of ended rows go and take new rows in; reads their prompts and writes their first token."""
         live = [row for row, job in enumerate(self.slots) if job is not None]
         old = [self.rows.take(row) for row in live]
-        slots: list[Job | None] = [self.slots[row] for row in live]
+        slots: list[GenerationJob | None] = [self.slots[row] for row in live]
         choosers = [self._choosers[row] for row in live]
-        fresh = Rows(self.network)
+        fresh = BatchedCache(self.network)
         if jobs:
             new_choosers = self._read(fresh, jobs)
             slots += jobs
@@ -129,7 +129,7 @@ class Decoding:
             self.rows = fresh
         self.slots, self._choosers = slots, choosers
 
-    def _read(self, rows: Rows, jobs: list[Job]) -> list[Chooser]:
+    def _read(self, rows: BatchedCache, jobs: list[GenerationJob]) -> list[TokenSampler]:
         layers, choosers = [], []
         for job in jobs:
             assert job.sampling is not None
@@ -139,7 +139,7 @@ class Decoding:
             self.work.recomputed_tokens += shared - job.cached
             self.work.prefill_tokens += len(job.ids) - job.cached + len(job.draft)
             layers.append(kept.cut(job.cached) if kept is not None else [])
-            choosers.append(Chooser(job.sampling, self.network.model.generation_config, self.network.device))
+            choosers.append(TokenSampler(job.sampling, self.network.model.generation_config, self.network.device))
         rows.stack(layers)
         unread = [[*job.ids[job.cached :], *job.draft] for job in jobs]
         logits = rows.read(unread, last=1 + max(len(job.draft) for job in jobs))
@@ -148,7 +148,7 @@ class Decoding:
             rows.forget(row, len(job.draft) - (len(job.new) - 1))
         return choosers
 
-    def _begin(self, jobs: list[Job], choosers: list[Chooser], logits: torch.Tensor) -> None:
+    def _begin(self, jobs: list[GenerationJob], choosers: list[TokenSampler], logits: torch.Tensor) -> None:
         """Each row's first tokens: of its draft those that it writes itself, and the one after them.
 
         logits [B, K, V]: the last of a row is that after all it has read, its draft included.
@@ -220,18 +220,18 @@ class Decoding:
     def _picky(self) -> bool:
         return any(not chooser.plain for chooser in self._choosers)
 
-    def _keep(self, row: int, job: Job) -> None:
+    def _keep(self, row: int, job: GenerationJob) -> None:
         """Keep what was computed for the job's session, with the statistics of what was scored of its prompt."""
         session = job.prompt.session
         assert session is not None
         before = self.prefixes.get(session)
-        kept = Kept(job.ids + job.new[:-1], self.rows.take(row))
+        kept = PrefixEntry(job.ids + job.new[:-1], self.rows.take(row))
         if before is not None and before.logprob is not None and before.entropy is not None:
             shared = min(common_prefix(before.ids, job.ids), len(before.logprob))
             kept = replace(kept, logprob=before.logprob[:shared], entropy=before.entropy[:shared])
         self.prefixes.put(session, kept)
 
-    def settle(self) -> list[Job]:
+    def settle(self) -> list[GenerationJob]:
         """The jobs that have just ended; what was computed for their sessions is kept."""
         ended = []
         for row, job in enumerate(self.slots):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 Fill = Callable[[], float]
 
 
-class Turns:
+class CpuScheduler:
     """Engines that compute one at a time. Each is known by its function that says how full its next batch would be.
 
     A fill of 0 says that the engine has nothing to do; any other, that it is about to ask for a turn.

@@ -23,18 +23,27 @@ import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from lm_eval_tandem.engines import PLAIN, Completion, Prompt, Sampling, TokenStats, View, Work, common_prefix
+from lm_eval_tandem.engines import (
+    DEFAULT_VIEW,
+    Completion,
+    Prompt,
+    Sampling,
+    ScoringView,
+    TokenStats,
+    Work,
+    common_prefix,
+)
 from lm_eval_tandem.engines.entropy import told
-from lm_eval_tandem.engines.hf.batch import Decoding, Job, Stops
-from lm_eval_tandem.engines.hf.cpu_scheduler import Turns
-from lm_eval_tandem.engines.hf.kv_cache import Kept, Network, Prefixes, Rows
-from lm_eval_tandem.engines.tokenizer import Local, weights_identity
+from lm_eval_tandem.engines.hf.batch import DecodingBatch, GenerationJob, StopChecker
+from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
+from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer, weights_identity
 from lm_eval_tandem.errors import ContextError, EngineError
 
 if TYPE_CHECKING:
     from lm_eval_tandem.engines.hf.lora_adapter import Adapter
 
-CPU = Turns()
+CPU = CpuScheduler()
 """For each pass on a CPU: two engines at once would fight for the same cores."""
 PATIENCE = 8
 """Decoding steps that prompts to be scored wait at most for a full batch."""
@@ -44,7 +53,7 @@ KEPT_BYTES = 2 * 2**30
 """The same on a CPU, in bytes."""
 
 
-class HFEngine(Local):
+class HFEngine(LocalTokenizer):
     """An engine (see `engines.Engine`) on lm-eval's HFLM.
 
     Args:
@@ -69,22 +78,22 @@ class HFEngine(Local):
         self.work = Work()
         size = self.lm.batch_size
         self.batch_size = int(size) if str(size).isdigit() else int(self.lm._detect_batch_size())
-        self.places = self.batch_size
+        self.max_concurrency = self.batch_size
         ends = self.lm.model.generation_config.eos_token_id
         end_tokens = {self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self._end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
-        self._prefixes = Prefixes(kept_room(self.lm.device))
+        self._prefixes = PrefixCache(kept_room(self.lm.device))
         self._adapter: Adapter | None = None
-        self._adapted = Prefixes(0)
+        self._adapted = PrefixCache(0)
         """What was computed with the adapter."""
-        stops = Stops(self.lm.tokenizer, end_tokens)
+        stops = StopChecker(self.lm.tokenizer, end_tokens)
         self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
         self.drafts = self._network.stackable
-        self._decoding = Decoding(self._network, stops, self._prefixes, self.work)
+        self._decoding = DecodingBatch(self._network, stops, self._prefixes, self.work)
         self._wake = threading.Condition()
-        self._gathered: list[Job] = []
-        self._to_score: deque[Job] = deque()
-        self._to_generate: deque[Job] = deque()
+        self._gathered: list[GenerationJob] = []
+        self._to_score: deque[GenerationJob] = deque()
+        self._to_generate: deque[GenerationJob] = deque()
         self._released: deque[str] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"tandem {self.name}", daemon=True)
@@ -99,7 +108,7 @@ class HFEngine(Local):
         completion: Completion = await self._submit(job)
         return completion
 
-    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`."""
         if view.adapter not in (None, self._adapter and self._adapter.checksum):
             raise EngineError(f"{self.name} was given no adapter {view.adapter}; load the classifier that has it.")
@@ -143,9 +152,9 @@ class HFEngine(Local):
             self._wake.notify()
         self._thread.join(timeout=60)
 
-    def _job(self, prompt: Prompt, sampling: Sampling | None) -> Job:
+    def _job(self, prompt: Prompt, sampling: Sampling | None) -> GenerationJob:
         ids = self.encode(prompt.text) + list(prompt.continued)
-        job = Job(prompt, ids, asyncio.get_running_loop().create_future(), time.perf_counter(), sampling)
+        job = GenerationJob(prompt, ids, asyncio.get_running_loop().create_future(), time.perf_counter(), sampling)
         if sampling is not None and self.drafts:
             job.draft = prompt.draft[: sampling.max_tokens - 1]  # at least one token is written
         return job
@@ -157,7 +166,7 @@ class HFEngine(Local):
                 f"{self.window} tokens; lower max_gen_toks or the efforts, or use a model with a longer window."
             )
 
-    async def _submit(self, job: Job) -> Any:
+    async def _submit(self, job: GenerationJob) -> Any:
         # Coroutines that are ready in the same turn of the event loop are handed over together.
         if not self._gathered:
             asyncio.get_running_loop().call_soon(self._hand_over)
@@ -196,7 +205,7 @@ class HFEngine(Local):
                 session = self._released.popleft()
                 self._prefixes.drop(session)
                 self._adapted.drop(session)
-            involved: list[Job] = []
+            involved: list[GenerationJob] = []
             try:
                 with torch.inference_mode(), self._autocast(), self._alone():
                     scores = len(self._to_score)
@@ -221,7 +230,7 @@ class HFEngine(Local):
                 decoding.clear()
                 resolve([(job, error) for job in failed])
 
-    def _newcomers(self) -> list[Job]:
+    def _newcomers(self) -> list[GenerationJob]:
         running = len(self._decoding.live)
         free = self.batch_size - running
         if running and (not self._network.stackable or free < max(1, self.batch_size // 4)):
@@ -239,11 +248,11 @@ class HFEngine(Local):
     def _on_cpu(self) -> bool:
         return bool(self.lm.device.type == "cpu")
 
-    def _finish(self, jobs: list[Job]) -> None:
+    def _finish(self, jobs: list[GenerationJob]) -> None:
         if not jobs:
             return
         now = time.perf_counter()
-        results: list[tuple[Job, Any]] = []
+        results: list[tuple[GenerationJob, Any]] = []
         for job in jobs:
             assert job.sampling is not None
             text = self.text(tuple(job.new), job.sampling.stop)
@@ -268,7 +277,7 @@ class HFEngine(Local):
             return str(postprocess_generated_text(text.lstrip(), [*stop, self._end_text], None))
         return str(postprocess_generated_text(text, [*stop, self._end_text], think_end))
 
-    def _score(self, jobs: list[Job]) -> None:
+    def _score(self, jobs: list[GenerationJob]) -> None:
         plain = [job for job in jobs if job.view.adapter is None]
         adapted = [job for job in jobs if job.view.adapter is not None]
         if plain:
@@ -277,9 +286,9 @@ class HFEngine(Local):
             with self._adapter.on():
                 self._look(adapted, self._adapted)
 
-    def _look(self, jobs: list[Job], prefixes: Prefixes) -> None:
+    def _look(self, jobs: list[GenerationJob], prefixes: PrefixCache) -> None:
         started = time.perf_counter()
-        rows = Rows(self._network)
+        rows = BatchedCache(self._network)
         before = [prefixes.get(job.prompt.session) for job in jobs]
         reused = []
         for job, kept in zip(jobs, before, strict=True):
@@ -304,7 +313,7 @@ class HFEngine(Local):
             entropy = joined(kept.entropy if kept else None, n, entropies[row], len(job.ids))
             arrays.append((logprob, entropy))
             if job.prompt.session is not None and self._network.stackable:
-                prefixes.put(job.prompt.session, Kept(job.ids, rows.take(row), logprob, entropy))
+                prefixes.put(job.prompt.session, PrefixEntry(job.ids, rows.take(row), logprob, entropy))
         seconds = time.perf_counter() - started
         self.work.judge_seconds += seconds
         share = seconds / len(jobs)
@@ -342,9 +351,9 @@ def joined(before: np.ndarray[Any, Any] | None, reused: int, new: np.ndarray[Any
     return whole
 
 
-def take(queue: deque[Job], n: int) -> list[Job]:
+def take(queue: deque[GenerationJob], n: int) -> list[GenerationJob]:
     """Up to n jobs whose callers still wait."""
-    jobs: list[Job] = []
+    jobs: list[GenerationJob] = []
     while queue and len(jobs) < n:
         job = queue.popleft()
         if not job.future.cancelled():
@@ -352,7 +361,7 @@ def take(queue: deque[Job], n: int) -> list[Job]:
     return jobs
 
 
-def resolve(results: list[tuple[Job, Any]]) -> None:
+def resolve(results: list[tuple[GenerationJob, Any]]) -> None:
     """Hand results, or errors, to the event loop that waits for them."""
 
     def settle() -> None:

@@ -37,7 +37,7 @@ SCORED_CELLS = 2**27
 
 
 @dataclass
-class Kept:
+class PrefixEntry:
     """What is computed of one sequence: its first tokens, their keys and values, and the statistics of those scored."""
 
     ids: list[int]
@@ -55,22 +55,22 @@ class Kept:
         return [(key[:, :n], value[:, :n]) for key, value in self.layers] if n else []
 
 
-class Prefixes:
+class PrefixCache:
     """What is kept for each session, within a number of bytes; the longest unused goes first."""
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: OrderedDict[str, PrefixEntry] = OrderedDict()
         self._bytes = 0
 
-    def get(self, session: str | None) -> Kept | None:
+    def get(self, session: str | None) -> PrefixEntry | None:
         """What is kept for the session, if it is still there."""
         if session is None or session not in self._kept:
             return None
         self._kept.move_to_end(session)
         return self._kept[session]
 
-    def put(self, session: str, kept: Kept) -> None:
+    def put(self, session: str, kept: PrefixEntry) -> None:
         """Keep this instead of what was kept for the session."""
         self.drop(session)
         self._kept[session] = kept
@@ -124,7 +124,7 @@ class Network:
             hook.remove()
 
 
-class Rows:
+class BatchedCache:
     """A batch of sequences in one cache."""
 
     def __init__(self, network: Network) -> None:

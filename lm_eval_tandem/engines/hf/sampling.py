@@ -19,7 +19,7 @@ from lm_eval_tandem.engines import Sampling
 from lm_eval_tandem.engines.hf.kv_cache import best_of
 
 
-class Chooser:
+class TokenSampler:
     """Chooses the tokens of one row. Two rows never share randomness, so a batch's make-up changes nothing."""
 
     def __init__(self, sampling: Sampling, defaults: GenerationConfig, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class Chooser:
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
 
 
-def choose(choosers: list[Chooser], ids: list[list[int]], logits: torch.Tensor) -> list[int]:
+def choose(choosers: list[TokenSampler], ids: list[list[int]], logits: torch.Tensor) -> list[int]:
     """One token for each row of logits [B, V]."""
     best: list[int] = best_of(logits)
     return [

@@ -17,7 +17,7 @@ import openai
 
 from lm_eval_tandem.engines import Work
 from lm_eval_tandem.engines.http.options import Options
-from lm_eval_tandem.engines.http.retries import Failure, Line, Tries
+from lm_eval_tandem.engines.http.retries import Failure, Reachability, Retries
 from lm_eval_tandem.errors import EngineError
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class CallWork(Work):
     dollars: float = 0.0
 
 
-class Servers:
+class ServerPool:
     """The servers of one model. Connections are made in the event loop that is running, anew in another one.
 
     left_out: parameters that they turned out not to know. can_complete: they take plain texts, not conversations alone.
@@ -54,7 +54,7 @@ class Servers:
     def __init__(self, options: Options, key: str, work: CallWork) -> None:
         self.options, self.work = options, work
         self.left_out: set[str] = set()
-        self.line = Line(options.model, options.give_up)
+        self.line = Reachability(options.model, options.give_up)
         self._key = key
         self.can_complete = True
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -75,7 +75,7 @@ class Servers:
             return {}  # not every server lists its models
 
     async def persist(
-        self, attempt: Callable[[int], Awaitable[T]], tries: Tries, lost: list[Failure], place: bool = True
+        self, attempt: Callable[[int], Awaitable[T]], tries: Retries, lost: list[Failure], place: bool = True
     ) -> T:
         """The result of the first attempt that has one; those that failed are added to `lost`.
 
@@ -114,7 +114,7 @@ class Servers:
             return reply
 
     async def chunks(
-        self, started: asyncio.Event, body: dict[str, Any], session: str, tries: Tries
+        self, started: asyncio.Event, body: dict[str, Any], session: str, tries: Retries
     ) -> AsyncGenerator[Any, None]:
         """The pieces of a stream, which keeps its place until its end; `started` is set when it has one."""
         async with self._place():

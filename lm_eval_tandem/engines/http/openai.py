@@ -17,15 +17,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines import PLAIN, Completion, Messages, Prompt, Sampling, TokenStats, Unused, View, only_plain
+from lm_eval_tandem.engines import (
+    DEFAULT_VIEW,
+    Completion,
+    Messages,
+    Prompt,
+    Sampling,
+    ScoringView,
+    TokenStats,
+    Unused,
+    require_default_view,
+)
 from lm_eval_tandem.engines.entropy import Entropy, estimate
-from lm_eval_tandem.engines.http.client import CHAT, TEXT, CallWork, Servers
+from lm_eval_tandem.engines.http.client import CHAT, TEXT, CallWork, ServerPool
 from lm_eval_tandem.engines.http.options import UNKNOWN_WINDOW, Options
 from lm_eval_tandem.engines.http.replies import Diverged, Reply, Stream, Usage, empty
-from lm_eval_tandem.engines.http.retries import Failure, Tries
-from lm_eval_tandem.engines.http.text import GO_ON, Counter, TextLM, cut, heard, ids_of, letters, spoken, text_of
+from lm_eval_tandem.engines.http.retries import Failure, Retries
+from lm_eval_tandem.engines.http.text import (
+    CONTINUE_REQUEST,
+    Counter,
+    TextLM,
+    cut,
+    decode_chat,
+    decode_reply,
+    encode_chat,
+    encode_reply,
+    server_ids,
+)
 from lm_eval_tandem.errors import ArgumentError, CallError, ContextError, EngineError
-from lm_eval_tandem.event_loop import LoopThread
+from lm_eval_tandem.event_loop import EventLoopThread
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +53,7 @@ TOP = 20
 """Logprobs a token that vLLM's server tells at most."""
 STOPS = 4
 """Stop strings that the protocol allows; further ones are cut at here."""
-LOOKS = 3
+STARTUP_RETRIES = 3
 """Retries before the run: who mistyped an address learns it in seconds."""
 
 
@@ -55,15 +75,15 @@ class APIEngine:
         self.options = options = Options.read(model, arguments)
         self.name, self.prices = model, options.prices
         self.parameters = None if options.parameters is None else int(options.parameters)
-        self.places = options.concurrency
+        self.max_concurrency = options.concurrency
         self.work = CallWork()
         self._counter = Counter(options.tokenizer)
-        self._servers = Servers(options, options.key(), self.work)
+        self._servers = ServerPool(options, options.key(), self.work)
         self._counted = "by a tokenizer" if self._counter.exact else "by bytes"
         self._streams: dict[str, Stream] = {}
         self._prompt_ids: dict[str, tuple[str, list[int]]] = {}
         self._entropy = self._check_scores()
-        looking = LoopThread()
+        looking = EventLoopThread()
         try:
             served, self.resume = looking.run(self._look())
             self.window = options.max_length or int(served.get("max_model_len") or UNKNOWN_WINDOW)
@@ -106,11 +126,11 @@ class APIEngine:
         async def call(attempt: int) -> Reply:
             return Reply.of(await self._servers.posted(CHAT, asked, "", attempt))
 
-        patience = replace(options, retries=min(options.retries, LOOKS))
+        patience = replace(options, retries=min(options.retries, STARTUP_RETRIES))
         servers = self._servers
         try:
-            served = await servers.persist(servers.listed, Tries(patience, servers.line, "list"), [])
-            reply = await servers.persist(call, Tries(patience, servers.line, "look"), [])
+            served = await servers.persist(servers.listed, Retries(patience, servers.line, "list"), [])
+            reply = await servers.persist(call, Retries(patience, servers.line, "look"), [])
             told = bool(reply.ids and reply.prompt_ids)
         except CallError as error:
             if "output limit" not in str(error) and "hidden reasoning" not in str(error):
@@ -132,7 +152,7 @@ class APIEngine:
         """Whether this server streams each token as a piece, as most do."""
 
         async def call(attempt: int) -> bool:
-            tries = Tries(patience, self._servers.line, "pieces")
+            tries = Retries(patience, self._servers.line, "pieces")
             stream = Stream("", (), "", self._tokens_of)
             body = {**asked, "stream": True, "stream_options": {"include_usage": True}}
             stream.start(self._servers.chunks(stream.started, body, "", tries))
@@ -144,7 +164,7 @@ class APIEngine:
             # An end token is billed and makes no piece.
             return usage is not None and 0 <= usage.new - usage.reasoning - stream.pieces <= 1
 
-        return await self._servers.persist(call, Tries(patience, self._servers.line, "pieces"), [], place=False)
+        return await self._servers.persist(call, Retries(patience, self._servers.line, "pieces"), [], place=False)
 
     # For coroutines
 
@@ -158,11 +178,11 @@ class APIEngine:
             return await self._read_on(prompt, sampling)
         return await self._ask(prompt, sampling)
 
-    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`; with `entropy=topk:K` alone, and the entropies are then estimates."""
         if self.cannot_score:
             raise EngineError(self.cannot_score)
-        only_plain(view, self.name)
+        require_default_view(view, self.name)
         self._fits(prompt, 1)
         started = time.perf_counter()
         path, body = await self._request(prompt, Sampling(max_tokens=1))
@@ -174,7 +194,7 @@ class APIEngine:
             estimated = np.concatenate([[np.nan], estimate(top, self._counter.vocabulary)]).astype(np.float32)
             return TokenStats(logprob, estimated, 0, time.perf_counter() - started)
 
-        stats = await self._servers.persist(one, Tries(self.options, self._servers.line, "score"), [])
+        stats = await self._servers.persist(one, Retries(self.options, self._servers.line, "score"), [])
         self.work.judge_seconds += stats.seconds
         self.work.prefill_tokens += len(stats)
         return stats
@@ -214,7 +234,7 @@ class APIEngine:
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
         """See `Engine.render`: the conversation itself, the server has the template."""
-        return spoken(messages, generation_prompt)
+        return encode_chat(messages, generation_prompt)
 
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`: by the tokenizer that was given, or estimated."""
@@ -222,11 +242,11 @@ class APIEngine:
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
-        return text_of(token_ids)
+        return decode_reply(token_ids)
 
     def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.text`."""
-        return cut(text_of(token_ids), stop, self.options.think_end_token)[0]
+        return cut(decode_reply(token_ids), stop, self.options.think_end_token)[0]
 
     def close(self) -> None:
         """Close the streams and connections that are left."""
@@ -235,7 +255,7 @@ class APIEngine:
         self._servers.close()
 
     def _fits(self, prompt: Prompt, new: int) -> None:
-        size = len(self.encode(prompt.text)) + (len(ids_of(prompt.continued)) or self._estimated(prompt.continued))
+        size = len(self.encode(prompt.text)) + (len(server_ids(prompt.continued)) or self._estimated(prompt.continued))
         if size + new > self.window:
             raise ContextError(
                 f"a prompt of {size} tokens and {new} tokens to generate exceed the window of {self.name}, "
@@ -247,7 +267,7 @@ class APIEngine:
         return 1 if self._counted == "by pieces" else max(1, self._counter.count(piece))
 
     def _estimated(self, continued: tuple[int, ...]) -> int:
-        return self._counter.count(text_of(continued))
+        return self._counter.count(decode_reply(continued))
 
     # One call, one reply
 
@@ -273,7 +293,7 @@ class APIEngine:
         self.work.generate_seconds += seconds
         return Completion(
             text=text,
-            token_ids=letters(reply.written, reply.ids),
+            token_ids=encode_reply(reply.written, reply.ids),
             finish_reason="stop" if stopped else reply.finish_reason,
             prompt_tokens=usage.prompt,
             cached_tokens=usage.cached,
@@ -285,11 +305,11 @@ class APIEngine:
     async def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
         """Where to and what: the prompt, and what of the answer is written already."""
         body = self._body(sampling, ids=self.resume == "ids")
-        messages, begun = heard(prompt.text)
-        own = ids_of(prompt.continued)
+        messages, begun = decode_chat(prompt.text)
+        own = server_ids(prompt.continued)
         if prompt.continued and self.resume == "ids":
             return TEXT, {**body, "prompt": await self._ids_before(prompt) + own}
-        written = text_of(prompt.continued)
+        written = decode_reply(prompt.continued)
         if messages is None and not self._servers.can_complete:
             messages, begun = (("user", begun),), ""
         if messages is None:
@@ -354,14 +374,14 @@ class APIEngine:
         async def one(attempt: int) -> Reply:
             return Reply.of(await self._servers.posted(path, body, session or name, attempt), goes_on)
 
-        return await self._servers.persist(one, Tries(self.options, self._servers.line, name), lost)
+        return await self._servers.persist(one, Retries(self.options, self._servers.line, name), lost)
 
     # One stream for all stages of a question
 
     async def _read_on(self, prompt: Prompt, sampling: Sampling) -> Completion:
         started = time.perf_counter()
         assert prompt.session is not None
-        tries = Tries(self.options, self._servers.line, self._name_of(prompt, sampling))
+        tries = Retries(self.options, self._servers.line, self._name_of(prompt, sampling))
         repeats, dollars = True, 0.0
         while True:
             stream = self._streams.get(prompt.session)
@@ -380,7 +400,7 @@ class APIEngine:
                 self.work.failed_calls += 1
                 dollars += self._dropped(prompt.session)
                 await tries.after(self._servers.failure(error))
-        own = letters(read.text)
+        own = encode_reply(read.text)
         stream.told += own
         text, _ = cut(read.content, sampling.stop, self.options.think_end_token)
         if self.prices is not None:
@@ -401,13 +421,13 @@ class APIEngine:
             dollars=None if self.prices is None else dollars,
         )
 
-    def _open(self, prompt: Prompt, sampling: Sampling, tries: Tries, repeats: bool) -> Stream:
+    def _open(self, prompt: Prompt, sampling: Sampling, tries: Retries, repeats: bool) -> Stream:
         """A new stream; of a text that was begun elsewhere it repeats the beginning, or is asked to go on."""
-        messages, begun = heard(prompt.text)
+        messages, begun = decode_chat(prompt.text)
         turns = [("user", begun)] if messages is None else [*messages]
-        written = text_of(prompt.continued)
+        written = decode_reply(prompt.continued)
         if not repeats:
-            turns += [("assistant", written), ("user", GO_ON)]
+            turns += [("assistant", written), ("user", CONTINUE_REQUEST)]
         # Of a text in this alphabet half a token a byte is more than enough.
         wanted = (prompt.horizon or sampling.max_tokens) + (len(written) // 2 if repeats else 0)
         limit = min(wanted, max(1, self.window - len(self.encode(prompt.text))))

@@ -21,9 +21,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.api_models import JsonChatStr
 
-from lm_eval_tandem.engines import PLAIN, Completion, Messages, Prompt, Sampling, TokenStats, View, Work
+from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Messages, Prompt, Sampling, ScoringView, TokenStats, Work
 from lm_eval_tandem.engines.http.options import IGNORED, UNKNOWN_WINDOW
-from lm_eval_tandem.engines.http.text import GO_ON, Counter, TextLM, cut, heard, letters, spoken, text_of
+from lm_eval_tandem.engines.http.text import (
+    CONTINUE_REQUEST,
+    Counter,
+    TextLM,
+    cut,
+    decode_chat,
+    decode_reply,
+    encode_chat,
+    encode_reply,
+)
 from lm_eval_tandem.errors import CallError, ContextError, EngineError
 
 log = logging.getLogger(__name__)
@@ -75,7 +84,7 @@ class RegisteredEngine:
         self.parameters = parameters_of(self._model, arguments.get("parameters"))
         self.window = int(getattr(self._model, "max_length", None) or UNKNOWN_WINDOW)
         size = str(getattr(self._model, "batch_size", BATCH))
-        self.places = max(int(size) if size.isdigit() else BATCH, int(getattr(self._model, "_concurrent", 1)))
+        self.max_concurrency = max(int(size) if size.isdigit() else BATCH, int(getattr(self._model, "_concurrent", 1)))
         self.work = Work()
         self.identity = {
             "engine": f"lm_eval {backend}",
@@ -97,7 +106,7 @@ class RegisteredEngine:
         if sampling.measured:
             raise EngineError(f"{self.name} (backend={self.backend}) tells no entropy of generated tokens.")
         started = time.perf_counter()
-        written = text_of(prompt.continued)
+        written = decode_reply(prompt.continued)
         size = len(self.encode(prompt.text)) + self._count(written)
         if size + sampling.max_tokens > self.window:
             raise ContextError(
@@ -113,9 +122,9 @@ class RegisteredEngine:
         self.work.recomputed_tokens += size if written else 0
         self.work.decode_tokens += new
         seconds = time.perf_counter() - started
-        return Completion(text, letters(text), "stop" if ended else "length", size, 0, seconds, counted=new)
+        return Completion(text, encode_reply(text), "stop" if ended else "length", size, 0, seconds, counted=new)
 
-    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`: raises EngineError, these models tell no entropies."""
         raise EngineError(self.cannot_score)
 
@@ -132,22 +141,22 @@ class RegisteredEngine:
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
         """See `Engine.render`: the conversation itself, rendered when it is asked."""
-        return spoken(messages, generation_prompt)
+        return encode_chat(messages, generation_prompt)
 
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`: by the model's tokenizer, or estimated."""
-        messages, begun = heard(text)
+        messages, begun = decode_chat(text)
         plain = begun if messages is None else "\n".join(content for _, content in messages) + begun
         ids = self._tokens(plain)
         return self._counter.encode(plain) if ids is None else ids
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
-        return text_of(token_ids)
+        return decode_reply(token_ids)
 
     def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.text`."""
-        return cut(text_of(token_ids), stop)[0]
+        return cut(decode_reply(token_ids), stop)[0]
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -164,7 +173,7 @@ class RegisteredEngine:
 
     def _context(self, text: str, written: str) -> Any:
         """The prompt as the model takes it, with what it wrote before."""
-        messages, begun = heard(text)
+        messages, begun = decode_chat(text)
         if messages is None:
             return text + written
         history = [{"role": role, "content": content} for role, content in messages]
@@ -174,7 +183,7 @@ class RegisteredEngine:
         if begun:
             raise EngineError(f"backend={self.backend} cannot go on in an answer that has begun; use another policy.")
         if written:
-            turns = [{"role": "assistant", "content": written}, {"role": "user", "content": GO_ON}]
+            turns = [{"role": "assistant", "content": written}, {"role": "user", "content": CONTINUE_REQUEST}]
             rendered = self._rendered([*history, *turns])
         return rendered
 

@@ -27,7 +27,7 @@ class Failure(Exception):
         self.tokens = 0
 
 
-class Line:
+class Reachability:
     """Whether any server can be reached at all, over all calls of an engine."""
 
     def __init__(self, name: str, give_up: float) -> None:
@@ -49,10 +49,10 @@ class Line:
             )
 
 
-class Tries:
+class Retries:
     """The patience with one call. `name` makes the jitter of its waits: the same in every run."""
 
-    def __init__(self, options: Options, line: Line, name: str) -> None:
+    def __init__(self, options: Options, line: Reachability, name: str) -> None:
         self.failures: list[Failure] = []
         self._options, self._line, self._name = options, line, name
         self._began: float | None = None

@@ -18,15 +18,17 @@ from lm_eval_tandem.engines.tokenizer import ENCODED
 from lm_eval_tandem.errors import EngineError
 
 SEPARATOR = "\x1e"
-LETTERS = 256
+SERVER_ID_OFFSET = 256
 """Token ids below are UTF-8 bytes of the text; those above are a server's own ids, shifted by so much."""
 BYTES_PER_TOKEN = 4
 """The estimate where no tokenizer is given: English text has 4 to 5 bytes a token, most others have fewer."""
-GO_ON = "Go on exactly where your last message breaks off. Repeat nothing of it and say nothing about going on."
+CONTINUE_REQUEST = (
+    "Go on exactly where your last message breaks off. Repeat nothing of it and say nothing about going on."
+)
 """Asks for the rest of a text where a server cannot go on in it."""
 
 
-def spoken(messages: Messages, generation_prompt: bool = True) -> str:
+def encode_chat(messages: Messages, generation_prompt: bool = True) -> str:
     """A conversation as the text of a prompt; without a generation prompt its last turn is the answer's beginning."""
     begun = ""
     if not generation_prompt and messages and messages[-1][0] == "assistant":
@@ -34,27 +36,27 @@ def spoken(messages: Messages, generation_prompt: bool = True) -> str:
     return f"{SEPARATOR}{json.dumps(messages, ensure_ascii=False)}\n{begun}"
 
 
-def heard(text: str) -> tuple[Messages | None, str]:
-    """The conversation that `spoken` wrote (None for plain text), and the beginning of its answer (or the text)."""
+def decode_chat(text: str) -> tuple[Messages | None, str]:
+    """The conversation that `encode_chat` wrote (None for plain text), and the start of its answer (or the text)."""
     if not text.startswith(SEPARATOR):
         return None, text
     line, _, begun = text[1:].partition("\n")
     return tuple((role, content) for role, content in json.loads(line)), begun
 
 
-def letters(text: str, ids: Iterable[int] = ()) -> tuple[int, ...]:
+def encode_reply(text: str, ids: Iterable[int] = ()) -> tuple[int, ...]:
     """Generated text in the alphabet: the server's ids, where it tells them, then the bytes."""
-    return (*(LETTERS + i for i in ids), *text.encode("utf-8", "replace"))
+    return (*(SERVER_ID_OFFSET + i for i in ids), *text.encode("utf-8", "replace"))
 
 
-def text_of(token_ids: Sequence[int]) -> str:
+def decode_reply(token_ids: Sequence[int]) -> str:
     """The text in a sequence of letters; an incomplete last character is left out."""
-    return bytes(i for i in token_ids if i < LETTERS).decode("utf-8", "ignore")
+    return bytes(i for i in token_ids if i < SERVER_ID_OFFSET).decode("utf-8", "ignore")
 
 
-def ids_of(token_ids: Sequence[int]) -> list[int]:
+def server_ids(token_ids: Sequence[int]) -> list[int]:
     """The server's own ids in a sequence of letters."""
-    return [i - LETTERS for i in token_ids if i >= LETTERS]
+    return [i - SERVER_ID_OFFSET for i in token_ids if i >= SERVER_ID_OFFSET]
 
 
 def cut(text: str, stop: Sequence[str], think_end: str | None = None) -> tuple[str, bool]:
@@ -103,7 +105,7 @@ class Counter:
             return len(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        messages, begun = heard(text)
+        messages, begun = decode_chat(text)
         plain = begun if messages is None else "\n".join(content for _, content in messages) + begun
         if self._tokenizer is None:
             data = plain.encode("utf-8", "replace")
@@ -134,7 +136,7 @@ class TextLM:
 
     def apply_chat_template(self, history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as it is: the server has the template."""
-        return spoken(tuple((turn["role"], turn["content"]) for turn in history), add_generation_prompt)
+        return encode_chat(tuple((turn["role"], turn["content"]) for turn in history), add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """None of its own: the server has it."""

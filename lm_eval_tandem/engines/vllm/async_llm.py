@@ -118,7 +118,7 @@ class Served:
         until: Callable[[Any], bool] | None = None,
     ) -> Any:
         last = None
-        with in_our_words():
+        with translated_errors():
             async with aclosing(self.llm.generate(prompt, params, self.new_name(), **options)) as outputs:
                 async for last in outputs:
                     if until is not None and not last.finished and until(last):
@@ -172,7 +172,7 @@ class Served:
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """vLLM's errors about a request, in a sentence."""
     try:
         yield

@@ -27,20 +27,20 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from lm_eval_tandem.engines import (
-    PLAIN,
+    DEFAULT_VIEW,
     Completion,
     Prompt,
     Sampling,
+    ScoringView,
     TokenStats,
-    View,
     Work,
     common_prefix,
-    only_plain,
+    require_default_view,
 )
 from lm_eval_tandem.engines.entropy import Entropy, Values, told
-from lm_eval_tandem.engines.tokenizer import Local, weights_identity
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer, weights_identity
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, load
-from lm_eval_tandem.engines.vllm.open_requests import Grown, Growth
+from lm_eval_tandem.engines.vllm.open_requests import ContinuedOutput, OpenRequests
 from lm_eval_tandem.errors import ContextError, EngineError
 
 
@@ -83,7 +83,7 @@ class Shares:
             self._running -= 1
 
 
-class VLLMEngine(Local):
+class VLLMEngine(LocalTokenizer):
     """An engine (see `engines.Engine`) on vLLM.
 
     Args:
@@ -108,7 +108,7 @@ class VLLMEngine(Local):
         self._served = self.lm.model
         settings = self._served.llm.vllm_config
         self.window = int(settings.model_config.max_model_len)
-        self.places = int(settings.scheduler_config.max_num_seqs)
+        self.max_concurrency = int(settings.scheduler_config.max_num_seqs)
         self.block = int(settings.cache_config.block_size)
         self.parameters = self._count_parameters(given)
         self.identity = self._identify(given, settings)
@@ -120,7 +120,7 @@ class VLLMEngine(Local):
         self._sessions: dict[str, Session] = {}
         self._numbers = count()
         self._shares = Shares()
-        self._growth = Growth(self._served, settings.cache_config.kv_cache_size_tokens or 0, self.places)
+        self._growth = OpenRequests(self._served, settings.cache_config.kv_cache_size_tokens or 0, self.max_concurrency)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
@@ -131,20 +131,20 @@ class VLLMEngine(Local):
         with self._shares.one() as seconds:
             found = await self._grow(prompt, sampling, ids)
             if found is None:
-                found = await self._ask(ids, self._params(sampling), session, until=self._doubts(sampling))
+                found = await self._ask(ids, self._params(sampling), session, until=self._exceeds_max_entropy(sampling))
         self.work.generate_seconds += seconds[0]
         output, cached = found.outputs[0], found.num_cached_tokens or 0
         new = tuple(output.token_ids)
-        reason = output.finish_reason or "doubt"
+        reason = output.finish_reason or "max_entropy"
         self._count(session, ids, cached, new[:-1])
         self.work.decode_tokens += len(new)
         logprob = entropy = None
         if sampling.measured:
             logprob, entropy, measured = self._entropy.read(output.logprobs, self._vocabulary)
             self._check(measured)
-            doubts = np.flatnonzero(entropy > (np.inf if sampling.doubt is None else sampling.doubt))
-            if len(doubts) and doubts[0] + 1 < len(new):  # vLLM has written on before it was told
-                n, reason = int(doubts[0]) + 1, "doubt"
+            above = np.flatnonzero(entropy > (np.inf if sampling.max_entropy is None else sampling.max_entropy))
+            if len(above) and above[0] + 1 < len(new):  # vLLM has written on before it was told
+                n, reason = int(above[0]) + 1, "max_entropy"
                 new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
             logprob, entropy = told(logprob, entropy, self._vocabulary)
         return Completion(
@@ -158,7 +158,7 @@ class VLLMEngine(Local):
             entropy=entropy,
         )
 
-    async def _grow(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> Grown | None:
+    async def _grow(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> ContinuedOutput | None:
         """A text that later calls will grow, or that an earlier one left open, goes on in its open request.
 
         Only greedy texts: a seed's random numbers would run on instead of beginning anew with each call.
@@ -170,13 +170,13 @@ class VLLMEngine(Local):
         options = {"lora_request": self.lm.lora_request}
         return await self._growth.goes_on(prompt.session, ids, prompt.horizon, params, options)
 
-    async def score(self, prompt: Prompt, view: View = PLAIN) -> TokenStats:
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`. vLLM always generates a token, so the prompt has to leave room for one.
 
         The statistics of tokens that vLLM finds in its prefix cache are those of this session's pass before. What
         other questions wrote there is of no use, hence the salt, and the first pass of a session reads all.
         """
-        only_plain(view, self.name)
+        require_default_view(view, self.name)
         ids = self._ids(prompt)
         self._fits(len(ids), 1)
         session = self._session(prompt)
@@ -291,14 +291,14 @@ class VLLMEngine(Local):
                 f"{self.window} tokens; lower max_gen_toks or the efforts, or use a model with a longer window."
             )
 
-    def _doubts(self, sampling: Sampling) -> Callable[[Any], bool] | None:
-        """Whether a generation that goes on has just written a token of more than `Sampling.doubt`."""
-        doubt = sampling.doubt
-        if doubt is None:
+    def _exceeds_max_entropy(self, sampling: Sampling) -> Callable[[Any], bool] | None:
+        """Whether a generation that goes on has just written a token of more than `Sampling.max_entropy`."""
+        limit = sampling.max_entropy
+        if limit is None:
             return None
 
         def newest(found: Any) -> bool:
-            return bool((self._entropy.read(found.outputs[0].logprobs, self._vocabulary)[1] > doubt).any())
+            return bool((self._entropy.read(found.outputs[0].logprobs, self._vocabulary)[1] > limit).any())
 
         return newest
 
@@ -338,7 +338,7 @@ class VLLMEngine(Local):
             spaces_between_special_tokens=False,
             logprobs=self._entropy.columns if sampling.measured else None,
             flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY if sampling.doubt is None else RequestOutputKind.CUMULATIVE,
+            output_kind=RequestOutputKind.FINAL_ONLY if sampling.max_entropy is None else RequestOutputKind.CUMULATIVE,
             **chosen,
         )
 

@@ -16,7 +16,7 @@ from vllm import SamplingParams
 from vllm.engine.protocol import StreamingInput
 from vllm.sampling_params import RequestOutputKind
 
-from lm_eval_tandem.engines.vllm.async_llm import Served, in_our_words
+from lm_eval_tandem.engines.vllm.async_llm import Served, translated_errors
 from lm_eval_tandem.errors import EngineError
 
 
@@ -30,7 +30,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Grown:
+class ContinuedOutput:
     """A call's result, under the names of vLLM's `RequestOutput`."""
 
     outputs: tuple[Written]
@@ -38,7 +38,7 @@ class Grown:
 
 
 @dataclass
-class Open:
+class OpenRequest:
     """One open request: its text so far, and what it may still become."""
 
     end: int
@@ -54,7 +54,7 @@ class Open:
             yield await self.asked.get()
 
 
-class Growth:
+class OpenRequests:
     """The open requests of an engine.
 
     Args:
@@ -64,12 +64,12 @@ class Growth:
     """
 
     def __init__(self, served: Served, tokens: int, places: int) -> None:
-        self._served, self._tokens, self._places = served, tokens // 2, places // 2
-        self._open: dict[str, Open] = {}
+        self._served, self._tokens, self._max_concurrency = served, tokens // 2, places // 2
+        self._open: dict[str, OpenRequest] = {}
 
     async def goes_on(
         self, session: str, ids: list[int], new: int, params: SamplingParams, options: Mapping[str, Any]
-    ) -> Grown | None:
+    ) -> ContinuedOutput | None:
         """Let the session's text grow; None where that takes a request of its own.
 
         ids: the whole text so far. new: tokens that this call and later ones may ask for. params: how to generate,
@@ -81,9 +81,13 @@ class Growth:
             text = None
         if text is None:
             taken = sum(other.end for other in self._open.values())
-            if new <= params.max_tokens or len(self._open) >= self._places or taken + len(ids) + new > self._tokens:
+            if (
+                new <= params.max_tokens
+                or len(self._open) >= self._max_concurrency
+                or taken + len(ids) + new > self._tokens
+            ):
                 return None
-            text = self._open[session] = Open(len(ids) + new)
+            text = self._open[session] = OpenRequest(len(ids) + new)
         known = max(0, len(text.ids) - 1)  # the last token was written, but never read
         try:
             written, cached = await self._served.run(self._more(text, ids[known:], params, options))
@@ -91,10 +95,10 @@ class Growth:
             self._open.pop(session, None)  # vLLM has ended it
             raise
         text.ids = [*ids, *written.token_ids]
-        return Grown((written,), known or cached)
+        return ContinuedOutput((written,), known or cached)
 
     async def _more(
-        self, text: Open, new: list[int], params: SamplingParams, options: Mapping[str, Any]
+        self, text: OpenRequest, new: list[int], params: SamplingParams, options: Mapping[str, Any]
     ) -> tuple[Written, int]:
         """What vLLM writes after these tokens, and how many of the prompt's it found in its prefix cache."""
         params = params.clone()
@@ -104,7 +108,7 @@ class Growth:
             text.outputs = self._served.llm.generate(text.asks(), params, self._served.new_name(), **options)
         ids: list[int] = []
         cached = 0
-        with in_our_words():
+        with translated_errors():
             async for output in text.outputs:
                 (piece,) = output.outputs
                 ids += piece.token_ids

@@ -240,10 +240,10 @@ def agree(a: Expr, b: Expr) -> bool:
 
 def _evaluated(expression: Expr) -> list[Expr]:
     """Values at four points (letters take different positive fractions); those that are no finite numbers left out."""
-    letters = sorted(expression.free_symbols, key=str)
+    encode_reply = sorted(expression.free_symbols, key=str)
     points: list[Callable[[int], sympy.Rational]] = [
         lambda k, n=n: sympy.Rational(n + 7 * k, 11 + 2 * k)  # type: ignore[misc]
         for n in (3, 8, 19, 31)
     ]
-    values = [expression.subs({x: point(k) for k, x in enumerate(letters)}).evalf(DIGITS + 20) for point in points]
+    values = [expression.subs({x: point(k) for k, x in enumerate(encode_reply)}).evalf(DIGITS + 20) for point in points]
     return [value for value in values if value.is_number and value.is_finite]

@@ -63,7 +63,7 @@ class Pool:
         atexit.register(lambda: _close(this()))
 
     def _renew(self) -> None:
-        self._places = threading.BoundedSemaphore(self.size)
+        self._max_concurrency = threading.BoundedSemaphore(self.size)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
@@ -77,7 +77,7 @@ class Pool:
             CallFailed: the call took too long, ended its process, or raised.
             GradingError: a worker cannot be started at all.
         """
-        with self._places:
+        with self._max_concurrency:
             worker = self._take()
             try:
                 value = worker.ask({"target": target, "arguments": arguments, "limit": limit}, limit)

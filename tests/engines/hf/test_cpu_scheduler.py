@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from lm_eval_tandem.engines.hf.cpu_scheduler import Turns
+from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 
 
 class Worker:
     """Does the jobs that it is given, `size` at once, and hands each on as many times as the job still says."""
 
-    def __init__(self, turns: Turns, size: int, log: list[tuple[str, int]], name: str) -> None:
+    def __init__(self, turns: CpuScheduler, size: int, log: list[tuple[str, int]], name: str) -> None:
         self.turns, self.size, self.log, self.name = turns, size, log, name
         self.jobs: list[int] = []
         self.other: Worker | None = None
@@ -61,7 +61,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def test_the_fullest_goes_first_and_the_emptier_gathers() -> None:
-    turns, log = Turns(), []
+    turns, log = CpuScheduler(), []
     one, two = (Worker(turns, 4, log, name) for name in ("one", "two"))
     one.other, two.other = two, one
     one.give([0] * 12)
@@ -83,7 +83,7 @@ def test_the_fullest_goes_first_and_the_emptier_gathers() -> None:
 
 
 def test_all_work_gets_done_however_jobs_wander() -> None:
-    turns, log = Turns(), []
+    turns, log = CpuScheduler(), []
     workers = [Worker(turns, size, log, str(size)) for size in (3, 8)]
     workers[0].other, workers[1].other = workers[1], workers[0]
     rng = random.Random(0)
@@ -102,7 +102,7 @@ def test_all_work_gets_done_however_jobs_wander() -> None:
 
 
 def test_who_has_left_holds_nobody_up() -> None:
-    turns, log = Turns(), []
+    turns, log = CpuScheduler(), []
     with turns.member(lambda: 1.0):
         pass
     worker = Worker(turns, 4, log, "alone")

@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from engines.conformance import TEXTS, run, together
 from lm_eval_tandem import pair
-from lm_eval_tandem.engines import PLAIN, Prompt, Sampling, View, only_plain, registry
-from lm_eval_tandem.engines.cached import Stored
+from lm_eval_tandem.engines import DEFAULT_VIEW, Prompt, Sampling, ScoringView, registry, require_default_view
+from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.hf.lora_adapter import CONFIG, WEIGHTS, Adapter, Shape
 from lm_eval_tandem.errors import ClassifierError, EngineError
 from lm_eval_tandem.store import Store
 
-HIDDEN = View(hidden=True)
-ADAPTED = View(hidden=True, adapter="mine")
+HIDDEN = ScoringView(hidden=True)
+ADAPTED = ScoringView(hidden=True, adapter="mine")
 
 
 def opened(folder: Path, batch_size: int = 4) -> HFEngine:
@@ -74,17 +74,17 @@ def test_the_hidden_state_is_that_of_one_prompt_alone(folder: Path, batch_size: 
 
 def test_a_hidden_state_costs_no_pass_and_changes_no_statistics() -> None:
     work = []
-    for view in (PLAIN, HIDDEN):
+    for view in (DEFAULT_VIEW, HIDDEN):
         engine = opened(pair.INTERN)
 
-        async def read(text: str, engine: HFEngine = engine, view: View = view) -> Any:
+        async def read(text: str, engine: HFEngine = engine, view: ScoringView = view) -> Any:
             for part in (text[: len(text) // 2], text, text):
                 stats = await engine.score(Prompt(part, session=text), view)
             return stats
 
         found = run(together(*map(read, TEXTS)))
         work.append((engine.work.prefill_tokens, engine.work.recomputed_tokens, [stats.entropy for stats in found]))
-        assert all((stats.hidden is None) == (view == PLAIN) for stats in found)
+        assert all((stats.hidden is None) == (view == DEFAULT_VIEW) for stats in found)
         engine.close()
     assert work[0][:2] == work[1][:2]
     for one, other in zip(work[0][2], work[1][2], strict=True):
@@ -93,11 +93,11 @@ def test_a_hidden_state_costs_no_pass_and_changes_no_statistics() -> None:
 
 def test_the_store_keeps_views_apart(tmp_path: Path) -> None:
     store, engine = Store(tmp_path / "s"), opened(pair.INTERN)
-    first = Stored(engine, store)
-    plain, seen = (run(first.score(Prompt(TEXTS[0]), view)) for view in (PLAIN, HIDDEN))
+    first = CachedEngine(engine, store)
+    plain, seen = (run(first.score(Prompt(TEXTS[0]), view)) for view in (DEFAULT_VIEW, HIDDEN))
     assert first.found == 0 and plain.hidden is None and seen.hidden is not None
-    again = Stored(engine, store)
-    same, known = (run(again.score(Prompt(TEXTS[0]), view)) for view in (PLAIN, HIDDEN))
+    again = CachedEngine(engine, store)
+    same, known = (run(again.score(Prompt(TEXTS[0]), view)) for view in (DEFAULT_VIEW, HIDDEN))
     assert again.found == 2 and same.hidden is None
     np.testing.assert_array_equal(known.hidden, seen.hidden)
     engine.close()
@@ -169,7 +169,7 @@ def test_each_pass_of_a_session_goes_on_from_its_own_kind_alone(adapted: HFEngin
     text = TEXTS[4]
     size = len(adapted.encode(text))
 
-    async def read(view: View) -> int:
+    async def read(view: ScoringView) -> int:
         return (await adapted.score(Prompt(text, session="s"), view)).cached_tokens
 
     async def all_kinds() -> list[int]:
@@ -184,7 +184,7 @@ def test_views_mixed_in_one_batch_are_each_their_own(base: Path, adapter: Path) 
     engine, alone = opened(base, 16), opened(base, 1)
     for one in (engine, alone):
         one.adapt(adapter, "mine")
-    views = [(PLAIN, HIDDEN, ADAPTED)[i % 3] for i in range(len(TEXTS))]
+    views = [(DEFAULT_VIEW, HIDDEN, ADAPTED)[i % 3] for i in range(len(TEXTS))]
     mixed = run(together(*(engine.score(Prompt(text), view) for text, view in zip(TEXTS, views, strict=True))))
     for text, view, stats in zip(TEXTS, views, mixed, strict=True):
         single = run(alone.score(Prompt(text), view))
@@ -237,15 +237,15 @@ def test_an_adapter_of_other_weights_or_beside_another_is_refused(tmp_path: Path
     with pytest.raises(ClassifierError, match="PEFT adapter of its own"):
         engine.adapt(tmp_path / "b", "x")
     with pytest.raises(EngineError, match="was given no adapter x"):
-        run(engine.score(Prompt("Say"), View(True, "x")))
+        run(engine.score(Prompt("Say"), ScoringView(True, "x")))
     engine.close()
 
 
 def test_engines_that_tell_statistics_alone_refuse_before_and_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    only_plain(PLAIN, "m")
+    require_default_view(DEFAULT_VIEW, "m")
     for view in (HIDDEN, ADAPTED):
         with pytest.raises(EngineError, match="m runs where hidden states are not told"):
-            only_plain(view, "m")
+            require_default_view(view, "m")
         for backend in ("vllm", "openai", "local-completions"):
             with pytest.raises(ClassifierError, match=f"c needs .* intern_backend={backend} does not tell; use"):
                 registry.check_view(view, backend, "c")

@@ -25,7 +25,7 @@ from engines.http.openai_server import FaultyProxy, Manner, ModelServer, serving
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.http.openai import APIEngine
-from lm_eval_tandem.engines.http.text import GO_ON, ids_of
+from lm_eval_tandem.engines.http.text import CONTINUE_REQUEST, server_ids
 from lm_eval_tandem.errors import ArgumentError, CallError, ContextError, EngineError, UnreachableError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.pair import problems
@@ -64,16 +64,16 @@ def engine_of(server: ModelServer | FaultyProxy, **arguments: Any) -> APIEngine:
 
 async def grown(engine: APIEngine, question: str, budgets: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """The letters and tokens of a text that grows to each budget in turn."""
-    letters: tuple[int, ...] = ()
+    encode_reply: tuple[int, ...] = ()
     tokens = 0
     for budget in budgets:
-        prompt = Prompt(engine.render((("user", question),)), letters, question, budgets[-1] - tokens)
+        prompt = Prompt(engine.render((("user", question),)), encode_reply, question, budgets[-1] - tokens)
         part = await engine.generate(prompt, Sampling(budget - tokens))
-        letters, tokens = letters + part.token_ids, tokens + part.new_tokens
+        encode_reply, tokens = encode_reply + part.token_ids, tokens + part.new_tokens
         assert tokens <= budget
         if part.finish_reason == "stop":
             break
-    return letters, tokens
+    return encode_reply, tokens
 
 
 class TestATextThatGrows:
@@ -89,12 +89,12 @@ class TestATextThatGrows:
             assert engine.resume == resume.replace("auto", "stream")
             found = run(together(*(grown(engine, question, (4, 9, 24)) for question in QUESTIONS[:6])))
             engine.close()
-        for question, (letters, tokens) in zip(QUESTIONS, found, strict=False):
+        for question, (encode_reply, tokens) in zip(QUESTIONS, found, strict=False):
             expected = reference.greedy(question, 24)
-            assert engine.decode(letters) == reference.tokenizer.decode(expected, skip_special_tokens=True)
+            assert engine.decode(encode_reply) == reference.tokenizer.decode(expected, skip_special_tokens=True)
             assert tokens == len(expected), "tokens are those that the server counts"
             if way == "ids":
-                assert ids_of(letters) == expected
+                assert server_ids(encode_reply) == expected
 
     def test_a_server_that_streams_token_by_token_needs_no_tokenizer(self, folder: Path) -> None:
         with serving(folder, Manner(ids=False)) as server:
@@ -133,7 +133,7 @@ class TestATextThatGrows:
 
             assert run(sampled()).new_tokens == 6
             turns = server.requests[-1]["messages"]
-            assert [turn["content"] for turn in turns[1:]] == [" something else", GO_ON]
+            assert [turn["content"] for turn in turns[1:]] == [" something else", CONTINUE_REQUEST]
             engine.close()
 
 
@@ -144,12 +144,12 @@ class TestAStreamIsClosed:
         """At 50 tokens a second and a judge of 20 ms, of which the server knows nothing."""
 
         async def judged(engine: APIEngine, question: str) -> tuple[int, int]:
-            letters: tuple[int, ...] = ()
+            encode_reply: tuple[int, ...] = ()
             read = 0
             for budget in (30, 60):
-                prompt = Prompt(engine.render((("user", question),)), letters, question, 200 - read)
+                prompt = Prompt(engine.render((("user", question),)), encode_reply, question, 200 - read)
                 part = await engine.generate(prompt, Sampling(budget - read))
-                letters, read = letters + part.token_ids, read + part.new_tokens
+                encode_reply, read = encode_reply + part.token_ids, read + part.new_tokens
                 await asyncio.sleep(0.02)
             unused = engine.release(question)
             await asyncio.sleep(0.3)

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engines.conformance import TEXTS, EngineConformance, Reference, run, together
 from engines.vllm.vllm_server import CPU, INSTALLED
 from lm_eval_tandem import pair
-from lm_eval_tandem.engines import Engine, Prompt, Sampling, View
+from lm_eval_tandem.engines import Engine, Prompt, Sampling, ScoringView
 from lm_eval_tandem.engines.entropy import bounds
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import EngineError
@@ -103,8 +103,8 @@ class TestVLLMEngine(EngineConformance):
             engine.release(name)
             return found
 
-        for places in (engine.places, 0):
-            engine._growth._places = places
+        for places in (engine.max_concurrency, 0):
+            engine._growth._max_concurrency = places
             before = engine.work.recomputed_tokens
             stages = run(together(*(grow(text, f"grow {places} {i}") for i, text in enumerate(TEXTS))))
             assert (engine.work.recomputed_tokens == before) == (places > 0)
@@ -113,7 +113,7 @@ class TestVLLMEngine(EngineConformance):
                 assert found[-1].finish_reason == full.finish_reason
                 if places:
                     assert all(part.prompt_tokens - part.cached_tokens == 1 for part in found[1:])
-            engine._growth._places = engine.places // 2
+            engine._growth._max_concurrency = engine.max_concurrency // 2
         assert not engine._growth._open
 
     def test_an_open_text_that_is_given_up_leaves_nothing_behind(self, engine: Any) -> None:
@@ -155,7 +155,7 @@ class TestVLLMEngine(EngineConformance):
 
     def test_it_says_that_it_tells_no_hidden_states(self, engine: Any) -> None:
         with pytest.raises(EngineError, match="hidden states are not told .* intern_backend=hf"):
-            run(engine.score(Prompt("x"), View(hidden=True)))
+            run(engine.score(Prompt("x"), ScoringView(hidden=True)))
 
     def test_another_session_s_cache_is_not_taken_for_known(self, engine: Any, reference: Reference) -> None:
         async def twice() -> Any:

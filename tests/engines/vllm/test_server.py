@@ -19,7 +19,7 @@ from engines.vllm.vllm_server import INSTALLED, serve
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.http.openai import APIEngine
-from lm_eval_tandem.engines.http.text import ids_of, letters
+from lm_eval_tandem.engines.http.text import encode_reply, server_ids
 from lm_eval_tandem.errors import ArgumentError, ContextError
 from lm_eval_tandem.pair import problems
 
@@ -44,8 +44,8 @@ class InIds(APIEngine):
     """The same with the server's own token ids in place of letters, to compare them with another engine's."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        found = await super().generate(replace(prompt, continued=letters("", prompt.continued)), sampling)
-        return replace(found, token_ids=tuple(ids_of(found.token_ids)))
+        found = await super().generate(replace(prompt, continued=encode_reply("", prompt.continued)), sampling)
+        return replace(found, token_ids=tuple(server_ids(found.token_ids)))
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         text: str = self._counter._tokenizer.decode(token_ids, skip_special_tokens=True)
@@ -69,7 +69,7 @@ class TestAPIEngine(EngineConformance):
     def test_measured_tokens_are_scored_as_a_prompt_would_be(self) -> None: ...  # type: ignore[override]
 
     @pytest.mark.skip(reason="a server tells no entropies")
-    def test_doubt_ends_a_generation_with_the_token_that_raised_it(self) -> None: ...  # type: ignore[override]
+    def test_max_entropy_ends_a_generation_with_the_token_that_exceeds_it(self) -> None: ...  # type: ignore[override]
 
     @pytest.mark.skip(reason="a server tells no entropies")
     def test_score_is_exact_over_the_whole_vocabulary(self) -> None: ...  # type: ignore[override]
