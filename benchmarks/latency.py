@@ -113,7 +113,8 @@ def main() -> None:
 def measure(bench: Bench, given: argparse.Namespace) -> None:
     """Everything that was asked for; the table as it grows, and the files."""
     mentor, intern = bench.mentor.parameters, bench.intern.parameters
-    assert mentor is not None and intern is not None
+    assert mentor is not None
+    assert intern is not None
     pair = f"{mentor / 1e6:,.1f}M + {intern / 1e6:,.1f}M parameters"
     scaled = f", times {given.scale}" if given.scale != 1 else ""
     text = [

@@ -84,8 +84,10 @@ class Prices:
 
         None where no price is given.
 
-        Raises:
-            ArgumentError: one is no number of dollars, or the one of prompts or that of generated tokens is missing.
+        Raises
+        ------
+        ArgumentError
+            One is no number of dollars, or the one of prompts or that of generated tokens is missing.
         """
         prices = {name: dollars_of(name, given[name]) for name in PRICES if given.get(name) is not None}
         if not prices:

@@ -46,7 +46,7 @@ def settled(values: ArrayLike) -> Floats:
 
 
 def apart(a: ArrayLike, b: ArrayLike) -> Floats:
-    """a - b, exactly 0 where both are the same but for their last bits: those are all that would be left over."""
+    """A - b, exactly 0 where both are the same but for their last bits: those are all that would be left over."""
     one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     difference = one - other
     near = np.abs(difference) <= _SAME * np.maximum(np.abs(one), np.abs(other))

@@ -36,8 +36,10 @@ def key_of(parts: Mapping[str, Any]) -> str:
 class Store:
     """A durable mapping from keys (`key_of`) to JSON values. Safe for several processes and threads at once.
 
-    Raises:
-        StoreError: the file is no store, is damaged, or was written by another version.
+    Raises
+    ------
+    StoreError
+        The file is no store, is damaged, or was written by another version.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -160,7 +160,8 @@ def test_one_substitution_makes_the_file_of_every_policy(file: Path, policy: str
     if given.get("mentor_backend") == "openai" and find_spec("openai") is None:
         pytest.skip("the extra lm-eval-tandem[openai] is not installed")
     read_back = model_arguments.read(given, registry.arguments)
-    assert str(read_back.policy) == policy and str(read_back.ledger).endswith(f"{policy}.jsonl")
+    assert str(read_back.policy) == policy
+    assert str(read_back.ledger).endswith(f"{policy}.jsonl")
     assert read_back.efforts == model_arguments.EFFORTS, "the paper's own"
 
 
@@ -193,7 +194,8 @@ def test_the_pair_goes_from_collect_to_report_in_an_empty_folder(tmp_path: Path)
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
-    assert "| cascade | " in text and "### Classifier judge" in text
+    assert "| cascade | " in text
+    assert "### Classifier judge" in text
     assert {path.name for path in tmp_path.iterdir()} >= {"collected", "judge", "runs", "report"}
     missing = re.findall(r"\*Missing:\* (\w+ \w+)", text)
     assert len(missing) == 5, "a second pair, prices, further classifiers (twice), a benchmark"

@@ -78,8 +78,11 @@ def test_a_ledger_holds_each_question_once_in_order(tmp_path: Path) -> None:
 
 def test_totals_count_a_padded_question_once() -> None:
     found = ledger.totals([record(1), record(1), record(2, stage=0, finish_reason="length", tflops=1.5)])
-    assert found["questions"] == 2 and found["tflops"] == 1.0 and found["length"] == 30
-    assert found["stage_share"] == {"0": 0.5, "1": 0.5} and found["truncated"] == 0.5
+    assert found["questions"] == 2
+    assert found["tflops"] == 1.0
+    assert found["length"] == 30
+    assert found["stage_share"] == {"0": 0.5, "1": 0.5}
+    assert found["truncated"] == 0.5
     assert ledger.totals([]) == {"questions": 0}
 
 
@@ -89,7 +92,8 @@ def test_a_store_gives_back_what_was_put(tmp_path: Path) -> None:
     assert store.get(key) is None
     store.put(key, {"text": "ü", "ids": [1, 2]})
     again = Store(tmp_path / "a" / "store.sqlite")
-    assert again.get(key) == {"text": "ü", "ids": [1, 2]} and len(again) == 1
+    assert again.get(key) == {"text": "ü", "ids": [1, 2]}
+    assert len(again) == 1
 
 
 def test_keys_differ_with_everything_in_them() -> None:
@@ -102,7 +106,8 @@ def test_a_corrupted_entry_is_refused_and_can_be_replaced(tmp_path: Path) -> Non
     store.put("k", {"text": "right"})
     with sqlite3.connect(tmp_path / "store.sqlite") as db:
         db.execute("UPDATE finished SET value = replace(value, 'right', 'wrong')")
-    assert store.get("k") is None and store.refused == 1
+    assert store.get("k") is None
+    assert store.refused == 1
     store.put("k", {"text": "right"})
     assert store.get("k") == {"text": "right"}
 

@@ -19,7 +19,8 @@ from interpreters import python
 
 def hook_source() -> Path:
     spec = importlib.util.find_spec("_lm_eval_tandem_hook")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin)
 
 

@@ -56,7 +56,8 @@ class Judge(Protocol):
 
     def look(self, features: NDArray[np.float64], begun: PartialAnswer | None) -> NDArray[np.float64]:
         """What the judge sees: the 18 statistics, the hidden state (D,) where it asks for that, or the stage alone,
-        (1,), and, if it probes, the answer begun."""
+        (1,), and, if it probes, the answer begun.
+        """
         ...
 
     def score(self, features: NDArray[np.float64]) -> float:

@@ -57,8 +57,10 @@ class PartialAnswer:
     async def begin(self, rule: Rule) -> None:
         """Write until the rule has seen enough.
 
-        Raises:
-            EngineError: the engine cannot measure what it generates.
+        Raises
+        ------
+        EngineError
+            The engine cannot measure what it generates.
         """
         completion = await self._write(rule.tokens, measured=True, max_entropy=rule.max_entropy)
         if completion.logprob is None or completion.entropy is None:

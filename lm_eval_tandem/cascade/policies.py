@@ -29,8 +29,10 @@ class Policy:
     def parse(cls, text: str, stages: int) -> Policy:
         """A policy from its name; `stages` is the number of efforts.
 
-        Raises:
-            ArgumentError: no policy has this name, or it has no such stage.
+        Raises
+        ------
+        ArgumentError
+            No policy has this name, or it has no such stage.
         """
         name, _, number = str(text).partition(":")
         if name in (*JUDGED, "intern", "mentor") and not number:

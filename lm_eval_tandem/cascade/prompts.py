@@ -48,8 +48,10 @@ class Wording:
     def read(cls, path: Path) -> Wording:
         """The wording in a JSON file: an object with `request`, `open`, `close` and optionally `deepen` and `force`.
 
-        Raises:
-            ArgumentError: the file is not there, or not such an object.
+        Raises
+        ------
+        ArgumentError
+            The file is not there, or not such an object.
         """
         allowed = [field.name for field in fields(cls)]
         try:

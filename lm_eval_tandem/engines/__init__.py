@@ -214,7 +214,8 @@ class Engine(Protocol):
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """Raises ContextError when the prompt exceeds the window, EngineError when the engine cannot score, or not in
-        this view."""
+        this view.
+        """
         ...
 
     def release(self, session: str) -> Unused | None:
@@ -235,7 +236,8 @@ class Engine(Protocol):
 
     def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """The text of a whole answer as `generate` gives it: cut before the first stop string, and, where that was
-        asked for, without its thinking."""
+        asked for, without its thinking.
+        """
         ...
 
     def close(self) -> None:

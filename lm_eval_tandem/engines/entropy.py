@@ -39,8 +39,10 @@ class Entropy:
     def parse(cls, text: str) -> Entropy:
         """From "exact" or "topk:K".
 
-        Raises:
-            ArgumentError: it is neither.
+        Raises
+        ------
+        ArgumentError
+            It is neither.
         """
         name, _, number = text.partition(":")
         if name == "exact" and not number:

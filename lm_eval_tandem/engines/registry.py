@@ -32,8 +32,10 @@ FROM_PRETRAINED = (
 def arguments(backend: str) -> Collection[str] | None:
     """Names of the arguments that a backend takes; None where any will do.
 
-    Raises:
-        ArgumentError: no backend has this name, or what it needs is not installed.
+    Raises
+    ------
+    ArgumentError
+        No backend has this name, or what it needs is not installed.
     """
     if backend == "hf":
         from lm_eval.models.huggingface import HFLM
@@ -71,8 +73,10 @@ def vllm_arguments() -> set[str]:
 def load(role: Role) -> Engine:
     """The engine of one role, its model loaded.
 
-    Raises:
-        EngineError: the model cannot be loaded.
+    Raises
+    ------
+    EngineError
+        The model cannot be loaded.
     """
     if role.backend == "vllm":
         from lm_eval_tandem.engines.vllm.engine import VLLMEngine
@@ -94,8 +98,10 @@ def load(role: Role) -> Engine:
 def check_view(view: ScoringView, backend: str, who: str) -> None:
     """Before a model is loaded: can an intern of this backend look at prompts as `who` (a clause) wants it to?
 
-    Raises:
-        ClassifierError: it cannot, or what that needs is not installed.
+    Raises
+    ------
+    ClassifierError
+        It cannot, or what that needs is not installed.
     """
     if view != DEFAULT_VIEW and backend not in SCORING_VIEW_BACKENDS:
         raise ClassifierError(
@@ -116,8 +122,11 @@ def prepare(intern: Engine, view: ScoringView, width: int | None, adapter: Path 
     """After the models are loaded: the intern is ready for this view of prompts.
 
     width: D, where the hidden state has to be of so many numbers. adapter: the folder of the view's adapter.
-    Raises:
-        ClassifierError: its hidden states are others, or the adapter is not for it.
+
+    Raises
+    ------
+    ClassifierError
+        Its hidden states are others, or the adapter is not for it.
     """
     if view == DEFAULT_VIEW:
         return

@@ -67,8 +67,10 @@ def read(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[
     engine_arguments: names that a backend takes (None: any), allowed bare (for every role whose backend takes them),
         or as mentor_<name>, intern_<name>.
 
-    Raises:
-        ArgumentError: an argument is unknown, malformed, or contradicts another.
+    Raises
+    ------
+    ArgumentError
+        An argument is unknown, malformed, or contradicts another.
     """
     arguments = {name: value for name, value in given.items() if value is not None}
     own = {name: arguments.pop(name) for name in CASCADE_ARGUMENTS if name in arguments}

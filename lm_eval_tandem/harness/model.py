@@ -50,28 +50,45 @@ VERSIONS = ("engine", "torch", "transformers", "vllm", "openai", "lm_eval", "res
 class TandemLM(LM):
     """`--model tandem`: the mentor writes insights, a judge says when they suffice, the intern answers.
 
-    Args:
-        mentor, intern: folder or hub id of a causal language model; neither for the bundled pair.
-        backend, mentor_backend, intern_backend: "hf" (transformers), "vllm", "openai" (a server of its protocol), or
-            the name of any other registered model of lm_eval, as mentor_backend.
-        policy: "cascade", "intern", "mentor", "stage:N", "budget_forcing:N", "llm_cascade" or "escalate".
-        classifier: name or folder of a sufficiency classifier (`policy=cascade` needs one for a pair of your own).
-        thresholds: one per stage, the question alone first, as "0.5:0.5:0.6:0.7"; replaces the classifier's own.
-        efforts: mentor tokens in total after each stage, as "100:500:1000".
-        insights: "cutoff" (one text, cut at the efforts) or "staged" (each stage a deeper pass).
-        guidance: "guided" (insights in the intern's prompt) or "continuation" (the intern goes on in the text).
-        prompts: "gpra", or a JSON file with request, open, close, deepen.
-        thinking: "auto", "none", "mentor", "intern" or "both": `enable_thinking` of the roles' chat templates.
-        loglikelihood: the role that answers loglikelihood requests.
-        store: SQLite file of finished generations; a killed run goes on from there, policies share the mentor's text.
-        ledger: JSON-lines file with one record per question.
-        seed: for sampling; greedy generation needs none.
-        record_features: keep the judge's features in the ledger, at fixed stages too.
-        batch_size, max_batch_size, device, and every argument of `--model hf`: for both roles, or with the
-            prefix mentor_ or intern_ for one.
+    Parameters
+    ----------
+    mentor, intern
+        Folder or hub id of a causal language model; neither for the bundled pair.
+    backend, mentor_backend, intern_backend
+        "hf" (transformers), "vllm", "openai" (a server of its protocol), or the name of any other registered model of
+        lm_eval, as mentor_backend.
+    policy
+        "cascade", "intern", "mentor", "stage:N", "budget_forcing:N", "llm_cascade" or "escalate".
+    classifier
+        Name or folder of a sufficiency classifier (`policy=cascade` needs one for a pair of your own).
+    thresholds
+        One per stage, the question alone first, as "0.5:0.5:0.6:0.7"; replaces the classifier's own.
+    efforts
+        Mentor tokens in total after each stage, as "100:500:1000".
+    insights
+        "cutoff" (one text, cut at the efforts) or "staged" (each stage a deeper pass).
+    guidance
+        "guided" (insights in the intern's prompt) or "continuation" (the intern goes on in the text).
+    prompts
+        "gpra", or a JSON file with request, open, close, deepen.
+    thinking
+        "auto", "none", "mentor", "intern" or "both": `enable_thinking` of the roles' chat templates.
+    loglikelihood
+        The role that answers loglikelihood requests.
+    store
+        SQLite file of finished generations; a killed run goes on from there, policies share the mentor's text.
+    ledger
+        JSON-lines file with one record per question.
+    seed
+        For sampling; greedy generation needs none.
+    record_features
+        Keep the judge's features in the ledger, at fixed stages too. batch_size, max_batch_size, device, and every
+        argument of `--model hf`: for both roles, or with the prefix mentor_ or intern_ for one.
 
-    Raises:
-        TandemError: before a model is loaded where that is possible, in one sentence.
+    Raises
+    ------
+    TandemError
+        Before a model is loaded where that is possible, in one sentence.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -128,8 +145,10 @@ class TandemLM(LM):
     def record_hidden(self) -> None:
         """From now on what record_features keeps includes the intern's hidden states.
 
-        Raises:
-            ClassifierError: the intern's engine does not tell them.
+        Raises
+        ------
+        ClassifierError
+            The intern's engine does not tell them.
         """
         assert self._intern is not None
         view = ScoringView(hidden=True)
@@ -150,7 +169,8 @@ class TandemLM(LM):
             judge = artefact.load(chosen.classifier, stages=len(chosen.efforts) + 1)
         else:
             judge = replace(artefact.load(chosen.classifier), thresholds=chosen.thresholds)
-        assert chosen.mentor is not None and chosen.intern is not None
+        assert chosen.mentor is not None
+        assert chosen.intern is not None
         fitted = judge.pair.get("mentor"), judge.pair.get("intern")
         ours = chosen.mentor.label, chosen.intern.label
         if fitted != ours:
@@ -275,8 +295,10 @@ class TandemLM(LM):
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuses `--use_cache`: its keys hold the prompt alone, so another policy or threshold would get old answers.
 
-        Raises:
-            ArgumentError: always, where a cache is asked for.
+        Raises
+        ------
+        ArgumentError
+            Always, where a cache is asked for.
         """
         if cache_hook.dbdict is not None:
             raise ArgumentError(

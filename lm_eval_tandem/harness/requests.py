@@ -48,8 +48,10 @@ class Answer(str):
 def tasks_of(requests: Sequence[Instance], default_max_tokens: int, seed: int) -> list[Task]:
     """What the cascade is asked for each request. A request that comes several times is sampled as often.
 
-    Raises:
-        ArgumentError: a generation argument that the cascade has no meaning for.
+    Raises
+    ------
+    ArgumentError
+        A generation argument that the cascade has no meaning for.
     """
     seen: Counter[int] = Counter()
     tasks: list[Task] = []
@@ -70,8 +72,10 @@ def tasks_of(requests: Sequence[Instance], default_max_tokens: int, seed: int) -
 def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) -> Sampling:
     """The harness's generation arguments as `--model hf` reads them.
 
-    Raises:
-        ArgumentError: an argument that this engine has no meaning for.
+    Raises
+    ------
+    ArgumentError
+        An argument that this engine has no meaning for.
     """
     given = normalize_gen_kwargs(generation, default_max_tokens)
     until = given.get("until") or []

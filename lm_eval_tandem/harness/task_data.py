@@ -22,14 +22,21 @@ VARIABLE = "TANDEM_DATA"
 def load(task: str, path: str, name: str | None, split: str) -> dict[str, datasets.Dataset]:
     """The documents of a task as `{split: documents}`, which is what lm-eval's `custom_dataset` returns.
 
-    Args:
-        task: the task's name, which is also that of its local file without `.jsonl`.
-        path: dataset id on the hub.
-        name: configuration of that dataset, if it has several.
-        split: split of that dataset.
+    Parameters
+    ----------
+    task
+        The task's name, which is also that of its local file without `.jsonl`.
+    path
+        Dataset id on the hub.
+    name
+        Configuration of that dataset, if it has several.
+    split
+        Split of that dataset.
 
-    Raises:
-        ArgumentError: TANDEM_DATA is set, and the file is missing, empty or not JSON lines.
+    Raises
+    ------
+    ArgumentError
+        TANDEM_DATA is set, and the file is missing, empty or not JSON lines.
     """
     errors.print_plainly()
     folder = os.environ.get(VARIABLE)

@@ -55,8 +55,10 @@ def probing(schema: object) -> bool:
 def names(schema: object) -> tuple[str, ...]:
     """The entries of a schema's vectors, in order.
 
-    Raises:
-        ClassifierError: this version knows no schema of that name.
+    Raises
+    ------
+    ClassifierError
+        This version knows no schema of that name.
     """
     if schema in NAMES:
         return NAMES[str(schema)]

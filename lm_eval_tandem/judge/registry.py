@@ -60,8 +60,10 @@ def restored(
 ) -> Estimator:
     """A fitted estimator of its parameters and arrays, every claim checked.
 
-    Raises:
-        ClassifierError: the arrays are not those of such an estimator for so many features.
+    Raises
+    ------
+    ClassifierError
+        The arrays are not those of such an estimator for so many features.
     """
     made = MODELS[kind]
     estimator: Estimator = made(**{name: value for name, value in parameters.items() if name in made().get_params()})

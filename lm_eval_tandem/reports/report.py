@@ -39,9 +39,12 @@ def report(
     metric, by: see `runs.read`. collected: what `lm-eval-tandem collect` wrote (default: a collected.parquet below the
         folders). classifier: folder, or name of one that ships (default: the cascade's, where it is found unchanged).
 
-    Raises:
-        ArgumentError: the folders cannot be read, or hold what cannot be compared.
-        ClassifierError: the classifier or the collected data cannot be read.
+    Raises
+    ------
+    ArgumentError
+        The folders cannot be read, or hold what cannot be compared.
+    ClassifierError
+        The classifier or the collected data cannot be read.
     """
     found = ledgers.joined(runs.read(folders, metric, by), folders)
     made = studies(found)

@@ -214,7 +214,9 @@ def joined(
     given, rows = answers(samples), []
     for record in ledger.unique(records):
         look, name = record.stages[-1], (record.task, record.doc_id)
-        assert look.features is not None and look.answer_logprob is not None and look.answer_entropy is not None
+        assert look.features is not None
+        assert look.answer_logprob is not None
+        assert look.answer_entropy is not None
         agrees = None
         if own and name in own:
             agrees = float(name in given and normalise(own[name]) == normalise(given[name]))
@@ -267,12 +269,14 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
 def read(*paths: Path) -> tuple[Collected, dict[str, Any]]:
     """What `collect` wrote, as fitting takes it, and the description of the run; several collections of one pair.
 
-    Raises:
-        ClassifierError: a file is missing, none of ours, of another feature schema, lacks stages, or holds what another
-            pair, or the same pair otherwise prompted, did.
+    Raises
+    ------
+    ClassifierError
+        A file is missing, none of ours, of another feature schema, lacks stages, or holds what another pair, or the
+        same pair otherwise prompted, did.
     """
     found = [_read(path) for path in paths]
-    data, description = found[0]
+    _data, description = found[0]
     for path, (_, other) in zip(paths, found, strict=True):
         for what in ("mentor", "intern", "efforts", "insights", "guidance"):
             mine, theirs = (

@@ -43,8 +43,12 @@ class Finetuning:
     prompts in one forward pass; more only need memory. Afterwards `files` holds the adapter's files and `told` what
     training did.
 
-    Raises:
-        EngineError: the intern cannot be loaded. ClassifierError: it cannot be given an adapter.
+    Raises
+    ------
+    EngineError
+        The intern cannot be loaded.
+    ClassifierError
+        It cannot be given an adapter.
     """
 
     arguments: Mapping[str, Any]

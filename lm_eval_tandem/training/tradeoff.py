@@ -92,8 +92,10 @@ def _fit_one(
 def finetuning(data: Collected, description: dict[str, Any], together: int, device: str | None) -> Any:
     """The intern of collected questions, to be finetuned (`lora.Finetuning`).
 
-    Raises:
-        ClassifierError: peft is missing, or the questions were collected without what this needs.
+    Raises
+    ------
+    ClassifierError
+        Peft is missing, or the questions were collected without what this needs.
     """
     registry.need_peft("fit --inputs lora")
     data.tokens()
@@ -119,8 +121,10 @@ def honest_outcomes(data: Collected, folder: Path, labels: str = "truth") -> tup
     Questions of the artefact's own fit get the out-of-fold scores kept with it (those without one are left out), all
     others are judged by it.
 
-    Raises:
-        ClassifierError: the artefact or the data lack what is needed, or no question is left.
+    Raises
+    ------
+    ClassifierError
+        The artefact or the data lack what is needed, or no question is left.
     """
     judge = artefact.load(folder, stages=data.features.shape[1])
     kept = artefact.out_of_fold_of(folder)

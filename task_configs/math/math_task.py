@@ -63,8 +63,10 @@ class MathTask(ConfigurableTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Read the documents of the split that is evaluated; up to 1 % without a gold answer are left out, aloud.
 
-        Raises:
-            ArgumentError: the file, or a field, or the gold answer of more documents, is missing.
+        Raises
+        ------
+        ArgumentError
+            The file, or a field, or the gold answer of more documents, is missing.
         """
         config, fields = self.config, dataset_kwargs or {}
         loaded = task_data.load(config.task, config.dataset_path, config.dataset_name, config.test_split)

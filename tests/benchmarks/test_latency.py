@@ -40,8 +40,10 @@ def test_the_report_shows_a_benchmark_s_file_as_random_weights(tmp_path: Path) -
     bench(tmp_path, "--questions", "3", "--policies", "mentor,cascade")
     (shown,) = latency.section([tmp_path]).parts
     assert isinstance(shown, Table)
-    assert [str(cells[0]) for cells in shown.rows] == ["mentor", "cascade"] and str(shown.rows[0][1]) == "3"
-    assert "random weights" in shown.caption and "transformers" in shown.caption
+    assert [str(cells[0]) for cells in shown.rows] == ["mentor", "cascade"]
+    assert str(shown.rows[0][1]) == "3"
+    assert "random weights" in shown.caption
+    assert "transformers" in shown.caption
 
 
 def test_a_sweep_has_every_point_and_stays_out_of_the_report(tmp_path: Path) -> None:
@@ -60,4 +62,5 @@ def test_what_judging_adds_is_measured_against_the_same_answers_without_a_judge(
     told = printed("judge.py", "--questions", "12", "--batch_sizes", "1,4", "--repeats", "2", "--output", str(file))
     assert file.read_text(encoding="utf-8") == told
     rows = [line.split("|") for line in told.splitlines() if line.startswith(("| 1 ", "| 4 "))]
-    assert len(rows) == 2 and all(0 < float(row[2]) < 100 for row in rows)
+    assert len(rows) == 2
+    assert all(0 < float(row[2]) < 100 for row in rows)

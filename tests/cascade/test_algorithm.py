@@ -126,22 +126,26 @@ def test_a_mentor_that_ends_by_itself_is_not_asked_or_judged_again(cascade: Casc
     try:
         mentor._decoding.stops.ends = ends | {third}
         _, record = answer(cascade)
-        assert record.mentor_finish_reason == "stop" and record.tokens.mentor_new == length
+        assert record.mentor_finish_reason == "stop"
+        assert record.tokens.mentor_new == length
         assert [look.stage for look in record.stages] == [0, 1]
         _, fixed = answer(replace(cascade, policy=Policy("stage", 3)))
-        assert fixed.tokens.mentor_new == length and fixed.mentor_ended_before
+        assert fixed.tokens.mentor_new == length
+        assert fixed.mentor_ended_before
     finally:
         mentor._decoding.stops.ends = ends
 
 
 def test_costs_are_those_of_equation_12(cascade: Cascade) -> None:
-    assert cascade.mentor is not None and cascade.intern is not None
+    assert cascade.mentor is not None
+    assert cascade.intern is not None
     large, small = cascade.mentor.parameters, cascade.intern.parameters
     _, record = answer(replace(cascade, policy=Policy("stage", 2)))
     spent = record.tokens
     assert record.tflops == pytest.approx(2e-12 * (large * spent.mentor_new + small * spent.length))
     _, mentor = answer(replace(cascade, policy=Policy("mentor")))
-    assert mentor.tflops == pytest.approx(2e-12 * large * mentor.tokens.mentor_new) and mentor.stage == -1
+    assert mentor.tflops == pytest.approx(2e-12 * large * mentor.tokens.mentor_new)
+    assert mentor.stage == -1
     _, intern = answer(replace(cascade, policy=Policy("intern")))
     assert intern.tflops == tflops(Tokens(intern_new=intern.tokens.intern_new), 0, small)
 
@@ -181,7 +185,8 @@ def test_conversations_are_rendered_by_each_role(engines: tuple[HFEngine, HFEngi
     question = Question("", messages)
     for engine in engines:
         asked = prompts.mentor(engine, question)
-        assert asked.startswith("Be brief.") and asked.endswith(GPRA.request)
+        assert asked.startswith("Be brief.")
+        assert asked.endswith(GPRA.request)
         first = prompts.intern(engine, question, "[Goal] four")
         longer = prompts.intern(engine, question, "[Goal] four [Planning] count")
         assert longer.startswith(first.split("[Goal] four")[0] + "[Goal] four")
@@ -212,7 +217,8 @@ def test_budget_forcing_cuts_the_mentors_thinking_and_has_it_answer(cascade: Cas
     assert (record.stage, record.reason, record.tokens.mentor_new) == (-1, "forced", 12)
     assert record.tflops == pytest.approx(2e-12 * mentor.parameters * 12)
     whole, unforced = answer(replace(cascade, policy=Policy.parse("budget_forcing:12", 3)))
-    assert whole == answer(replace(cascade, policy=Policy("mentor")))[0] and unforced.reason == "alone"
+    assert whole == answer(replace(cascade, policy=Policy("mentor")))[0]
+    assert unforced.reason == "alone"
 
 
 def test_budget_forcing_closes_an_open_think_block() -> None:
@@ -225,7 +231,8 @@ def test_budget_forcing_closes_an_open_think_block() -> None:
 def test_llm_cascade_decides_once(cascade: Cascade, score: float, stage: int) -> None:
     text, record = answer(replace(cascade, policy=Policy("llm_cascade"), judge=GivenJudge((score, 0.9, 0.9, 0.9))))
     assert text == answer(replace(cascade, policy=Policy("stage", stage)))[0]
-    assert record.stage == stage and len(record.stages) == 1
+    assert record.stage == stage
+    assert len(record.stages) == 1
     assert record.tokens.mentor_new == (0, *EFFORTS)[stage]
 
 
@@ -233,13 +240,15 @@ def test_escalate_ends_with_the_mentors_own_answer(cascade: Cascade) -> None:
     escalate = replace(cascade, policy=Policy("escalate"))
     text, record = answer(escalate)
     alone_text, mentor = answer(replace(cascade, policy=Policy("mentor")))
-    assert text == alone_text and (record.stage, record.reason) == (-1, "escalated")
+    assert text == alone_text
+    assert (record.stage, record.reason) == (-1, "escalated")
     assert record.tokens.mentor_new == EFFORTS[-1] + mentor.tokens.mentor_new
     assert cascade.intern is not None
     read = 2e-12 * EFFORTS[-1] * (cascade.intern.parameters + cascade.mentor.parameters)  # type: ignore[union-attr]
     assert record.tflops == pytest.approx(mentor.tflops + read)
     early, sufficient = answer(replace(escalate, judge=GivenJudge((0.1, 0.9, 0.1, 0.1))))
-    assert sufficient.stage == 1 and early == answer(replace(cascade, policy=Policy("stage", 1)))[0]
+    assert sufficient.stage == 1
+    assert early == answer(replace(cascade, policy=Policy("stage", 1)))[0]
 
 
 @pytest.mark.parametrize(
@@ -263,18 +272,22 @@ def test_a_wording_file_is_checked(tmp_path: Path) -> None:
 def test_an_accepted_probe_costs_nothing_and_reads_the_same(cascade: Cascade) -> None:
     plain = answer(replace(cascade, judge=GivenJudge((0.9,) * 4)))
     probed = answer(replace(cascade, judge=GivenJudge((0.9,) * 4, probe=Probe(5))))
-    assert probed[0] == plain[0] and probed[1].tokens == plain[1].tokens
+    assert probed[0] == plain[0]
+    assert probed[1].tokens == plain[1].tokens
     assert (probed[1].stage, probed[1].finish_reason) == (plain[1].stage, plain[1].finish_reason)
-    assert probed[1].stages[0].probe_tokens == 5 and plain[1].stages[0].probe_tokens == 0
+    assert probed[1].stages[0].probe_tokens == 5
+    assert plain[1].stages[0].probe_tokens == 0
 
 
 def test_of_a_refused_probe_only_what_differs_is_written_again(cascade: Cascade) -> None:
     plain = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9))))
     probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5))))
-    assert probed[0] == plain[0] and probed[1].stage == plain[1].stage == 1
+    assert probed[0] == plain[0]
+    assert probed[1].stage == plain[1].stage == 1
     begun, whole = (answers(cascade, stage)[: (5, None)[stage]] for stage in (0, 1))
     refused = 5 - accepted_draft_tokens(begun, whole[:5])
-    assert probed[1].refused_tokens == refused > 0 and plain[1].refused_tokens == 0
+    assert probed[1].refused_tokens == refused > 0
+    assert plain[1].refused_tokens == 0
     assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + refused
 
 
@@ -288,7 +301,8 @@ def answers(cascade: Cascade, stage: int) -> tuple[int, ...]:
 def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Cascade) -> None:
     given = GivenJudge((0.1, 0.1, 0.9, 0.9), probe=Probe(4))
     reads, alone = (answer(replace(cascade, judge=replace(given, reads_prompt=reads))) for reads in (True, False))
-    assert alone[0] == reads[0] and alone[1].tflops == reads[1].tflops
+    assert alone[0] == reads[0]
+    assert alone[1].tflops == reads[1].tflops
     assert alone[1].tokens.judge_prefill == 0 < reads[1].tokens.judge_prefill
     assert alone[1].refused_tokens == reads[1].refused_tokens > 0
 
@@ -301,14 +315,16 @@ def test_a_probe_between_two_looks_makes_nothing_be_read_again(cascade: Cascade)
     read, again = (now - then for now, then in zip(vars(cascade.intern.work).values(), before, strict=False))
     calls = 2 * len(record.stages) + 1
     seen = record.tokens.judge_prefill + record.tokens.intern_prefill
-    assert again <= calls and read <= seen + again + 1  # and the newest token, from which the answer goes on
+    assert again <= calls
+    assert read <= seen + again + 1
 
 
 def test_the_best_refused_probe_is_gone_on_from(cascade: Cascade) -> None:
     scores = (0.1, 0.4, 0.3, 0.2)
     plain = answer(replace(cascade, judge=GivenJudge(scores)))
     probed = answer(replace(cascade, judge=GivenJudge(scores, probe=Probe(4))))
-    assert probed[0] == plain[0] and probed[1].reason == plain[1].reason == "best of all"
+    assert probed[0] == plain[0]
+    assert probed[1].reason == plain[1].reason == "best of all"
     assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + probed[1].refused_tokens
     assert 0 < probed[1].refused_tokens <= 3 * 4
 
@@ -317,7 +333,11 @@ def test_a_recorded_fixed_stage_keeps_what_a_probe_would_have_seen(cascade: Casc
     fixed = replace(cascade, policy=Policy("stage", stage=2), judge=None)
     plain, recorded = answer(fixed), answer(replace(fixed, record_features=True))
     look = recorded[1].stages[0]
-    assert recorded[0] == plain[0] and plain[1].stages == []
-    assert look.answer_entropy is not None and look.answer_logprob is not None and look.parts is not None
+    assert recorded[0] == plain[0]
+    assert plain[1].stages == []
+    assert look.answer_entropy is not None
+    assert look.answer_logprob is not None
+    assert look.parts is not None
     assert len(look.answer_entropy) == len(look.answer_logprob) == recorded[1].tokens.intern_new
-    assert min(look.answer_entropy) >= 0 >= max(look.answer_logprob) and len(look.parts) == 36
+    assert min(look.answer_entropy) >= 0 >= max(look.answer_logprob)
+    assert len(look.parts) == 36

@@ -75,13 +75,16 @@ class EngineConformance:
         asked = Sampling(6, measured=True)
         found = run(together(*(engine.generate(Prompt(text), asked) for text in TEXTS[:4])))
         plain = run(engine.generate(Prompt(TEXTS[0]), Sampling(6)))
-        assert plain.logprob is None and plain.token_ids == found[0].token_ids
+        assert plain.logprob is None
+        assert plain.token_ids == found[0].token_ids
         for text, completion in zip(TEXTS, found, strict=False):
-            assert completion.logprob is not None and completion.entropy is not None
+            assert completion.logprob is not None
+            assert completion.entropy is not None
             logprob, entropy = reference.stats(text, completion.token_ids)
             n = len(completion.token_ids)
             certain = entropy[-n:] < CERTAIN
-            assert (completion.entropy[certain] == 0).all() and (completion.logprob[certain] == 0).all()
+            assert (completion.entropy[certain] == 0).all()
+            assert (completion.logprob[certain] == 0).all()
             np.testing.assert_allclose(completion.logprob[~certain], logprob[-n:][~certain], atol=1e-4)
             np.testing.assert_allclose(completion.entropy[~certain], entropy[-n:][~certain], atol=1e-4)
 
@@ -93,15 +96,18 @@ class EngineConformance:
         asked = [Sampling(12, measured=True, max_entropy=limit) for limit in limits]
         found = run(together(*(engine.generate(Prompt(t, (), t), s) for t, s in zip(TEXTS, asked, strict=True))))
         for text, limit, one, other in zip(TEXTS, limits, whole, found, strict=True):
-            assert one.entropy is not None and other.entropy is not None
+            assert one.entropy is not None
+            assert other.entropy is not None
             n = len(other.token_ids)
-            assert other.token_ids == one.token_ids[:n] and len(other.entropy) == n
+            assert other.token_ids == one.token_ids[:n]
+            assert len(other.entropy) == n
             np.testing.assert_allclose(other.entropy, one.entropy[:n], atol=1e-4)
             assert (other.entropy[: n - 1] <= limit + 1e-4).all()
             if other.finish_reason == "max_entropy":
                 assert other.entropy[-1] > limit - 1e-4
             else:
-                assert n == len(one.token_ids) and other.finish_reason == one.finish_reason
+                assert n == len(one.token_ids)
+                assert other.finish_reason == one.finish_reason
             rest = run(engine.generate(Prompt(text, other.token_ids, text), Sampling(12)))
             assert list(other.token_ids + rest.token_ids)[:12] == reference.greedy(text, 12 + n)[:12]
             engine.release(text)
@@ -147,7 +153,8 @@ class EngineConformance:
             logprob, entropy = reference.stats(text)
             assert stats.logprob.dtype == stats.entropy.dtype == np.float32
             assert len(stats) == len(engine.encode(text)) == len(logprob) + 1
-            assert np.isnan(stats.logprob[0]) and np.isnan(stats.entropy[0])
+            assert np.isnan(stats.logprob[0])
+            assert np.isnan(stats.entropy[0])
             np.testing.assert_allclose(stats.logprob[1:], logprob, atol=2e-4)
             np.testing.assert_allclose(stats.entropy[1:], entropy, atol=2e-4)
 

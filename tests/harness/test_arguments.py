@@ -23,39 +23,52 @@ def read(**arguments: Any) -> model_arguments.Settings:
 
 def test_the_bundled_pair_is_the_default_with_its_own_sizes_and_classifier() -> None:
     for chosen in (read(), read(mentor="pair", intern="pair"), read(mentor=str(pair.MENTOR), intern=str(pair.INTERN))):
-        assert chosen.bundled and chosen.run_name == "tandem-pair-cascade"
-        assert chosen.mentor is not None and chosen.mentor.model == str(pair.MENTOR)
-        assert list(chosen.efforts) == sorted(chosen.efforts) and chosen.efforts[-1] < 100
-        assert chosen.classifier is not None and chosen.classifier.name == "pair"
+        assert chosen.bundled
+        assert chosen.run_name == "tandem-pair-cascade"
+        assert chosen.mentor is not None
+        assert chosen.mentor.model == str(pair.MENTOR)
+        assert list(chosen.efforts) == sorted(chosen.efforts)
+        assert chosen.efforts[-1] < 100
+        assert chosen.classifier is not None
+        assert chosen.classifier.name == "pair"
         assert chosen.prompts.wording.request == " Insights:"
 
 
 def test_a_pair_of_ones_own_gets_the_papers_sizes_and_prompts() -> None:
     chosen = read(**FOREIGN, policy="stage:2")
-    assert not chosen.bundled and chosen.efforts == (100, 500, 1000) and chosen.prompts.wording == GPRA
-    assert chosen.run_name == "tandem-big+small-stage-2" and chosen.classifier is None
+    assert not chosen.bundled
+    assert chosen.efforts == (100, 500, 1000)
+    assert chosen.prompts.wording == GPRA
+    assert chosen.run_name == "tandem-big+small-stage-2"
+    assert chosen.classifier is None
 
 
 def test_one_bundled_model_may_stand_beside_another_and_brings_its_sizes_and_prompts(tmp_path: Path) -> None:
     chosen = read(mentor="pair", intern=str(tmp_path), policy="stage:2")
-    assert chosen.mentor is not None and chosen.intern is not None and not chosen.bundled
+    assert chosen.mentor is not None
+    assert chosen.intern is not None
+    assert not chosen.bundled
     assert (chosen.mentor.model, chosen.mentor.label) == (str(pair.MENTOR), "pair/mentor")
-    assert chosen.intern.label == str(tmp_path) and chosen.pair_name == f"mentor+{tmp_path.name}"
-    assert chosen.efforts == read().efforts and chosen.prompts == read().prompts
+    assert chosen.intern.label == str(tmp_path)
+    assert chosen.pair_name == f"mentor+{tmp_path.name}"
+    assert chosen.efforts == read().efforts
+    assert chosen.prompts == read().prompts
     assert chosen.classifier is None, "the bundled classifier knows the bundled intern alone"
     assert read(**FOREIGN, policy="stage:2", prompts="pair").prompts == read().prompts
 
 
 def test_engine_arguments_go_to_both_roles_or_to_one() -> None:
     chosen = read(**FOREIGN, dtype="float16", intern_dtype="float32", mentor_peft="adapter", batch_size=8)
-    assert chosen.mentor is not None and chosen.intern is not None
+    assert chosen.mentor is not None
+    assert chosen.intern is not None
     assert chosen.mentor.arguments == {"dtype": "float16", "peft": "adapter", "batch_size": 8}
     assert chosen.intern.arguments == {"dtype": "float32", "batch_size": 8}
 
 
 def test_thinking_is_a_setting_of_each_role() -> None:
     chosen = read(**FOREIGN, thinking="intern")
-    assert chosen.mentor is not None and chosen.intern is not None
+    assert chosen.mentor is not None
+    assert chosen.intern is not None
     assert chosen.mentor.arguments == {"enable_thinking": False}
     assert chosen.intern.arguments == {"enable_thinking": True}
 

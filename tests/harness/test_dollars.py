@@ -43,7 +43,8 @@ def test_a_fixed_stage_costs_its_prompts_and_tokens_with_what_is_read_again_as_c
     lm = TandemLM(**COMMON, **MENTOR, **INTERN, policy="stage:2")
     _, record = asyncio.run(lm.cascade.answer(Task(Question(ROWS[0]), Sampling(90), "t", 0)))
     mentor, intern = lm.cascade.mentor, lm.cascade.intern
-    assert mentor is not None and intern is not None
+    assert mentor is not None
+    assert intern is not None
     asked = ROWS[0] + " Insights:"
     size, (low, medium, _) = len(mentor.encode(asked)), lm.settings.efforts
     wrote = asyncio.run(mentor.generate(Prompt(asked), Sampling(medium))).token_ids
@@ -110,8 +111,13 @@ def test_wrong_prices_are_one_sentence_before_a_model_is_loaded(arguments: dict[
 def test_prices_may_be_given_for_both_roles_at_once_and_for_any_backend() -> None:
     bare = model_arguments.read({"price_input": 1, "price_output": 3}, registry.arguments)
     for role in bare.roles.values():
-        assert role is not None and role.prices == Prices(1, 1, 3) and not role.arguments
+        assert role is not None
+        assert role.prices == Prices(1, 1, 3)
+        assert not role.arguments
     named = {"mentor": "m", "intern": "org/small", "policy": "stage:1", "mentor_backend": "local-completions"}
     given = model_arguments.read({**named, "mentor_price_input": 1, "mentor_price_output": 3}, registry.arguments)
-    assert given.mentor is not None and given.mentor.prices == Prices(1, 1, 3) and not given.mentor.arguments
-    assert given.intern is not None and given.intern.prices is None
+    assert given.mentor is not None
+    assert given.mentor.prices == Prices(1, 1, 3)
+    assert not given.mentor.arguments
+    assert given.intern is not None
+    assert given.intern.prices is None

@@ -53,7 +53,9 @@ def test_bare_lm_eval_shows_cost_beside_accuracy(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("has_hook")
 def test_another_model_runs_the_same_task_without_cost_columns(tmp_path: Path) -> None:
     shown = run([*command("tandem_pair_code", "hf", True, pretrained=pair.INTERN), "--limit", "20"], tmp_path)
-    assert re.search(r"\|acc +\|", shown) and "tflops" not in shown and "stage" not in shown
+    assert re.search(r"\|acc +\|", shown)
+    assert "tflops" not in shown
+    assert "stage" not in shown
 
 
 def test_chat_few_shot_predict_only_and_samples_work_as_for_model_hf(tmp_path: Path) -> None:
@@ -103,7 +105,8 @@ def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) ->
         time.sleep(0.02)
     going.send_signal(signal.SIGINT)
     _, errors = going.communicate(timeout=60)
-    assert going.returncode not in (0, None) and b"KeyboardInterrupt" in errors
+    assert going.returncode not in (0, None)
+    assert b"KeyboardInterrupt" in errors
     kept = len(Store(tmp_path / "s.sqlite"))
     assert kept >= 20
     assert len((tmp_path / "l.jsonl").read_text().splitlines()) >= 20
@@ -122,7 +125,8 @@ def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) ->
 def test_a_wrong_argument_ends_with_one_sentence(tmp_path: Path, arguments: dict[str, str], sentence: str) -> None:
     errors = run([*command("tandem_pair_math", **arguments)], tmp_path, code=1)
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("tandem: error: ") and sentence in last
+    assert last.startswith("tandem: error: ")
+    assert sentence in last
     assert "Traceback" not in errors
 
 

@@ -31,7 +31,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(HFLM, "__init__", loaded)
-    yield
+    return
 
 
 @pytest.mark.usefixtures("no_model")
@@ -78,7 +78,8 @@ def test_a_context_that_cannot_fit_is_refused_before_anything_runs(tmp_path: Pat
     asked[2].arguments = ("word " * 600, asked[2].args[1])
     with pytest.raises(ContextError, match=r"t #2 does not fit into the window .* 512 tokens.*lower max_gen_toks"):
         lm.generate_until(asked, disable_tqdm=True)
-    assert lm.store is not None and len(lm.store) == 0
+    assert lm.store is not None
+    assert len(lm.store) == 0
     lm.close()
 
 
@@ -110,13 +111,16 @@ def test_answers_carry_their_cost_and_totals_add_up(tmp_path: Path) -> None:
     metrics = [answer.metrics for answer in answers if isinstance(answer, Answer)]
     assert set(metrics[0]) == {"length", "mentor_tokens", "tflops", "stage", "truncated"}
     info = lm.get_model_info()["tandem"]
-    assert info["run"] == "tandem-pair-cascade" and info["thresholds"] and info["mentor"]["model"] == "pair/mentor"
+    assert info["run"] == "tandem-pair-cascade"
+    assert info["thresholds"]
+    assert info["mentor"]["model"] == "pair/mentor"
     totals = info["totals"]
     assert totals["questions"] == 12
     assert totals["tflops"] == pytest.approx(sum(m["tflops"] for m in metrics) / 12)
     assert totals["length"] == pytest.approx(sum(m["length"] for m in metrics) / 12)
     lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
-    assert len(lines) == 13 and len(lines[1]["stages"][0]["features"]) == 14  # 13 of the probe, and the stage
+    assert len(lines) == 13
+    assert len(lines[1]["stages"][0]["features"]) == 14
     assert json.dumps(info)
     lm.close()
 
@@ -187,6 +191,7 @@ def test_messages_reach_each_role_in_its_own_template(tmp_path: Path) -> None:
     (task,) = tasks_of([asked], 256, 0)
     assert lm.cascade.mentor is not None
     shown = lm.cascade.prompts.mentor(lm.cascade.mentor, task.question)
-    assert shown.startswith("<user>One?") and shown.endswith("<go>")
+    assert shown.startswith("<user>One?")
+    assert shown.endswith("<go>")
     assert len(lm.generate_until([asked], disable_tqdm=True)) == 1
     lm.close()

@@ -69,11 +69,14 @@ def test_it_finds_a_real_signal_in_rows_it_never_saw(heavy: bool) -> None:
 def test_it_has_the_manners_of_an_estimator(fitted: SufficiencyClassifier) -> None:
     X, y, _ = signal(50, 2)
     copy = clone(fitted)
-    assert copy.get_params() == fitted.get_params() and not hasattr(copy, "weights_")
+    assert copy.get_params() == fitted.get_params()
+    assert not hasattr(copy, "weights_")
     assert copy.set_params(lr=0.1).lr == 0.1
-    assert fitted.n_features_in_ == 18 and fitted.classes_.tolist() == [0, 1]
+    assert fitted.n_features_in_ == 18
+    assert fitted.classes_.tolist() == [0, 1]
     probabilities = fitted.predict_proba(X)
-    assert probabilities.shape == (200, 2) and probabilities.dtype == np.float64
+    assert probabilities.shape == (200, 2)
+    assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     np.testing.assert_array_equal(fitted.predict(X), probabilities.argmax(axis=1))
     with pytest.raises(NotFittedError):
@@ -83,7 +86,8 @@ def test_it_has_the_manners_of_an_estimator(fitted: SufficiencyClassifier) -> No
     with pytest.raises(ValueError, match="NaN"):
         fitted.predict_proba(np.full((1, 18), np.nan))
     named = SufficiencyClassifier().fit(X, np.where(y, "yes", "no"))
-    assert set(named.predict(X)) <= {"no", "yes"} and named.classes_.tolist() == ["no", "yes"]
+    assert set(named.predict(X)) <= {"no", "yes"}
+    assert named.classes_.tolist() == ["no", "yes"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -179,8 +183,10 @@ def test_a_saved_judge_comes_back_identical(fitted: SufficiencyClassifier, artef
     assert judge.score(X[0]) == pytest.approx(fitted.predict_proba(X[:1])[0, 1], abs=1e-15)
     assert judge.estimator.get_params() == fitted.get_params()
     assert (judge.thresholds, judge.name, judge.schema, judge.pair) == (THRESHOLDS, "judge", SCHEMA, PAIR)
-    assert judge.recipe == "default" and judge.config["fitted_on"] == {"questions": 300}
-    assert judge.config["features"] == list(FEATURE_NAMES) and "numpy" in judge.config["versions"]
+    assert judge.recipe == "default"
+    assert judge.config["fitted_on"] == {"questions": 300}
+    assert judge.config["features"] == list(FEATURE_NAMES)
+    assert "numpy" in judge.config["versions"]
     assert sorted(path.name for path in artefact.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (artefact / "README.md").read_text() == "# A judge\n"
     again = artefact.with_name("again")
@@ -264,7 +270,8 @@ def test_a_broken_artefact_is_refused_in_one_sentence(artefact: Path, case: str)
     spoil(artefact)
     with pytest.raises(ClassifierError, match=words) as refusal:
         load(artefact)
-    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).endswith(".")
 
 
 def test_a_missing_folder_or_another_number_of_stages_says_what_to_do(artefact: Path, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def test_there_are_18_names_in_the_order_of_the_paper() -> None:
 
 def test_a_prompt_worked_out_by_hand() -> None:
     vector = features(stats([np.nan, *-np.log([1.0, 2.0, 3.0, 6.0])], [np.nan, 0.5, 1.0, 1.5, 3.0]), stage=2)
-    assert vector.shape == (18,) and vector.dtype == np.float64
+    assert vector.shape == (18,)
+    assert vector.dtype == np.float64
     ppl_std, entropy_std = np.sqrt(14 / 4), np.sqrt(3.5 / 4)
     expected = [3, ppl_std, 2.5, 6, 1, 1.75, 3.75, 1.5, entropy_std, 1.25, 3, 0.5, 0.875, 1.875, 0, 0, 5, 2]
     np.testing.assert_allclose(vector, expected, rtol=1e-6)
@@ -98,7 +99,8 @@ def test_a_short_prompt_has_no_trend() -> None:
 
 def test_an_impossible_token_leaves_everything_finite_in_float32_too() -> None:
     vector = features(stats([np.nan, -1e30, -np.inf, -0.1], [np.nan, 1, 1, 1]), 0)
-    assert np.isfinite(vector).all() and np.isfinite(vector.astype(np.float32)).all()
+    assert np.isfinite(vector).all()
+    assert np.isfinite(vector.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize(

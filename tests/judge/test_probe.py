@@ -64,7 +64,9 @@ def test_what_refusals_cost_is_what_a_walk_along_the_stages_counts(
 def test_statistics_look_at_nothing_behind_the_probe(entropy: np.ndarray, probe: Probe, ended: bool) -> None:
     found = statistics(-entropy, entropy, ended, probe)
     n = probe.length(entropy)
-    assert found.shape == (len(PROBE_NAMES),) and np.isfinite(found).all() and found[0] == n >= 1
+    assert found.shape == (len(PROBE_NAMES),)
+    assert np.isfinite(found).all()
+    assert found[0] == n >= 1
     changed = entropy.copy()
     changed[n:] = 9.0
     np.testing.assert_array_equal(statistics(-changed, changed, ended, probe), found)

@@ -132,7 +132,8 @@ def test_insights_hold_the_facts_and_no_answer(domain: str) -> None:
     for _ in range(200):
         problem = source.problem("test")
         told, own = pb.insights(problem, domain), pb.mentor_answer(problem, domain)
-        assert "Answer" not in told and all(f"{good} {pb.PRICES[good]}" in told for _, good in problem.steps)
+        assert "Answer" not in told
+        assert all(f"{good} {pb.PRICES[good]}" in told for _, good in problem.steps)
         assert metrics().extract(own) == metrics().extract(pb.intern_answer(problem)) == problem.totals[-1]
         assert all(0 <= total <= pb.LARGEST for total in problem.totals)
 
@@ -147,7 +148,8 @@ def test_the_intern_knows_most_of_what_is_asked_but_not_all() -> None:
 def test_weights_load_and_keep_to_their_sizes() -> None:
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (MENTOR, INTERN)]
     for model in models:
-        assert model.config.head_dim == 32 and model.config.max_position_embeddings == 512
+        assert model.config.head_dim == 32
+        assert model.config.max_position_embeddings == 512
         assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     mentor, intern = (sum(p.numel() for p in model.parameters()) for model in models)
     assert mentor / intern >= 4.5

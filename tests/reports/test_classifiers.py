@@ -76,7 +76,8 @@ def test_the_main_cascade_is_compared_with_each_other_one_in_pairs_of_answers(tm
         if run is study.cascade:
             assert points == share == ""
             continue
-        assert isinstance(points, Number) and isinstance(share, Number)
+        assert isinstance(points, Number)
+        assert isinstance(share, Number)
         assert points.value == pytest.approx(100 * (study.cascade.score.mean() - run.score.mean()))
         assert points.interval == pytest.approx([100 * x for x in difference(study.cascade.score, run.score)])
         costs = study.cascade.columns["tflops"], run.columns["tflops"]
@@ -95,7 +96,9 @@ def test_classifiers_do_not_fill_tables_of_other_things(tmp_path: Path) -> None:
     gap = table(made, "unified-t-large-small")
     assert [str(row[0]) for row in gap.rows] == ["all"]
     share = dict(zip(gap.columns, gap.rows[0], strict=True))["unified: cost in % of it"]
-    assert isinstance(share, Number) and share.interval is not None and share.interval[0] <= share.value
+    assert isinstance(share, Number)
+    assert share.interval is not None
+    assert share.interval[0] <= share.value
     assert gap.caption == "Unified: cascade (all). Per subject: cascade (t_train)."
     assert not any(table.name.startswith("transfer") for table in made.tables), "all classifiers know the domain"
 

@@ -116,7 +116,8 @@ def test_oracle_and_failure_cases_are_those_of_a_search_by_hand(seed: int) -> No
         best = right.index(True) if any(right) else 0
         solved.append(any(right))
         spent.append((0, *EFFORTS)[best])
-    assert study.cascade is not None and study.oracle is not None
+    assert study.cascade is not None
+    assert study.oracle is not None
     found = routed(study, study.cascade)
     assert {name: found[name] for name in counts} == counts
     assert [n for name, n in found.items() if name.startswith(" ")] == [first, later_than_needed]
@@ -126,10 +127,13 @@ def test_oracle_and_failure_cases_are_those_of_a_search_by_hand(seed: int) -> No
 
 def test_the_gap_closed_is_0_for_always_high_and_1_for_the_oracle(folder: Path) -> None:
     study = the_study(folder)
-    assert study.high is not None and study.oracle is not None and study.cascade is not None
+    assert study.high is not None
+    assert study.oracle is not None
+    assert study.cascade is not None
     assert study.closed(study.high) == (0, (0, 0))
     share, ends = study.closed(study.oracle) or (0, (0, 0))
-    assert share == pytest.approx(1) and ends == pytest.approx((1, 1))
+    assert share == pytest.approx(1)
+    assert ends == pytest.approx((1, 1))
     share, (low, high) = study.closed(study.cascade) or (0, (0, 0))
     assert low < share < high
 
@@ -186,7 +190,8 @@ def test_several_classifiers_and_per_subject_ones_are_compared(tmp_path: Path) -
     labels = [cells[0] for cells in shown["inputs-t-large-small"].rows]
     assert labels == ["intern", "mentor", "cascade (each)", "cascade (judge)"]
     gap = row(shown["unified-t-large-small"], "all")["unified above it (points)"]
-    assert isinstance(gap, Number) and gap.signed
+    assert isinstance(gap, Number)
+    assert gap.signed
 
 
 def test_classifiers_of_other_inputs_are_rows_that_say_what_they_see(tmp_path: Path) -> None:
@@ -240,7 +245,8 @@ def test_what_runs_cannot_fill_is_said_with_the_command_that_would(tmp_path: Pat
         "--tasks t --batch_size 4 --log_samples --output_path RUNS"
     )
     for text in (markdown.text(made), html.text(made), latex.text(made)):
-        assert "/data/m" not in text and str(tmp_path) not in text
+        assert "/data/m" not in text
+        assert str(tmp_path) not in text
 
 
 def test_other_models_stand_beside_the_policies(tmp_path: Path) -> None:
@@ -273,9 +279,8 @@ def test_latencies_come_from_a_benchmark_s_file(folder: Path, tmp_path: Path) ->
     World.random(4).write(tmp_path, "intern")
     shown = tables(report([tmp_path]))["latency-1-t"]
     told = row(shown, "cascade")
-    assert value(told["times as fast as the mentor"]) == 2 and value(told["judging, % of the time"]) == pytest.approx(
-        10
-    )
+    assert value(told["times as fast as the mentor"]) == 2
+    assert value(told["judging, % of the time"]) == pytest.approx(10)
     assert value(told["whole run / questions (s)"]) == 1.25
     benchmark["runs"][0]["seconds"] = [1.0]  # type: ignore[index]
     (tmp_path / "latency.json").write_text(json.dumps(benchmark))
@@ -298,7 +303,8 @@ def test_the_page_needs_nothing_but_itself(made: Report) -> None:
         *re.findall(r"""(?:src|href|action)\s*=\s*(?!["']?(?:#|data:,))[^\s>]+""", text),
         *re.findall(r"url\(|@import", text),
     ]
-    assert outside == [] and "<script" not in text
+    assert outside == []
+    assert "<script" not in text
     assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg"}
 
 
@@ -329,7 +335,8 @@ class Tags(HTMLParser):
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(made: Report) -> None:
     tags = Tags()
     tags.feed(html.text(made))
-    assert tags.open == [] and len(set(tags.ids)) == len(tags.ids)
+    assert tags.open == []
+    assert len(set(tags.ids)) == len(tags.ids)
     assert {link.removeprefix("#") for link in tags.links} <= set(tags.ids)
 
 
@@ -337,14 +344,16 @@ def test_every_figure_is_a_drawing_of_finite_places(made: Report) -> None:
     assert {figure.name.split("-t-")[0] for figure in made.figures} == {"trade-off", "guidance", "entropy"}
     for figure in made.figures:
         ElementTree.fromstring(figure.svg)
-        assert "nan" not in figure.svg and "inf" not in figure.svg.replace("infinite", "")
+        assert "nan" not in figure.svg
+        assert "inf" not in figure.svg.replace("infinite", "")
 
 
 def test_csv_holds_the_numbers_unrounded_with_their_intervals(made: Report) -> None:
     shown = tables(made)["policies-t-large-small"]
     lines = list(csv.DictReader(io.StringIO(spreadsheet.text(shown))))
     first = shown.rows[0][1]
-    assert isinstance(first, Number) and first.interval is not None
+    assert isinstance(first, Number)
+    assert first.interval is not None
     assert float(lines[0]["accuracy %"]) == pytest.approx(first.value, rel=1e-7)
     assert float(lines[0]["accuracy %, low"]) == pytest.approx(first.interval[0], rel=1e-7)
 
@@ -375,7 +384,8 @@ def test_a_single_format_is_asked_for_by_its_ending(folder: Path, tmp_path: Path
 def test_some_sections_can_be_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["report", str(folder), "--only", "policies,stages"])
     headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")]
-    assert len(headings) == 3 and headings[0] == "## Accuracy, length and cost by policy"
+    assert len(headings) == 3
+    assert headings[0] == "## Accuracy, length and cost by policy"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +398,9 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_1(
     with pytest.raises(SystemExit) as ended:
         cli.main(["report", *[argument.format(folder=folder) for argument in arguments]])
     said = capsys.readouterr().err.strip()
-    assert ended.value.code == 1 and said.startswith("lm-eval-tandem: error: ") and "\n" not in said
+    assert ended.value.code == 1
+    assert said.startswith("lm-eval-tandem: error: ")
+    assert "\n" not in said
 
 
 def test_a_report_loads_neither_torch_nor_the_harness(folder: Path) -> None:
@@ -414,7 +426,8 @@ def test_labels_stay_within_the_drawing(points: list[tuple[float, float]]) -> No
     for (x, y, anchor, _), label in zip(place_labels(points, labels, (46, 4, 440, 288)), labels, strict=True):
         width = LETTER * len(label)
         left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
-        assert -width <= left <= 440 and 0 <= y <= 340
+        assert -width <= left <= 440
+        assert 0 <= y <= 340
 
 
 # --- what the judge looks at
@@ -430,7 +443,9 @@ def test_the_loss_of_auc_is_that_of_the_features_that_matter() -> None:
     right = (features[:, :, 1] + 0.3 * rng.normal(size=(300, 2)) > 0).astype(float)
     estimator = LogisticRegression().fit(features.reshape(-1, 3), right.ravel())
     losses, area = permutation_losses(estimator, features, right)
-    assert area > 0.95 and losses[1].min() > 0.3 and np.abs(losses[[0, 2]]).max() < 0.05
+    assert area > 0.95
+    assert losses[1].min() > 0.3
+    assert np.abs(losses[[0, 2]]).max() < 0.05
     assert np.array_equal(permutation_losses(estimator, features, right)[0], losses)
 
 
@@ -505,13 +520,15 @@ def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path) -> None:
 
     study = recorded(tmp_path, World.random(60))
     outcomes = outcomes_of(study, None)
-    assert outcomes is not None and study.cascade is not None
+    assert outcomes is not None
+    assert study.cascade is not None
     stage, right, cost = simulate(outcomes, [0.5] * 3)
     assert stage.tolist() == study.cascade.columns["stage"].astype(int).tolist()
     assert right.tolist() == study.cascade.score.tolist()
     assert cost == pytest.approx(study.cascade.columns["tflops"])
     points = sweep(study, None)
-    assert points == sorted(points) and len(points) > 10
+    assert points == sorted(points)
+    assert len(points) > 10
     cheapest, dearest = points[0], points[-1]
     assert cheapest[0] == pytest.approx(study.stages[0].columns["tflops"].mean())
     assert dearest[0] >= study.cascade.columns["tflops"].mean()

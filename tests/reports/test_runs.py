@@ -23,10 +23,13 @@ def test_questions_come_back_in_order_with_grades_costs_and_records(tmp_path: Pa
     world = World.random(12, subjects=["a", "b"] * 6)
     world.write(tmp_path, "stage:1", packed)
     (run,) = read([tmp_path])
-    assert run.keys == tuple(("t", i) for i in range(12)) and run.subjects == ("a", "b") * 6
+    assert run.keys == tuple(("t", i) for i in range(12))
+    assert run.subjects == ("a", "b") * 6
     assert np.array_equal(run.score, world.right[:, 1])
-    assert (run.columns["length"] == 60).all() and (run.columns["mentor_tokens"] == 10).all()
-    assert [record["doc_id"] for record in run.records] == list(range(12)) and run.policy == "stage:1"
+    assert (run.columns["length"] == 60).all()
+    assert (run.columns["mentor_tokens"] == 10).all()
+    assert [record["doc_id"] for record in run.records] == list(range(12))
+    assert run.policy == "stage:1"
 
 
 def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_path: Path) -> None:
@@ -40,12 +43,15 @@ def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_pat
         (before,) = read([tmp_path / name])
         packed = pack(tmp_path / name)
         (after,) = read([tmp_path / name])
-        assert after.keys == before.keys and np.array_equal(after.score, before.score)
+        assert after.keys == before.keys
+        assert np.array_equal(after.score, before.score)
         assert [r["doc_id"] for r in after.records] == list(range(20))
         assert [r["stages"][0]["score"] for r in after.records] == [r["stages"][0]["score"] for r in before.records]
-        assert not list(tmp_path.rglob("*.jsonl")) and {file.suffix for file in packed} == {".xz"}
+        assert not list(tmp_path.rglob("*.jsonl"))
+        assert {file.suffix for file in packed} == {".xz"}
         contents.append([file.read_bytes() for file in packed])
-    assert contents[0] == contents[1] and b"_hash" not in lzma.decompress(contents[0][1])
+    assert contents[0] == contents[1]
+    assert b"_hash" not in lzma.decompress(contents[0][1])
 
 
 @pytest.mark.parametrize(
@@ -69,10 +75,12 @@ def test_a_ledger_gives_the_costs_of_tasks_that_do_not_show_them(tmp_path: Path)
     kept = [{k: v for k, v in json.loads(line).items() if k not in runs.COLUMNS} for line in samples.open()]
     samples.write_text("\n".join(map(json.dumps, kept)))
     (run,) = read([tmp_path])
-    assert (run.columns["length"] == 70).all() and run.columns["tflops"][0] > 0
+    assert (run.columns["length"] == 70).all()
+    assert run.columns["tflops"][0] > 0
     next(file.parent.glob("ledger.jsonl")).unlink()
     (run,) = read([tmp_path])
-    assert not run.columns and not run.records
+    assert not run.columns
+    assert not run.records
 
 
 def test_a_ledger_of_other_answers_is_not_taken_for_the_run_s(tmp_path: Path) -> None:
@@ -103,7 +111,8 @@ def test_tasks_of_a_group_are_one_domain_whose_tasks_are_its_subjects(tmp_path: 
         results = json.loads(file.read_text())
         file.write_text(json.dumps({**results, "group_subtasks": {"m": ["m_algebra", "m_geometry"]}}))
     (run,) = read([tmp_path])
-    assert run.domain == "m" and run.subjects == ("algebra",) * 3 + ("geometry",) * 3
+    assert run.domain == "m"
+    assert run.subjects == ("algebra",) * 3 + ("geometry",) * 3
 
 
 def test_a_metric_and_a_filter_can_be_chosen(tmp_path: Path) -> None:
@@ -186,7 +195,8 @@ def test_arguments_that_hold_secrets_are_forgotten(tmp_path: Path) -> None:
     given = {"policy": "intern", "mentor_api_key": "S3CRET", "hf_token": "S3CRET", "dtype": "auto"}
     World.random(3).write(tmp_path, "intern", arguments=given)
     (run,) = read([tmp_path])
-    assert "S3CRET" not in repr(run) and run.arguments == {"policy": "intern", "dtype": "auto"}
+    assert "S3CRET" not in repr(run)
+    assert run.arguments == {"policy": "intern", "dtype": "auto"}
 
 
 @pytest.mark.parametrize(

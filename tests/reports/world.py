@@ -13,7 +13,7 @@ import numpy as np
 
 from lm_eval_tandem import ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.ledger import Record, Stage
+from lm_eval_tandem.ledger import Judgement, Record
 from lm_eval_tandem.reports.sources import ledgers, runs
 from lm_eval_tandem.reports.sources.runs import Run
 
@@ -96,13 +96,13 @@ class World:
         looks = []
         if policy == "cascade":
             looks = [
-                Stage(s, float(self.scores[question, s]), self.thresholds[s], (0, *EFFORTS)[s], 30, 0.01)
+                Judgement(s, float(self.scores[question, s]), self.thresholds[s], (0, *EFFORTS)[s], 30, 0.01)
                 for s in range(3 if max(self.scores[question] - self.thresholds) <= 0 else stage + 1)
             ]
         elif policy != "mentor":
             values = [0.0] * 18
             values[7] = 2.0 - self.right[question, stage] + 0.01 * question
-            looks = [Stage(stage, None, None, written, 30, 0.01, values)]
+            looks = [Judgement(stage, None, None, written, 30, 0.01, values)]
         parameters = (PARAMETERS["mentor"], 0 if policy == "mentor" else PARAMETERS["intern"])
         record = Record(
             task=self.task,

@@ -109,10 +109,12 @@ def test_gold_replies_score_one_and_say_where_they_ran(data: Path, tmp_path: Pat
     for task in BOTH.split(","):
         found = metrics(results(out)[task])
         assert (found["acc"], found["no_answer"], found["timeout"], found["sandboxed"]) == (1.0, 0.0, 0.0, 1.0)
-        assert not CASCADE_ARGUMENTS & set(found) and not any(name.startswith("pass@") for name in found)
+        assert not CASCADE_ARGUMENTS & set(found)
+        assert not any(name.startswith("pass@") for name in found)
         for sample in samples(out, task):
             grade = json.loads(sample["filtered_resps"][0][0])
-            assert (grade["outcome"], grade["isolation"]) == ("passed", "bubblewrap") and grade["code"]
+            assert (grade["outcome"], grade["isolation"]) == ("passed", "bubblewrap")
+            assert grade["code"]
 
 
 def test_the_harness_asks_for_a_confirmation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,8 @@ def test_the_harness_asks_for_a_confirmation(data: Path, tmp_path: Path, monkeyp
 def test_without_bubblewrap_it_ends_with_one_sentence(data: Path, tmp_path: Path) -> None:
     options = ["--model", "replay", "--model_args", f"gold={tmp_path / 'gold.json'}", "--confirm_run_unsafe_code"]
     said = run([REPLAY, "run"], data, *options, "--tasks", "tandem_humaneval", ok=False, PATH=str(tmp_path))
-    assert said.splitlines()[-1].startswith("tandem: error: ") and "apt-get install bubblewrap" in said
+    assert said.splitlines()[-1].startswith("tandem: error: ")
+    assert "apt-get install bubblewrap" in said
     assert "Traceback" not in said
 
 
@@ -174,7 +177,9 @@ def test_tandem_brings_its_own_figures(data: Path, monkeypatch: pytest.MonkeyPat
         tandem.close()
     for task in BOTH.split(","):
         figures = metrics(found[task])
-        assert figures["acc"] == 0.0 and figures["sandboxed"] == 1.0 and CASCADE_ARGUMENTS <= set(figures)
+        assert figures["acc"] == 0.0
+        assert figures["sandboxed"] == 1.0
+        assert set(figures) >= CASCADE_ARGUMENTS
 
 
 @needs_bubblewrap
@@ -189,7 +194,8 @@ def test_the_command_line_with_real_models(data: Path, tmp_path: Path, model: st
     run(["-m", "lm_eval_tandem" if model == "tandem" else "lm_eval", "run"], data, *options)
     for task in BOTH.split(","):
         found = metrics(results(out)[task])
-        assert found["acc"] == 0.0 and found["sandboxed"] == 1.0
+        assert found["acc"] == 0.0
+        assert found["sandboxed"] == 1.0
         assert CASCADE_ARGUMENTS & set(found) == (CASCADE_ARGUMENTS if model == "tandem" else set())
 
 
@@ -205,4 +211,5 @@ def test_all_of_humaneval_scores_one_when_its_solutions_are_replayed(tmp_path: P
     options += ["--apply_chat_template", "--confirm_run_unsafe_code", "--output_path", str(out)]
     run([REPLAY, "run"], folder, *options)
     found = results(out)["tandem_humaneval"]
-    assert found["sample_len"] == 164 and metrics(found)["acc"] == 1.0
+    assert found["sample_len"] == 164
+    assert metrics(found)["acc"] == 1.0

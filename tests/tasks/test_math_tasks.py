@@ -184,9 +184,11 @@ def test_the_bundled_pair_with_model_tandem(chat: tuple[str, ...], folder: Path,
     found = results(tmp_path)
     assert len(found) == 4 + 14 + 2
     for metrics in found.values():
-        assert set(metrics) == SCORES | COSTS and metrics["acc"] < 0.5
-        assert metrics["tflops"] > 0 and metrics["length"] > 0
-    assert COSTS <= set(shown.replace("|", " ").split())
+        assert set(metrics) == SCORES | COSTS
+        assert metrics["acc"] < 0.5
+        assert metrics["tflops"] > 0
+        assert metrics["length"] > 0
+    assert set(shown.replace("|", " ").split()) >= COSTS
 
 
 def load(task: str) -> Any:
@@ -233,7 +235,8 @@ def test_a_thought_that_the_prompt_opened_and_nothing_closed_holds_no_answer(
 ) -> None:
     replies = dict(zip(questions, [r"Perhaps \boxed{5}", last], strict=True))
     found = evaluate(replies, "tandem_gsm8k", tmp_path, opened=True)
-    assert found["no_answer"] == no_answer and found["acc"] == 1 - no_answer
+    assert found["no_answer"] == no_answer
+    assert found["acc"] == 1 - no_answer
 
 
 def test_what_a_tandem_says_of_its_answer_is_handed_on(questions: list[str], tmp_path: Path) -> None:
@@ -246,7 +249,8 @@ def test_what_a_tandem_says_of_its_answer_is_handed_on(questions: list[str], tmp
         task._instances = [instance]
         task.apply_filters()
         metrics = task.process_results(instance.doc, [instance.filtered_resps["none"]])
-        assert {name: metrics[name] for name in COSTS} == costs and set(metrics) == SCORES | COSTS
+        assert {name: metrics[name] for name in COSTS} == costs
+        assert set(metrics) == SCORES | COSTS
         assert metrics["no_answer"] == expected
 
 

@@ -35,7 +35,8 @@ def test_a_killed_collection_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Pa
     assert before >= 150
     run([*COLLECT, "again"], tmp_path)
     whole, again = (read(tmp_path / name)[0] for name in ("whole", "again"))
-    assert whole.ids == again.ids and whole.agrees is not None
+    assert whole.ids == again.ids
+    assert whole.agrees is not None
     for name in ("correct", "agrees", "cost", "answer_tokens"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(again, name))
     np.testing.assert_allclose(whole.entropy, again.entropy, atol=1e-3)
@@ -47,5 +48,6 @@ def test_what_collecting_will_cost_is_said_before_it_starts(tmp_path: Path) -> N
     done = subprocess.run([*COLLECT, "c"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     said, _, rest = done.stderr.partition("is not made again.")
-    assert "collect: 60 questions at 4 stages and the mentor alone: about " in said and "TFLOPs" in said
+    assert "collect: 60 questions at 4 stages and the mentor alone: about " in said
+    assert "TFLOPs" in said
     assert "60/60" in rest

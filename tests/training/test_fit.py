@@ -68,7 +68,8 @@ def data() -> Collected:
 def test_the_default_recipe_judges_well_out_of_sample(data: Collected, tmp_path: Path) -> None:
     made = fit_sufficiency(data, "default", "cost@accuracy>=always_high-0.02", 42)
     classifier, thresholds, report = made.estimator, made.thresholds, made.report
-    assert len(thresholds) == 4 and report["thresholds"] == list(thresholds)
+    assert len(thresholds) == 4
+    assert report["thresholds"] == list(thresholds)
     assert report["questions"] == report["questions_out_of_sample"] == 240
     assert all(stage["auc"] > 0.9 and stage["f1"] > 0.7 for stage in report["stages"])
     assert sum(stage["share_answered"] for stage in report["stages"]) == pytest.approx(1)
@@ -79,12 +80,11 @@ def test_the_default_recipe_judges_well_out_of_sample(data: Collected, tmp_path:
     assert report["cascade"]["cost"] < 0.8 * report["always_high"]["cost"]
     assert abs(report["cascade"]["accuracy_cross_fitted"] - report["cascade"]["accuracy"]) < 0.05
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert (
-        made.probe is not None
-        and report["probe"] == made.probe.to_json()
-        and made.schema in (input_schemas.PROBE, input_schemas.BOTH)
-    )
-    assert report["calibration"]["brier"] < 0.1 and report["calibration"]["ece"] < 0.1
+    assert made.probe is not None
+    assert report["probe"] == made.probe.to_json()
+    assert made.schema in (input_schemas.PROBE, input_schemas.BOTH)
+    assert report["calibration"]["brier"] < 0.1
+    assert report["calibration"]["ece"] < 0.1
     assert sum(part["count"] for part in report["calibration"]["bins"]) == 960
 
     unseen = collected(100, seed=1)
@@ -104,13 +104,15 @@ def test_the_paper_recipe_chooses_on_the_thirty_percent(data: Collected) -> None
     assert made.report["questions_out_of_sample"] == pytest.approx(0.3 * 240, abs=1)
     assert np.isnan(made.scores).any(axis=1).sum() == 240 - made.report["questions_out_of_sample"]
     classifier = made.estimator
-    assert isinstance(classifier, SufficiencyClassifier) and (made.schema, made.probe) == (
+    assert isinstance(classifier, SufficiencyClassifier)
+    assert (made.schema, made.probe) == (
         input_schemas.STATISTICS,
         None,
     )
     wanted: dict[str, Any] = {"hidden": (64, 32), "dropout": 0.3, "lr": 1e-4, "epochs": 3, "validation_fraction": 0.3}
     assert wanted.items() <= classifier.get_params().items()
-    assert not classifier.log_features and classifier.epochs_run_ <= 3
+    assert not classifier.log_features
+    assert classifier.epochs_run_ <= 3
     assert all(0.05 <= threshold <= 0.95 for threshold in made.thresholds)
 
 
@@ -118,7 +120,8 @@ def test_the_paper_recipe_chooses_on_the_thirty_percent(data: Collected) -> None
 def test_the_same_data_makes_the_same_judge(model: str) -> None:
     small = collected(60)
     first, second = (fit_sufficiency(small, "default", "accuracy", 7, model=model) for _ in range(2))
-    assert first.thresholds == second.thresholds and first.report == second.report
+    assert first.thresholds == second.thresholds
+    assert first.report == second.report
     for name, array in tensors_of(first.estimator).items():
         np.testing.assert_array_equal(array, tensors_of(second.estimator)[name])
 
@@ -135,7 +138,8 @@ def test_labels_of_the_mentor_look_at_no_grade(data: Collected) -> None:
     made, again = (
         fit_sufficiency(one, "default", "accuracy", model="logistic", labels="mentor") for one in (data, blind)
     )
-    assert made.thresholds == again.thresholds and made.report == again.report
+    assert made.thresholds == again.thresholds
+    assert made.report == again.report
     np.testing.assert_array_equal(made.scores, again.scores)
     with pytest.raises(ClassifierError, match="--labels mentor needs the mentor's own answer"):
         fit_sufficiency(dataclasses.replace(data, agrees=None), labels="mentor")

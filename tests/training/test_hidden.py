@@ -45,8 +45,10 @@ def classifiers(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 def test_collected_hidden_states_and_prompts_are_the_interns_own(collected: Path) -> None:
     data, description = read(collected)
-    assert data.hidden is not None and data.prompts is not None
-    assert data.hidden.shape == (QUESTIONS, 4, 64) and data.hidden.dtype == np.float32
+    assert data.hidden is not None
+    assert data.prompts is not None
+    assert data.hidden.shape == (QUESTIONS, 4, 64)
+    assert data.hidden.dtype == np.float32
     assert "batch_size" not in description["intern"]["arguments"]
     model = AutoModelForCausalLM.from_pretrained(pair.INTERN).eval()
     for q, t in ((0, 0), (3, 1), (17, 3)):
@@ -122,7 +124,8 @@ def test_a_live_cascade_answers_as_the_stage_that_it_stopped_at(
     store = tmp_path / "s.sqlite"
     kept = [run(classifiers[inputs], thresholds=thresholds, store=str(store)) for _ in range(2)]
     for again, found, _ in kept:
-        assert again == answers and [record.stage for record in found] == [record.stage for record in records]
+        assert again == answers
+        assert [record.stage for record in found] == [record.stage for record in records]
         assert [record.tokens for record in found] == [record.tokens for record in records]
     assert kept[1][2]._intern is not None and kept[1][2]._intern.work.prefill_tokens == 0, "not all was in the store"
     other = run(classifiers[{"hidden": "lora", "lora": "hidden"}[inputs]], store=str(store))[2]

@@ -56,15 +56,18 @@ def data() -> Collected:
 @pytest.mark.parametrize("model", [None, "logistic"])
 def test_hidden_states_are_fitted_by_default_with_the_papers_network(data: Collected, model: str | None) -> None:
     made = fit_sufficiency(data, inputs="hidden", model=model)
-    assert made.report["model"] == (model or "mlp") and made.report["inputs"] == "hidden"
-    assert (
-        made.schema == "hidden-12/1" and made.probe is None and made.report["questions_out_of_sample"] == len(data.ids)
-    )
+    assert made.report["model"] == (model or "mlp")
+    assert made.report["inputs"] == "hidden"
+    assert made.schema == "hidden-12/1"
+    assert made.probe is None
+    assert made.report["questions_out_of_sample"] == len(data.ids)
     assert all(stage["auc"] > 0.7 for stage in made.report["stages"])
     if model is None:
-        assert isinstance(made.estimator, SufficiencyClassifier) and made.estimator.hidden == (64, 32)
+        assert isinstance(made.estimator, SufficiencyClassifier)
+        assert made.estimator.hidden == (64, 32)
         papers = fit_sufficiency(data, "paper", inputs="hidden")
-        assert papers.estimator.get_params()["epochs"] == 3 and papers.report["questions_out_of_sample"] == 30
+        assert papers.estimator.get_params()["epochs"] == 3
+        assert papers.report["questions_out_of_sample"] == 30
 
 
 def test_the_default_recipe_still_chooses_among_the_same_inputs() -> None:
@@ -77,12 +80,14 @@ def test_a_finetuned_intern_is_judged_by_questions_that_it_did_not_learn_from(da
 
     def finetune(prompts: Any, labels: NDArray[np.int64], held_out: NDArray[np.bool_], seed: int) -> Any:
         """Knows the answer to what it learns from, and nothing of the rest."""
-        assert prompts is data.prompts and seed == 42
+        assert prompts is data.prompts
+        assert seed == 42
         asked.append(held_out)
         return np.where(held_out[:, None, None], 0.0, labels[..., None] * np.ones(WIDTH)).astype(np.float32)
 
     made = fit_sufficiency(data, inputs="lora", model="logistic", finetune=finetune)
-    assert made.schema == "hidden-lora-12/1" and made.report["questions_out_of_sample"] == 30
+    assert made.schema == "hidden-lora-12/1"
+    assert made.report["questions_out_of_sample"] == 30
     np.testing.assert_array_equal(np.isnan(made.scores).any(axis=1), ~asked[0])
     assert np.ptp(made.scores[asked[0]]) < 1e-9, "scores are of questions that it learned from"
 
@@ -99,8 +104,10 @@ def test_what_was_not_collected_is_said_with_the_way_to_it(data: Collected) -> N
         data.inputs("hidden-8/1")
     assert together([data, bare]).hidden is None
     both = together([data, collected(20, 1)])
-    assert both.hidden is not None and both.hidden.shape == (120, 3, WIDTH)
-    assert both.prompts is not None and both.prompts.shape == (120, 3)
+    assert both.hidden is not None
+    assert both.hidden.shape == (120, 3, WIDTH)
+    assert both.prompts is not None
+    assert both.prompts.shape == (120, 3)
     assert both.part(np.array([119])).prompts[0, 2] is both.prompts[119, 2]  # type: ignore[index]
 
 
@@ -110,8 +117,10 @@ def test_schemas_of_hidden_states_name_their_width() -> None:
         == input_schemas.names("hidden-lora-3/1")
         == ("hidden_0", "hidden_1", "hidden_2")
     )
-    assert input_schemas.width("hidden-lora-4096/1") == 4096 and input_schemas.width(input_schemas.STATISTICS) is None
-    assert input_schemas.adapted("hidden-lora-3/1") and not input_schemas.adapted("hidden-3/1")
+    assert input_schemas.width("hidden-lora-4096/1") == 4096
+    assert input_schemas.width(input_schemas.STATISTICS) is None
+    assert input_schemas.adapted("hidden-lora-3/1")
+    assert not input_schemas.adapted("hidden-3/1")
     for unknown in ("hidden-0/1", "hidden-3/2", "hidden/1", "hidden-lora/1", "hidden-3/1x", None):
         with pytest.raises(ClassifierError, match="'hidden-D/1' and 'hidden-lora-D/1'"):
             input_schemas.names(unknown)
@@ -130,12 +139,15 @@ def saved(folder: Path, data: Collected, lora: bool) -> Path:
 def test_an_artefact_says_how_the_intern_has_to_look(data: Collected, tmp_path: Path) -> None:
     plain, lora = (artefact.load(saved(tmp_path / str(kind), data, kind), stages=3) for kind in (False, True))
     assert (plain.width, plain.adapter, plain.view) == (WIDTH, None, ScoringView(hidden=True))
-    assert lora.adapter == tmp_path / "True" / "adapter" and lora.width == WIDTH
-    assert lora.view.hidden and lora.view.adapter == artefact.checksum_of(lora.config["adapter"])
+    assert lora.adapter == tmp_path / "True" / "adapter"
+    assert lora.width == WIDTH
+    assert lora.view.hidden
+    assert lora.view.adapter == artefact.checksum_of(lora.config["adapter"])
     assert all((lora.adapter / name).read_bytes() == content for name, content in ADAPTER.items())
     for judge in (plain, lora):
         state = data.hidden_states()[5, 1].astype(np.float64)
-        assert judge.reads_prompt and judge.score(judge.look(state)) == judge.score(state)
+        assert judge.reads_prompt
+        assert judge.score(judge.look(state)) == judge.score(state)
         with pytest.raises(ClassifierError, match="12 finite numbers"):
             judge.score(judge.look(np.zeros(18)))
         record = {"stages": [{"features": [0.0] * 18}], "tokens": {"intern_new": 3}}
@@ -182,4 +194,5 @@ def test_a_broken_artefact_is_refused_in_one_sentence(data: Collected, tmp_path:
     spoil(saved(tmp_path / "c", data, lora=True))
     with pytest.raises(ClassifierError, match=words) as refusal:
         artefact.load(tmp_path / "c")
-    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).endswith(".")

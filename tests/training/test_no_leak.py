@@ -76,7 +76,9 @@ def test_exchanged_test_labels_change_no_stage_and_no_answer(worlds: tuple[Path,
         assert [look.stage for look in a.stages] == [look.stage for look in b.stages]
         scores = [[look.score for look in record.stages] for record in (a, b)]
         assert scores[0] == pytest.approx(scores[1], abs=1e-3)  # the order of batches is left to the clock
-    assert one.judge is not None and other.judge is not None and one.judge.thresholds == other.judge.thresholds
+    assert one.judge is not None
+    assert other.judge is not None
+    assert one.judge.thresholds == other.judge.thresholds
 
 
 def test_exchanged_test_labels_change_no_byte_of_classifier_and_thresholds(

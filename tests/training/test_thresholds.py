@@ -41,7 +41,10 @@ def of(scores: list[float], **given: Any) -> Outcomes:
 
 
 def test_the_grid_is_the_papers() -> None:
-    assert GRID[0] == 0.05 and GRID[-1] == 0.95 and len(GRID) == 19 and GRID[5] == 0.3
+    assert GRID[0] == 0.05
+    assert GRID[-1] == 0.95
+    assert len(GRID) == 19
+    assert GRID[5] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,8 @@ def test_targets_steer_between_cost_and_accuracy() -> None:
     assert cheap[1].mean() >= data.correct[:, -1].mean() - 0.02 - 1e-9
     assert cheap[2].mean() < best[2].mean()
     capped = simulate(data, choose(data, f"accuracy@cost<={cheap[2].mean()}"))
-    assert capped[2].mean() <= cheap[2].mean() + 1e-9 and capped[1].mean() >= cheap[1].mean()
+    assert capped[2].mean() <= cheap[2].mean() + 1e-9
+    assert capped[1].mean() >= cheap[1].mean()
 
 
 def test_a_target_out_of_reach_names_the_nearest() -> None:
@@ -193,7 +197,8 @@ def test_scores_come_from_classifiers_that_never_saw_the_question() -> None:
     X[:, :, 0] = np.arange(23 * 4).reshape(23, 4)
     y = np.random.default_rng(0).integers(0, 2, (23, 4))
     scores = out_of_fold(Memory, X, y, folds=5)
-    assert scores.shape == (23, 4) and not scores.any()
+    assert scores.shape == (23, 4)
+    assert not scores.any()
     assert len(Memory.seen) == 5
     for rows, groups in Memory.seen:
         assert rows == {4.0 * question + stage for question in groups for stage in range(4)}

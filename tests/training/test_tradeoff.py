@@ -59,21 +59,27 @@ def saved(folder: Path, made: list[Row] | None = None, **described: Any) -> Path
 def test_collected_questions_come_back_by_question_and_stage(tmp_path: Path) -> None:
     made = rows(30)
     data, described = read(saved(tmp_path / "c", made[::-1]))
-    assert data.features.shape == (30, 3, 18) and described["tasks"] == ["train"]
+    assert data.features.shape == (30, 3, 18)
+    assert described["tasks"] == ["train"]
     row = made[3 * 7 + 2]
     q = data.ids.index("train/7")
-    assert data.features[q, 2].tolist() == row.features and data.correct[q, 2] == row.correct
+    assert data.features[q, 2].tolist() == row.features
+    assert data.correct[q, 2] == row.correct
     np.testing.assert_allclose(data.cost[q, 2], 2e-12 * (1000 * 20 + 100 * (20 + row.intern_tokens)))
-    assert data.entropy is not None and data.agrees is not None and data.token_cost == pytest.approx(2e-10)
+    assert data.entropy is not None
+    assert data.agrees is not None
+    assert data.token_cost == pytest.approx(2e-10)
     np.testing.assert_allclose(data.entropy[q, 2], row.answer_entropy, rtol=1e-6)
 
 
 def test_collections_of_several_tasks_are_fitted_together_or_one_by_one(tmp_path: Path) -> None:
     both = [saved(tmp_path / name, rows(40, name, seed), tasks=(name,)) for seed, name in enumerate(("a", "b"))]
     [(folder, report)] = fit(both, tmp_path / "all", objective=OBJECTIVE)
-    assert report["questions"] == 80 and artefact.load(folder).config["fitted_on"]["tasks"] == ["a", "b"]
+    assert report["questions"] == 80
+    assert artefact.load(folder).config["fitted_on"]["tasks"] == ["a", "b"]
     made = fit(both, tmp_path / "each", per="task", objective=OBJECTIVE)
-    assert [path.name for path, _ in made] == ["a", "b"] and {report["questions"] for _, report in made} == {40}
+    assert [path.name for path, _ in made] == ["a", "b"]
+    assert {report["questions"] for _, report in made} == {40}
     assert artefact.load(tmp_path / "each" / "b").config["fitted_on"]["per"] == "task"
     with pytest.raises(ArgumentError, match="--per subject is not known"):
         fit(both, tmp_path / "x", per="subject")
@@ -121,7 +127,8 @@ def test_what_cannot_be_fitted_on_is_refused_in_one_sentence(case: str, tmp_path
     make, words = WRONG[case]
     with pytest.raises(ClassifierError, match=words) as refusal:
         fit([make(tmp_path / "c")], tmp_path / "out")
-    assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mixed_pairs_and_efforts_are_refused(tmp_path: Path) -> None:
@@ -151,7 +158,8 @@ def test_thresholds_judge_no_question_by_a_classifier_that_has_seen_it(tmp_path:
         *("stage:0", "stage:1", "stage:2"), "chosen", "chosen, cross-fitted",
     ]  # fmt: skip
     assert all(point.accuracy[1] <= point.accuracy[0] <= point.accuracy[2] for point in points)
-    assert len(shown(points).splitlines()) == len(points) + 1 and json.dumps([point.as_dict() for point in points])
+    assert len(shown(points).splitlines()) == len(points) + 1
+    assert json.dumps([point.as_dict() for point in points])
     (folder / artefact.SCORES).unlink()
     with pytest.raises(ClassifierError, match="keeps no out-of-fold scores"):
         thresholds([seen], folder, OBJECTIVE)

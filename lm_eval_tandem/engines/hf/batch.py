@@ -19,7 +19,8 @@ from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose
 @dataclass(eq=False)
 class GenerationJob:
     """One call of an engine that waits or runs: the prompt's tokens and, for a generation, what it wrote so far; for a
-    judge's look at a prompt its view."""
+    judge's look at a prompt its view.
+    """
 
     prompt: Prompt
     ids: list[int]

@@ -56,11 +56,15 @@ KEPT_BYTES = 2 * 2**30
 class HFEngine(LocalTokenizer):
     """An engine (see `engines.Engine`) on lm-eval's HFLM.
 
-    Args:
-        arguments: what `--model hf` takes (pretrained, dtype, device, batch_size, parallelize, peft, ...).
+    Parameters
+    ----------
+    arguments
+        What `--model hf` takes (pretrained, dtype, device, batch_size, parallelize, peft, ...).
 
-    Raises:
-        EngineError: the model cannot be loaded, or is no decoder-only model with a key-value cache.
+    Raises
+    ------
+    EngineError
+        The model cannot be loaded, or is no decoder-only model with a key-value cache.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -127,8 +131,10 @@ class HFEngine(LocalTokenizer):
         """From now on `score` reads with the LoRA adapter of this folder where its view names the checksum. Everything
         else goes on without it. Call it before the first question.
 
-        Raises:
-            ClassifierError: the adapter is none for this model.
+        Raises
+        ------
+        ClassifierError
+            The adapter is none for this model.
         """
         from lm_eval_tandem.engines.hf.lora_adapter import Adapter  # brings peft, which only such a judge needs
 
@@ -329,8 +335,10 @@ def taken(caught: list[torch.Tensor]) -> np.ndarray[Any, Any]:
 def loaded(arguments: Mapping[str, Any]) -> HFLM:
     """lm-eval's model of these arguments.
 
-    Raises:
-        EngineError: it cannot be loaded.
+    Raises
+    ------
+    EngineError
+        It cannot be loaded.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -31,7 +31,8 @@ PREFIX = "base_model.model."
 @dataclass(frozen=True)
 class Shape:
     """What an adapter looks like. targets: names of the layers that it changes; None for all linear ones but the
-    output layer."""
+    output layer.
+    """
 
     rank: int
     alpha: int
@@ -43,8 +44,10 @@ class Shape:
 class Adapter:
     """A LoRA adapter put into `model`: off, but within `on`. A new one changes nothing until it is trained.
 
-    Raises:
-        ClassifierError: the model has adapters already, or no layers of these names.
+    Raises
+    ------
+    ClassifierError
+        The model has adapters already, or no layers of these names.
     """
 
     def __init__(self, model: torch.nn.Module, shape: Shape, checksum: str = "") -> None:
@@ -82,8 +85,10 @@ class Adapter:
     def read(cls, model: torch.nn.Module, folder: Path, checksum: str) -> Adapter:
         """The adapter that `files` wrote into the folder, in `model`.
 
-        Raises:
-            ClassifierError: the files are none of an adapter, or of one for another model.
+        Raises
+        ------
+        ClassifierError
+            The files are none of an adapter, or of one for another model.
         """
         try:
             shape = _shape(json.loads((folder / CONFIG).read_bytes()))

@@ -81,8 +81,12 @@ class ServerPool:
 
         place: each attempt takes a place among the connections.
 
-        Raises:
-            CallError: there shall be no other attempt. UnreachableError: no server has been reached for long.
+        Raises
+        ------
+        CallError
+            There shall be no other attempt.
+        UnreachableError
+            No server has been reached for long.
         """
         while True:
             try:

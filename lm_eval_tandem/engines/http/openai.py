@@ -60,13 +60,19 @@ STARTUP_RETRIES = 3
 class APIEngine:
     """An engine (see `engines.Engine`) behind a server of the OpenAI protocol.
 
-    Args:
-        model: its name at the server.
-        arguments: see `remote.Options`.
+    Parameters
+    ----------
+    model
+        Its name at the server.
+    arguments
+        See `remote.Options`.
 
-    Raises:
-        ArgumentError: an argument has no such value, or the key is missing.
-        EngineError: no server is reached, or it does not know the model or the key.
+    Raises
+    ------
+    ArgumentError
+        An argument has no such value, or the key is missing.
+    EngineError
+        No server is reached, or it does not know the model or the key.
     """
 
     drafts = False

@@ -71,8 +71,10 @@ class Options:
     def read(cls, model: str, arguments: Mapping[str, Any]) -> Options:
         """The options with their types checked.
 
-        Raises:
-            ArgumentError: one has no such value.
+        Raises
+        ------
+        ArgumentError
+            One has no such value.
         """
         given = {name: value for name, value in arguments.items() if name not in IGNORED and value is not None}
         kinds = {entry.name: str(entry.type) for entry in fields(cls)}
@@ -97,8 +99,10 @@ class Options:
     def key(self) -> str:
         """The API key from the environment; servers of one's own need none.
 
-        Raises:
-            ArgumentError: a key is needed and the variable is not set.
+        Raises
+        ------
+        ArgumentError
+            A key is needed and the variable is not set.
         """
         key = os.environ.get(self.api_key_env, "").strip()
         if not key and (self.api_key_env != "OPENAI_API_KEY" or PUBLIC in self.urls):

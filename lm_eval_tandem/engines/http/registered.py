@@ -60,13 +60,19 @@ def accepted(backend: str) -> set[str] | None:
 class RegisteredEngine:
     """An engine (see `engines.Engine`) on a registered model of the harness; it cannot score.
 
-    Args:
-        backend: the name under which it is registered.
-        model: goes to its argument `pretrained` or `model`, if it has one.
-        arguments: its own, and `parameters` (of the model, for Eq. 12).
+    Parameters
+    ----------
+    backend
+        The name under which it is registered.
+    model
+        Goes to its argument `pretrained` or `model`, if it has one.
+    arguments
+        Its own, and `parameters` (of the model, for Eq. 12).
 
-    Raises:
-        EngineError: the model cannot be made.
+    Raises
+    ------
+    EngineError
+        The model cannot be made.
     """
 
     drafts = False

@@ -64,8 +64,12 @@ class Retries:
     async def after(self, failure: Failure) -> None:
         """Wait until the next attempt is due.
 
-        Raises:
-            CallError: there shall be no other. UnreachableError: no server has been reached for long.
+        Raises
+        ------
+        CallError
+            There shall be no other.
+        UnreachableError
+            No server has been reached for long.
         """
         options = self._options
         self.failures.append(failure)

@@ -70,8 +70,10 @@ def cut(text: str, stop: Sequence[str], think_end: str | None = None) -> tuple[s
 class Counter:
     """Token ids of prompts: by a tokenizer (folder or hub id), or about `BYTES_PER_TOKEN` bytes a token.
 
-    Raises:
-        EngineError: the tokenizer cannot be loaded.
+    Raises
+    ------
+    EngineError
+        The tokenizer cannot be loaded.
     """
 
     def __init__(self, tokenizer: str | None = None) -> None:

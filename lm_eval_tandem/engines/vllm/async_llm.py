@@ -59,8 +59,10 @@ GRACE = 15.0
 class Served:
     """One `AsyncLLM` and the thread of its event loop.
 
-    Args:
-        arguments: those of vLLM's `AsyncEngineArgs`.
+    Parameters
+    ----------
+    arguments
+        Those of vLLM's `AsyncEngineArgs`.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -90,8 +92,10 @@ class Served:
 
         May be awaited in any loop; cancelling it aborts the request.
 
-        Raises:
-            EngineError: vLLM refused the request, or has ended.
+        Raises
+        ------
+        EngineError
+            VLLM refused the request, or has ended.
         """
         return await self.run(self._one(prompt, params, options, until))
 
@@ -173,7 +177,7 @@ class Served:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """vLLM's errors about a request, in a sentence."""
+    """VLLM's errors about a request, in a sentence."""
     try:
         yield
     except EngineDeadError as error:
@@ -191,8 +195,10 @@ def load(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
     arguments: what `--model vllm` takes, and any argument of vLLM's engine.
     exact: measure entropies over the whole vocabulary.
 
-    Raises:
-        EngineError: vLLM cannot load the model, or is of a version that cannot be measured in.
+    Raises
+    ------
+    EngineError
+        VLLM cannot load the model, or is of a version that cannot be measured in.
     """
     name = arguments["pretrained"]
     made: list[Served] = []

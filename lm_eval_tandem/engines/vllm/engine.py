@@ -86,13 +86,17 @@ class Shares:
 class VLLMEngine(LocalTokenizer):
     """An engine (see `engines.Engine`) on vLLM.
 
-    Args:
-        arguments: what `--model vllm` takes (pretrained, dtype, tensor_parallel_size, gpu_memory_utilization,
-            max_model_len, quantization, lora_local_path, ...), any argument of vLLM's engine, and `entropy`:
-            "exact", or "topk:K" for an estimate from the K most likely tokens.
+    Parameters
+    ----------
+    arguments
+        What `--model vllm` takes (pretrained, dtype, tensor_parallel_size, gpu_memory_utilization, max_model_len,
+        quantization, lora_local_path, ...), any argument of vLLM's engine, and `entropy`: "exact", or "topk:K" for an
+        estimate from the K most likely tokens.
 
-    Raises:
-        EngineError: the model cannot be loaded, or this vLLM cannot be measured in.
+    Raises
+    ------
+    EngineError
+        The model cannot be loaded, or this vLLM cannot be measured in.
     """
 
     drafts = False

@@ -57,10 +57,14 @@ class OpenRequest:
 class OpenRequests:
     """The open requests of an engine.
 
-    Args:
-        served: the model.
-        tokens: how many the engine's memory holds.
-        places: how many requests it works on at once.
+    Parameters
+    ----------
+    served
+        The model.
+    tokens
+        How many the engine's memory holds.
+    places
+        How many requests it works on at once.
     """
 
     def __init__(self, served: Served, tokens: int, places: int) -> None:

@@ -42,8 +42,10 @@ def environment(folder: str) -> dict[str, str]:
 def command(tmp_size: int, stack: ExitStack) -> tuple[list[str], list[int]]:
     """The command in front of an interpreter's, and the descriptors it reads, which `stack` closes.
 
-    Raises:
-        FileNotFoundError: bubblewrap is not installed.
+    Raises
+    ------
+    FileNotFoundError
+        Bubblewrap is not installed.
     """
     program = shutil.which("bwrap")
     if program is None:

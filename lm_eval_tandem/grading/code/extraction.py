@@ -37,11 +37,15 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def extract(reply: str, names: Sequence[str], prompt: str = "") -> tuple[str, ...] | None:
     """The sources to run, in this order and in one namespace, or None if the reply holds no code.
 
-    Args:
-        reply: what the model wrote, thought included.
-        names: the functions or classes asked for; code counts as the answer if it defines one of them.
-        prompt: source that ends with the head (signature, docstring) of a function to go on with, or "". Its imports
-            and helpers are there for a reply that repeats the function without them.
+    Parameters
+    ----------
+    reply
+        What the model wrote, thought included.
+    names
+        The functions or classes asked for; code counts as the answer if it defines one of them.
+    prompt
+        Source that ends with the head (signature, docstring) of a function to go on with, or "". Its imports and
+        helpers are there for a reply that repeats the function without them.
     """
     part = final_part(reply)
     if part is None:

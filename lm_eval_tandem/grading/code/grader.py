@@ -22,7 +22,8 @@ PAUSES = (0.5, 2.0, 8.0)
 class Problem:
     """What a reply is graded against.
 
-    Attributes:
+    Attributes
+    ----------
         names: functions or classes that the reply has to define.
         tests: source of the tests, which call them.
         prompt: head of the function to complete, or "".
@@ -39,7 +40,8 @@ class Problem:
 class Grade:
     """One reply's grade.
 
-    Attributes:
+    Attributes
+    ----------
         outcome: "passed", "failed", "error", "timeout" (see `sandbox.Verdict`) or "no_answer" (no code in the reply).
         detail: what went wrong, in words.
         isolation: the level that the code ran at, also where there was none to run.
@@ -70,8 +72,10 @@ def mbpp(doc: Mapping[str, Any]) -> Problem:
 def grade(problem: Problem, reply: str, limits: Limits | None = None) -> Grade:
     """Extract, run, and say how it ended.
 
-    Raises:
-        SandboxError: the sandbox does not start, after several attempts.
+    Raises
+    ------
+    SandboxError
+        The sandbox does not start, after several attempts.
     """
     sources = extract(reply, problem.names, problem.prompt)
     if sources is None:
@@ -143,8 +147,10 @@ def pass_at_k(count: int, passed: int, k: int) -> float:
 
     That is 1 - C(count - passed, k) / C(count, k) (Chen et al., 2021, arXiv 2107.03374, eq. 1).
 
-    Raises:
-        ValueError: k is not among 1..count, or passed not among 0..count.
+    Raises
+    ------
+    ValueError
+        K is not among 1..count, or passed not among 0..count.
     """
     if not (0 < k <= count and 0 <= passed <= count):
         raise ValueError(f"pass@{k} needs 1 <= k <= count and 0 <= passed <= count, not count={count}, passed={passed}")

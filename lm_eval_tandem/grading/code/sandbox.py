@@ -104,7 +104,8 @@ class Limits:
 class Program:
     """Code and its tests.
 
-    Attributes:
+    Attributes
+    ----------
         candidate: sources of the code nobody has read, run one after the other in one namespace.
         tests: source of the tests; it passes if it runs to its end.
         names: functions or classes of the candidate's that the tests call.
@@ -121,7 +122,8 @@ class Program:
 class Verdict:
     """How a run ended.
 
-    Attributes:
+    Attributes
+    ----------
         outcome: "passed", "failed" (an assertion), "error" (anything else that was raised, or a crash) or "timeout".
         detail: the error, in words.
         output: the start of what was printed.
@@ -152,8 +154,10 @@ def isolation() -> str:
 def require() -> str:
     """The level that runs will have, after trying it out once per process.
 
-    Raises:
-        SandboxError: it does not work here; the sentence says why, and what to install.
+    Raises
+    ------
+    SandboxError
+        It does not work here; the sentence says why, and what to install.
     """
     level = isolation()
     if problem := _problem(level):
@@ -178,8 +182,10 @@ def _problem(level: str) -> str:
 def run(program: Program, limits: Limits | None = None) -> Verdict:
     """Run a program in the sandbox, from any thread; at most as many run at once as there are cores.
 
-    Raises:
-        SandboxError: the sandbox did not start, twice. Nothing that the program does has this effect.
+    Raises
+    ------
+    SandboxError
+        The sandbox did not start, twice. Nothing that the program does has this effect.
     """
     limits, level = limits or Limits(), isolation()
     with _places:

@@ -45,10 +45,14 @@ def cores() -> int:
 class Pool:
     """At most `size` workers, started when needed, shared by all threads, ended with the interpreter.
 
-    Args:
-        prepare: "module:function" that a new worker calls before it takes calls (slow imports), within `STARTING`.
-        size: workers at most; by default and at most the number of cores, and never more than `MOST`.
-        memory: address space of one worker, bytes.
+    Parameters
+    ----------
+    prepare
+        "module:function" that a new worker calls before it takes calls (slow imports), within `STARTING`.
+    size
+        Workers at most; by default and at most the number of cores, and never more than `MOST`.
+    memory
+        Address space of one worker, bytes.
     """
 
     def __init__(self, prepare: str = "", size: int | None = None, memory: int = 2 << 30) -> None:
@@ -73,9 +77,12 @@ class Pool:
 
         limit: seconds of wall clock, counted from when a prepared worker has the call.
 
-        Raises:
-            CallFailed: the call took too long, ended its process, or raised.
-            GradingError: a worker cannot be started at all.
+        Raises
+        ------
+        CallFailed
+            The call took too long, ended its process, or raised.
+        GradingError
+            A worker cannot be started at all.
         """
         with self._max_concurrency:
             worker = self._take()
@@ -178,7 +185,8 @@ class _Worker:
 
     def receive(self, limit: float, message: bytes = b"") -> Any:
         """Write a message and read one reply within the limit, after which the process is killed. Raises CallFailed."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         late = threading.Event()
 
         def give_up() -> None:

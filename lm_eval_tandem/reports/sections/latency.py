@@ -46,8 +46,10 @@ def section(folders: Iterable[Path]) -> Section:
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """The benchmarks below the folders, checked.
 
-    Raises:
-        ArgumentError: a file is none, or its runs are not of the same questions.
+    Raises
+    ------
+    ArgumentError
+        A file is none, or its runs are not of the same questions.
     """
     found = []
     for file in sorted(file for folder in folders for file in folder.rglob("latency*.json")):

@@ -28,8 +28,10 @@ class Ledger:
 def joined(runs: Iterable[Run], folders: Iterable[Path]) -> list[Run]:
     """The runs, each with the records of its ledger, if one of those below the folders is.
 
-    Raises:
-        ArgumentError: a ledger cannot be read.
+    Raises
+    ------
+    ArgumentError
+        A ledger cannot be read.
     """
     ledgers = [ledger for folder in folders for ledger in ledgers_below(folder)]
     return [with_ledger(run, ledgers) for run in runs]

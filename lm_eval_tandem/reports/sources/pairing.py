@@ -17,8 +17,10 @@ def studies(runs: Sequence[Run]) -> list[Study]:
     A single model's run belongs to every pair that has the model. Runs of other models stand in every study of their
     domain.
 
-    Raises:
-        ArgumentError: runs on one domain answered different questions, or one name means two pairs.
+    Raises
+    ------
+    ArgumentError
+        Runs on one domain answered different questions, or one name means two pairs.
     """
     found = []
     for domain in sorted({run.domain for run in runs}):

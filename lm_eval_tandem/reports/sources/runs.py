@@ -77,8 +77,10 @@ def read(folders: Iterable[Path], metric: str | None = None, by: str | None = No
     metric: the grade to report, as NAME or NAME,FILTER (default: each task's first). by: the field of the documents
         that names their subject (default: `subject` or `type`, where documents have it).
 
-    Raises:
-        ArgumentError: a folder holds no readable results, or results without their samples.
+    Raises
+    ------
+    ArgumentError
+        A folder holds no readable results, or results without their samples.
     """
     paths = list(folders)
     parts: dict[tuple[str, str], _Part] = {}

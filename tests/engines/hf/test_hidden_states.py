@@ -67,7 +67,8 @@ def test_the_hidden_state_is_that_of_one_prompt_alone(folder: Path, batch_size: 
 
     for text, found in zip(TEXTS, run(together(*map(grow, TEXTS))), strict=True):
         for stats in found:
-            assert stats.hidden.dtype == np.float32 and stats.hidden.shape == (engine.width,)
+            assert stats.hidden.dtype == np.float32
+            assert stats.hidden.shape == (engine.width,)
             np.testing.assert_allclose(stats.hidden, reference.hidden(text), atol=2e-4, rtol=1e-4)
     engine.close()
 
@@ -95,10 +96,13 @@ def test_the_store_keeps_views_apart(tmp_path: Path) -> None:
     store, engine = Store(tmp_path / "s"), opened(pair.INTERN)
     first = CachedEngine(engine, store)
     plain, seen = (run(first.score(Prompt(TEXTS[0]), view)) for view in (DEFAULT_VIEW, HIDDEN))
-    assert first.found == 0 and plain.hidden is None and seen.hidden is not None
+    assert first.found == 0
+    assert plain.hidden is None
+    assert seen.hidden is not None
     again = CachedEngine(engine, store)
     same, known = (run(again.score(Prompt(TEXTS[0]), view)) for view in (DEFAULT_VIEW, HIDDEN))
-    assert again.found == 2 and same.hidden is None
+    assert again.found == 2
+    assert same.hidden is None
     np.testing.assert_array_equal(known.hidden, seen.hidden)
     engine.close()
     store.close()
@@ -159,7 +163,8 @@ def test_the_adapted_model_reads_as_in_peft_and_answers_as_if_it_had_no_adapter(
         for stats in (one, two):
             np.testing.assert_allclose(stats.hidden, with_adapter.hidden(text), atol=2e-3, rtol=1e-3)
         np.testing.assert_allclose(own.hidden, plain.hidden(text), atol=2e-4, rtol=1e-4)
-        assert answer.token_ids == expected.token_ids and answer.cached_tokens == 0
+        assert answer.token_ids == expected.token_ids
+        assert answer.cached_tokens == 0
         if len(one) > 2:
             assert np.abs(one.hidden - own.hidden).max() > 0.1
     without.close()

@@ -269,9 +269,8 @@ class TestWhatServersSay:
             engine_of(server, api_key_env="MY_KEY").close()
 
     def test_a_model_or_server_that_is_not_there_is_named_in_seconds(self, folder: Path) -> None:
-        with serving(folder) as server:
-            with pytest.raises(EngineError, match="huge: the server says 404"):
-                APIEngine("huge", {"base_url": server.url})
+        with serving(folder) as server, pytest.raises(EngineError, match="huge: the server says 404"):
+            APIEngine("huge", {"base_url": server.url})
         began = time.monotonic()
         with pytest.raises(EngineError, match="the connection failed"):
             engine_of(server)
@@ -308,7 +307,8 @@ class TestWhatServersSay:
 def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ArgumentError, match=sentence) as caught:
         APIEngine("tiny", arguments)
-    assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
+    assert "secret@" not in str(caught.value)
+    assert "=secret" not in str(caught.value)
 
 
 def test_several_servers_share_the_load_and_stand_in_for_each_other(folder: Path) -> None:
@@ -385,7 +385,8 @@ def test_the_mentor_alone_answers_over_the_protocol(folder: Path, reference: Ref
         asked[0].arguments = (prompt, asked[0].args[1])
         (answer,) = lm.generate_until(asked, disable_tqdm=True)
         assert answer == reference.tokenizer.decode(reference.greedy(QUESTIONS[0], 12))
-        assert lm.tokenizer_name == "tandem--tiny" and lm.chat_template(True) == ""
+        assert lm.tokenizer_name == "tandem--tiny"
+        assert lm.chat_template(True) == ""
         with pytest.raises(EngineError, match="this needs likelihoods"):
             lm.loglikelihood([])
         json.dumps(lm.get_model_info())
@@ -427,7 +428,8 @@ def test_a_server_that_is_gone_for_good_ends_the_run_soon_and_keeps_what_is_fini
         with pytest.raises(UnreachableError, match=r"no call has reached tiny for .* are in store="):
             lm.generate_until(instances(QUESTIONS), disable_tqdm=True)
         assert time.monotonic() - began < 30
-        assert lm.store is not None and len(lm.store) >= 10
+        assert lm.store is not None
+        assert len(lm.store) >= 10
         lm.close()
 
 

@@ -214,7 +214,8 @@ def test_likelihoods_and_chats_are_those_of_model_hf(engine: Any) -> None:
     ]
     rolling = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(TEXTS)]
     for ours, theirs in zip(engine.lm.loglikelihood(requests), hf.loglikelihood(requests), strict=True):
-        assert ours[0] == pytest.approx(theirs[0], rel=1e-4) and ours[1] == theirs[1]
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-4)
+        assert ours[1] == theirs[1]
     assert engine.lm.loglikelihood_rolling(rolling) == pytest.approx(hf.loglikelihood_rolling(rolling), rel=1e-4)
     messages = (("user", TEXTS[0]),)
     assert engine.render(messages) == hf.apply_chat_template([{"role": "user", "content": TEXTS[0]}])

@@ -116,7 +116,9 @@ def test_a_judge_reads_with_estimates_where_they_are_asked_for(server: str, refe
     errors = []
     for text, stats in zip(QUESTIONS, run(together(*(engine.score(Prompt(q)) for q in QUESTIONS))), strict=True):
         logprob, entropy = reference.stats(text)
-        assert np.isnan(stats.logprob[0]) and np.isnan(stats.entropy[0]) and len(stats) == len(engine.encode(text))
+        assert np.isnan(stats.logprob[0])
+        assert np.isnan(stats.entropy[0])
+        assert len(stats) == len(engine.encode(text))
         np.testing.assert_allclose(stats.logprob[1:], logprob, atol=2e-4)
         errors.append(np.abs(stats.entropy[1:] - entropy))
     print("entropy, mean and largest error:", np.concatenate(errors).mean(), np.concatenate(errors).max())

@@ -224,7 +224,8 @@ def test_a_plain_subprocess_only_by_the_switch_and_said_in_the_verdict(monkeypat
     monkeypatch.setenv(sandbox.VARIABLE, "process")
     assert sandbox.require() == "process"
     verdict = sandbox.run(RIGHT)
-    assert verdict.passed and verdict.isolation == "process"
+    assert verdict.passed
+    assert verdict.isolation == "process"
     loop = Program(("def f(x):\n    while True: pass\n",), TESTS, ("f",))
     assert sandbox.run(loop, Limits(seconds=0.5)).outcome == "timeout"
     memory = Program(("def f(x):\n    return len(bytearray(4 << 30))\n",), TESTS, ("f",))
@@ -240,5 +241,6 @@ def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_filter_of_system_calls_is_whole_instructions_for_known_machines_only() -> None:
     for machine in ("x86_64", "aarch64"):
         program = seccomp.program(machine)
-        assert program is not None and len(program) % 8 == 0
+        assert program is not None
+        assert len(program) % 8 == 0
     assert seccomp.program("sparc") is None

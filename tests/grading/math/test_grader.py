@@ -46,7 +46,8 @@ def test_math500_own_solutions_are_right_by_both(capsys: pytest.CaptureFixture[s
     grades = grader.grade_all([(row["answer"], extract(row["solution"])) for row in data])
     counts = [sum(getattr(grade, name) for grade in grades) for name in ("verified", "normalised", "failed")]
     report(capsys, f"MATH-500, own solutions: verify {counts[0]}/{len(data)}, normalised {counts[1]}/{len(data)}")
-    assert counts == [len(data), len(data), 0] and len(data) == 200
+    assert counts == [len(data), len(data), 0]
+    assert len(data) == 200
 
 
 def test_the_next_answer_is_wrong_by_both(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +57,8 @@ def test_the_next_answer_is_wrong_by_both(capsys: pytest.CaptureFixture[str]) ->
     grades = grader.grade_all([(after["answer"], extract(row["solution"])) for row, after in pairs])
     counts = [sum(getattr(grade, name) for grade in grades) for name in ("verified", "normalised", "failed")]
     report(capsys, f"MATH-500, {len(pairs)} next rows' answers: verify {counts[0]}, normalised {counts[1]} right")
-    assert counts == [0, 0, 0] and len(pairs) > 180
+    assert counts == [0, 0, 0]
+    assert len(pairs) > 180
 
 
 def test_gsm8k_own_answers_are_right_by_both(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +66,8 @@ def test_gsm8k_own_answers_are_right_by_both(capsys: pytest.CaptureFixture[str])
     grades = grader.grade_all([(hashed(row["answer"]) or "", extract(row["answer"])) for row in data])
     counts = [sum(getattr(grade, name) for grade in grades) for name in ("verified", "normalised", "failed")]
     report(capsys, f"GSM8K, own answers: verify {counts[0]}/{len(data)}, normalised {counts[1]}/{len(data)}")
-    assert counts == [len(data), len(data), 0] and len(data) == 1319
+    assert counts == [len(data), len(data), 0]
+    assert len(data) == 1319
 
 
 @pytest.mark.parametrize("right", [True, False], ids=["equivalent", "near-miss"])
@@ -84,7 +87,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A reported grader that an answer can make hang or crash, and a short limit."""
     monkeypatch.setattr(grader, "VERIFY", "grading.math.misbehaving:verify")
     monkeypatch.setattr(grader, "LIMIT", 2.0)
-    yield
+    return
 
 
 def long_run(items: int, threads: int) -> None:
@@ -126,7 +129,9 @@ def test_a_long_run_with_answers_that_break_the_grader() -> None:
 def test_real_answers_that_are_too_much_are_wrong_and_flagged(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grader, "LIMIT", 1.0)
     grade = grader.grade("5", rf"\boxed{{{answer}}}")
-    assert not grade.verified and not grade.normalised and grade.failed
+    assert not grade.verified
+    assert not grade.normalised
+    assert grade.failed
     monkeypatch.undo()
     assert grader.grade("5", r"\boxed{5}") == Grade("5", True, True, False)
 

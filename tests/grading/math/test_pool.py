@@ -56,7 +56,8 @@ def test_values_come_back_and_a_worker_is_used_again(pool: Pool) -> None:
     assert pool.call("operator:add", 1, 2, limit=30) == 3
     first = pool.pids
     assert pool.call("operator:add", "\ud800 é", "\n", limit=30) == "\ud800 é\n"
-    assert pool.pids == first and len(first) == 1
+    assert pool.pids == first
+    assert len(first) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -113,7 +114,9 @@ def test_a_closed_pool_refuses_and_leaves_nothing(pool: Pool) -> None:
     pids = pool.pids
     pool.close()
     waiting.join(10)
-    assert not waiting.is_alive() and all(map(gone, pids)) and pool.pids == []
+    assert not waiting.is_alive()
+    assert all(map(gone, pids))
+    assert pool.pids == []
     with pytest.raises(GradingError, match="closed"):
         pool.call("operator:add", 1, 2, limit=30)
 
@@ -161,7 +164,9 @@ def test_nothing_is_left_when_the_interpreter_exits() -> None:
     )
     out, _ = program.communicate(timeout=60)
     pids = [int(pid) for pid in out.split()]
-    assert program.returncode == 0 and pids and all(map(gone, pids))
+    assert program.returncode == 0
+    assert pids
+    assert all(map(gone, pids))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
@@ -192,4 +197,5 @@ def test_workers_end_when_their_parent_is_killed(call: str) -> None:
     pids = [int(pid) for pid in program.stdout.readline().split()]
     program.kill()
     program.communicate()
-    assert pids and wait_until_gone(pids, 15)
+    assert pids
+    assert wait_until_gone(pids, 15)
