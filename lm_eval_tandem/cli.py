@@ -1,4 +1,7 @@
-"""`lm-eval-tandem`: from two models and a training task to a fitted classifier."""
+"""`lm-eval-tandem`: from two models and a training task to a fitted classifier, and from runs to a report.
+
+Each command is two functions: `add_<command>` declares its options, `run_<command>` calls the code behind it.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ from typing import Any
 from lm_eval_tandem import __version__
 from lm_eval_tandem.errors import ArgumentError, TandemError
 
+DESCRIPTION = "From two models and a training task to a fitted classifier, and from runs to a report."
 OBJECTIVE = "accuracy, accuracy@cost<=X (TFLOPs), or cost@accuracy>=always_high-D (0.005 is half a point)"
+COLLECTED = "folders that collect wrote, all of one pair"
+
+Commands = Any
+"""What `ArgumentParser.add_subparsers` returns; its class is private."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a `TandemError` ends it with its sentence and exit code 1."""
-    parser = parsers()
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     try:
         given.run(given)
     except TandemError as error:
@@ -26,19 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def parsers() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lm-eval-tandem", description=__doc__)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    whole = argparse.ArgumentParser(prog="lm-eval-tandem", description=DESCRIPTION)
+    whole.add_argument("--version", action="version", version=__version__)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_collect, add_fit, add_thresholds, add_report, add_arguments, add_ablation):
+        add(commands)
+    return whole
 
+
+def add_collect(commands: Commands) -> None:
+    """`lm-eval-tandem collect`."""
     collect = commands.add_parser("collect", help="run every stage over a training task and keep features and grades")
     collect.add_argument("--model_args", default="", help="as for lm_eval --model tandem: mentor=…,intern=…,…")
     collect.add_argument("--tasks", required=True, help="training tasks, with commas between them")
-    collect.add_argument("--output", type=Path, required=True, help="folder; a killed run goes on from what is there")
+    collect.add_argument("--output", type=Path, required=True, help="folder; a killed run continues from what is there")
     collect.add_argument("--include_path", action="append", default=[], help="folder with more task files")
-    collect.add_argument("--batch_size", default=None)
-    collect.add_argument("--device", default=None)
+    collect.add_argument("--batch_size", default=None, help="questions per batch, as for lm_eval")
+    collect.add_argument("--device", default=None, help="as for lm_eval")
     collect.add_argument("--limit", type=float, default=None, help="questions per task, or a share below 1")
     collect.add_argument("--metric", default=None, help="the grade to learn (default: the task's first metric)")
     collect.add_argument(
@@ -49,64 +62,11 @@ def parsers() -> argparse.ArgumentParser:
         action="store_true",
         help="also keep the intern's hidden states and the prompts' tokens, which fit --inputs hidden and lora need",
     )
-    collect.add_argument("--gen_kwargs", default=None)
-    collect.add_argument("--system_instruction", default=None)
-    collect.add_argument("--apply_chat_template", action="store_true")
-    collect.add_argument("--confirm_run_unsafe_code", action="store_true")
+    collect.add_argument("--gen_kwargs", default=None, help="as for lm_eval")
+    collect.add_argument("--system_instruction", default=None, help="as for lm_eval")
+    collect.add_argument("--apply_chat_template", action="store_true", help="as for lm_eval")
+    collect.add_argument("--confirm_run_unsafe_code", action="store_true", help="as for lm_eval")
     collect.set_defaults(run=run_collect)
-
-    fit = commands.add_parser("fit", help="fit a classifier and choose its thresholds on what was collected")
-    fit.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
-    fit.add_argument("--output", type=Path, required=True, help="folder of the classifier")
-    fit.add_argument("--recipe", default="default", help="default, or paper")
-    fit.add_argument(
-        "--inputs",
-        default=None,
-        help="statistics, probe, or statistics+probe; default: the recipe's. Or hidden, the intern's hidden state, "
-        "and lora, the same after finetuning the intern (both from collect --hidden)",
-    )
-    fit.add_argument("--model", default=None, help="mlp, boosting or logistic; by default the recipe's")
-    fit.add_argument(
-        "--labels",
-        default="truth",
-        help="truth (the task's grades), or mentor (agreement with its own answers)",
-    )
-    fit.add_argument("--per", default="all", help="all (one classifier), or task (one each, in folders)")
-    fit.add_argument("--objective", default="accuracy", help=OBJECTIVE)
-    fit.add_argument("--seed", type=int, default=42)
-    fit.add_argument("--device", default=None, help="of the intern, for --inputs lora")
-    fit.add_argument("--batch_size", type=int, default=8, help="prompts read together, for --inputs lora")
-    fit.set_defaults(run=run_fit)
-
-    limits = commands.add_parser("thresholds", help="a classifier's trade-off, from collected questions")
-    limits.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
-    limits.add_argument("--classifier", type=Path, required=True, help="folder that fit wrote")
-    limits.add_argument("--objective", default="accuracy", help=OBJECTIVE)
-    limits.add_argument("--labels", default="truth", help="truth, or mentor")
-    limits.add_argument("--points", type=int, default=15, help="points of the trade-off to show")
-    limits.add_argument("--output", type=Path, default=None, help="JSON file for the same figures")
-    limits.set_defaults(run=run_thresholds)
-
-    moved = commands.add_parser("ablation", help="has moved to benchmarks/ablation.py of the repository")
-    moved.add_argument("arguments", nargs=argparse.REMAINDER)
-    moved.set_defaults(run=run_ablation)
-
-    report = commands.add_parser("report", help="accuracy beside cost from what lm_eval wrote (with --log_samples)")
-    report.add_argument("results", type=Path, nargs="+", help="folders given to lm_eval as --output_path")
-    report.add_argument("--title", default="Results")
-    report.add_argument(
-        "--output",
-        type=Path,
-        default=None,
-        help="a folder for all formats, or a file ending in .md, .tex or .html (default: print Markdown)",
-    )
-    report.add_argument("--metric", default=None, help="the grade to report, NAME or NAME,FILTER (default: the first)")
-    report.add_argument("--by", default=None, help="field of the questions that names their subject")
-    report.add_argument("--collected", type=Path, default=None, help="what collect wrote, for feature importance")
-    report.add_argument("--classifier", default=None, help="name or folder (default: the cascade's, if it is known)")
-    report.add_argument("--only", default=None, help="sections by name, with commas between them (default: all)")
-    report.set_defaults(run=run_report)
-    return parser
 
 
 def run_collect(given: argparse.Namespace) -> None:
@@ -134,6 +94,32 @@ def run_collect(given: argparse.Namespace) -> None:
     print(f"collected: {path}")
 
 
+def add_fit(commands: Commands) -> None:
+    """`lm-eval-tandem fit`."""
+    fit = commands.add_parser("fit", help="fit a classifier and choose its thresholds on collected questions")
+    fit.add_argument("collected", type=Path, nargs="+", help=COLLECTED)
+    fit.add_argument("--output", type=Path, required=True, help="folder of the classifier")
+    fit.add_argument("--recipe", default="default", help="default, or paper")
+    fit.add_argument(
+        "--inputs",
+        default=None,
+        help="statistics, probe, or statistics+probe; default: the recipe's. Or hidden, the intern's hidden state, "
+        "and lora, the same after finetuning the intern (both from collect --hidden)",
+    )
+    fit.add_argument("--model", default=None, help="mlp, boosting or logistic; by default the recipe's")
+    fit.add_argument(
+        "--labels",
+        default="truth",
+        help="truth (the task's grades), or mentor (agreement with its own answers)",
+    )
+    fit.add_argument("--per", default="all", help="all (one classifier), or task (one each, in folders)")
+    fit.add_argument("--objective", default="accuracy", help=OBJECTIVE)
+    fit.add_argument("--seed", type=int, default=42, help="of folds, splits and networks")
+    fit.add_argument("--device", default=None, help="of the intern, for --inputs lora")
+    fit.add_argument("--batch_size", type=int, default=8, help="prompts per batch, for --inputs lora")
+    fit.set_defaults(run=run_fit)
+
+
 def run_fit(given: argparse.Namespace) -> None:
     """`lm-eval-tandem fit`."""
     from lm_eval_tandem.training.tradeoff import fit
@@ -143,6 +129,18 @@ def run_fit(given: argparse.Namespace) -> None:
     for folder, report in fit(given.collected, given.output, given.per, given.objective, **how):
         print(json.dumps(report["cascade"] | {name: report[name] for name in ("thresholds", "probe")}))
         print(f"fitted: {folder}")
+
+
+def add_thresholds(commands: Commands) -> None:
+    """`lm-eval-tandem thresholds`."""
+    thresholds = commands.add_parser("thresholds", help="a classifier's trade-off, from collected questions")
+    thresholds.add_argument("collected", type=Path, nargs="+", help=COLLECTED)
+    thresholds.add_argument("--classifier", type=Path, required=True, help="folder that fit wrote")
+    thresholds.add_argument("--objective", default="accuracy", help=OBJECTIVE)
+    thresholds.add_argument("--labels", default="truth", help="truth, or mentor")
+    thresholds.add_argument("--points", type=int, default=15, help="points of the trade-off to print")
+    thresholds.add_argument("--output", type=Path, default=None, help="JSON file for the same figures")
+    thresholds.set_defaults(run=run_thresholds)
 
 
 def run_thresholds(given: argparse.Namespace) -> None:
@@ -155,12 +153,23 @@ def run_thresholds(given: argparse.Namespace) -> None:
         write_points(found, given.output)
 
 
-def run_ablation(given: argparse.Namespace) -> None:
-    """`lm-eval-tandem ablation`: says where the command has gone."""
-    raise ArgumentError(
-        "the command ablation is a tool of the repository and is not installed with the package; "
-        "in a checkout, run python benchmarks/ablation.py with the same arguments."
+def add_report(commands: Commands) -> None:
+    """`lm-eval-tandem report`."""
+    report = commands.add_parser("report", help="accuracy beside cost from what lm_eval wrote (with --log_samples)")
+    report.add_argument("results", type=Path, nargs="+", help="folders given to lm_eval as --output_path")
+    report.add_argument("--title", default="Results", help="heading of the report")
+    report.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        help="a folder for all formats, or a file ending in .md, .tex or .html (default: print Markdown)",
     )
+    report.add_argument("--metric", default=None, help="the grade to report, NAME or NAME,FILTER (default: the first)")
+    report.add_argument("--by", default=None, help="field of the questions that names their subject")
+    report.add_argument("--collected", type=Path, default=None, help="what collect wrote, for feature importance")
+    report.add_argument("--classifier", default=None, help="name or folder (default: the cascade's, if it is known)")
+    report.add_argument("--only", default=None, help="sections by name, with commas between them (default: all)")
+    report.set_defaults(run=run_report)
 
 
 def run_report(given: argparse.Namespace) -> None:
@@ -175,6 +184,35 @@ def run_report(given: argparse.Namespace) -> None:
         print(markdown.text(made), end="")
     else:
         print(f"report: {write(made, given.output)[0]}")
+
+
+def add_arguments(commands: Commands) -> None:
+    """`lm-eval-tandem arguments`."""
+    arguments = commands.add_parser("arguments", help="the model arguments of lm_eval --model tandem")
+    arguments.add_argument("--markdown", action="store_true", help="as the table of the documentation")
+    arguments.set_defaults(run=run_arguments)
+
+
+def run_arguments(given: argparse.Namespace) -> None:
+    """`lm-eval-tandem arguments`."""
+    from lm_eval_tandem.harness import arguments
+
+    print(arguments.markdown() if given.markdown else arguments.plain_text())
+
+
+def add_ablation(commands: Commands) -> None:
+    """`lm-eval-tandem ablation`, which is no command any more."""
+    ablation = commands.add_parser("ablation", help="has moved to benchmarks/ablation.py of the repository")
+    ablation.add_argument("arguments", nargs=argparse.REMAINDER)
+    ablation.set_defaults(run=run_ablation)
+
+
+def run_ablation(given: argparse.Namespace) -> None:
+    """`lm-eval-tandem ablation`: says where the command has gone."""
+    raise ArgumentError(
+        "the command ablation is a tool of the repository and is not installed with the package; "
+        "in a checkout, run python benchmarks/ablation.py with the same arguments."
+    )
 
 
 if __name__ == "__main__":

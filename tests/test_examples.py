@@ -21,7 +21,8 @@ import yaml
 import tiny
 from lm_eval_tandem import _paths, cli
 from lm_eval_tandem.engines import registry
-from lm_eval_tandem.harness import arguments as model_arguments
+from lm_eval_tandem.harness.arguments import EFFORTS
+from lm_eval_tandem.harness.settings import read_settings
 from lm_eval_tandem.reports.report import report, write
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -159,10 +160,10 @@ def test_one_substitution_makes_the_file_of_every_policy(file: Path, policy: str
         given["backend"] = "hf"
     if given.get("mentor_backend") == "openai" and find_spec("openai") is None:
         pytest.skip("the extra lm-eval-tandem[openai] is not installed")
-    read_back = model_arguments.read(given, registry.arguments)
+    read_back = read_settings(given, registry.arguments)
     assert str(read_back.policy) == policy
     assert str(read_back.ledger).endswith(f"{policy}.jsonl")
-    assert read_back.efforts == model_arguments.EFFORTS, "the paper's own"
+    assert read_back.efforts == EFFORTS, "the paper's own"
 
 
 def test_the_files_keep_apart_what_they_write() -> None:
@@ -181,7 +182,7 @@ def test_the_readme_names_every_file_and_its_commands_are_understood() -> None:
     commands = re.findall(r"^ *(lm-eval-tandem .*)$", text, flags=re.MULTILINE)
     assert {shlex.split(command)[1] for command in commands} == {"collect", "fit", "report"}
     for command in commands:
-        cli.parsers().parse_args(shlex.split(command)[1:])
+        cli.parser().parse_args(shlex.split(command)[1:])
     assert set(re.findall(r"for policy in (.*?);", text)[0].split()) == set(POLICIES)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 
 class Ranks:
-    """This process among those of the run. One process alone needs, and loads, nothing.
+    """The rank of this process in the run, and what the ranks exchange.
 
-    The harness deals the documents out by rank and brings scores together at rank 0; records and counts are ours.
+    The harness distributes the documents over the ranks and gathers their scores at rank 0; this class gathers records
+    and counts. A single process loads nothing for it.
     """
 
     def __init__(self) -> None:
@@ -19,14 +20,14 @@ class Ranks:
             import torch
             from accelerate import PartialState
 
-            # As long as the harness waits: one rank may have all the long answers.
+            # The harness itself waits this long: one rank may have all the long answers.
             self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(weeks=52))
         self.rank: int = 0 if self.state is None else self.state.process_index
         self.world_size: int = 1 if self.state is None else self.state.num_processes
 
     @property
     def device(self) -> Any:
-        """Where tensors have to be that the processes exchange; None for one process alone."""
+        """The device of tensors that the processes exchange; None for a single process."""
         return None if self.state is None else self.state.device
 
     def all_gather(self, tensor: Any) -> Any:

@@ -1,120 +1,63 @@
-"""Every wrong argument is one sentence that names what was given and what is allowed, before a model is loaded."""
+"""The table of model arguments is what is checked, what `help()` prints, and complete."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import inspect
 from typing import Any
 
 import pytest
 
-from lm_eval_tandem import pair
-from lm_eval_tandem.cascade.prompts import GPRA
+from lm_eval_tandem import cli
 from lm_eval_tandem.engines import registry
-from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.harness import arguments as model_arguments
-
-ENGINE = {"pretrained", "dtype", "device", "batch_size", "peft", "enable_thinking"}
-FOREIGN = {"mentor": "org/big", "intern": "org/small"}
-
-
-def read(**arguments: Any) -> model_arguments.Settings:
-    return model_arguments.read(arguments, lambda backend: ENGINE if backend == "hf" else registry.arguments(backend))
+from lm_eval_tandem.harness import arguments, settings
+from lm_eval_tandem.harness.arguments import ARGUMENTS
+from lm_eval_tandem.harness.model import TandemLM
+from lm_eval_tandem.harness.settings import read_settings
 
 
-def test_the_bundled_pair_is_the_default_with_its_own_sizes_and_classifier() -> None:
-    for chosen in (read(), read(mentor="pair", intern="pair"), read(mentor=str(pair.MENTOR), intern=str(pair.INTERN))):
-        assert chosen.bundled
-        assert chosen.run_name == "tandem-pair-cascade"
-        assert chosen.mentor is not None
-        assert chosen.mentor.model == str(pair.MENTOR)
-        assert list(chosen.efforts) == sorted(chosen.efforts)
-        assert chosen.efforts[-1] < 100
-        assert chosen.classifier is not None
-        assert chosen.classifier.name == "pair"
-        assert chosen.prompts.wording.request == " Insights:"
+def test_every_argument_is_described_and_its_default_passes_its_own_check() -> None:
+    assert len({one.name for one in ARGUMENTS}) == len(ARGUMENTS)
+    for one in ARGUMENTS:
+        assert one.takes, one.name
+        assert one.meaning.endswith("."), one.name
+        if one.default is not None:
+            assert one.check(one.name, one.default) == one.default
 
 
-def test_a_pair_of_ones_own_gets_the_papers_sizes_and_prompts() -> None:
-    chosen = read(**FOREIGN, policy="stage:2")
-    assert not chosen.bundled
-    assert chosen.efforts == (100, 500, 1000)
-    assert chosen.prompts.wording == GPRA
-    assert chosen.run_name == "tandem-big+small-stage-2"
-    assert chosen.classifier is None
+def test_every_described_argument_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: set[str] = set()
+    original = settings.Given.__getitem__
+
+    def recorded(self: settings.Given, name: str) -> Any:
+        used.add(name)
+        return original(self, name)
+
+    monkeypatch.setattr(settings.Given, "__getitem__", recorded)
+    read_settings({}, registry.arguments)
+    assert used == {one.name for one in ARGUMENTS}
 
 
-def test_one_bundled_model_may_stand_beside_another_and_brings_its_sizes_and_prompts(tmp_path: Path) -> None:
-    chosen = read(mentor="pair", intern=str(tmp_path), policy="stage:2")
-    assert chosen.mentor is not None
-    assert chosen.intern is not None
-    assert not chosen.bundled
-    assert (chosen.mentor.model, chosen.mentor.label) == (str(pair.MENTOR), "pair/mentor")
-    assert chosen.intern.label == str(tmp_path)
-    assert chosen.pair_name == f"mentor+{tmp_path.name}"
-    assert chosen.efforts == read().efforts
-    assert chosen.prompts == read().prompts
-    assert chosen.classifier is None, "the bundled classifier knows the bundled intern alone"
-    assert read(**FOREIGN, policy="stage:2", prompts="pair").prompts == read().prompts
+def test_help_and_signature_of_the_model_are_made_from_the_table() -> None:
+    parameters = inspect.signature(TandemLM).parameters
+    assert list(parameters) == [*(one.name for one in ARGUMENTS), "engine_arguments"]
+    text = inspect.getdoc(TandemLM)
+    assert text is not None
+    for one in ARGUMENTS:
+        assert parameters[one.name].default == one.default
+        assert f"\n{one.name}\n" in text
+        assert one.meaning.split(". ")[0] in " ".join(text.split())
 
 
-def test_engine_arguments_go_to_both_roles_or_to_one() -> None:
-    chosen = read(**FOREIGN, dtype="float16", intern_dtype="float32", mentor_peft="adapter", batch_size=8)
-    assert chosen.mentor is not None
-    assert chosen.intern is not None
-    assert chosen.mentor.arguments == {"dtype": "float16", "peft": "adapter", "batch_size": 8}
-    assert chosen.intern.arguments == {"dtype": "float32", "batch_size": 8}
+@pytest.mark.parametrize("options", [[], ["--markdown"]])
+def test_the_command_prints_every_argument(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["arguments", *options])
+    printed = capsys.readouterr().out
+    start = "| `{}` |" if options else "\n{}\n"
+    for one in ARGUMENTS:
+        assert start.format(one.name) in f"\n{printed}"
+    assert max(map(len, printed.splitlines())) <= 100 or options
 
 
-def test_thinking_is_a_setting_of_each_role() -> None:
-    chosen = read(**FOREIGN, thinking="intern")
-    assert chosen.mentor is not None
-    assert chosen.intern is not None
-    assert chosen.mentor.arguments == {"enable_thinking": False}
-    assert chosen.intern.arguments == {"enable_thinking": True}
-
-
-def test_a_policy_of_one_model_needs_only_that_model() -> None:
-    assert read(intern="org/small", policy="intern").mentor is None
-    assert read(mentor="org/big", policy="mentor").intern is None
-    assert read(mentor="org/big", policy="mentor").loglikelihood == "mentor"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"mentor_token": "x"}, r"mentor_token would be printed.* HF_TOKEN"),
-        ({"polcy": "cascade"}, r"'polcy' is not known to tandem; did you mean policy"),
-        ({"mentor_dtpe": "float16"}, r"'mentor_dtpe' is not known.*did you mean mentor_dtype"),
-        ({"pretrained": "org/x"}, r"'pretrained' is not known"),
-        ({"policy": "both"}, r"policy=both is not known; use cascade, intern, mentor, stage:N with N from 0 to 3"),
-        ({"policy": "stage:4"}, r"policy=stage:4 is not known"),
-        ({"mentor": "org/big"}, r"mentor=org/big was given without intern"),
-        ({"intern": "org/small"}, r"intern=org/small was given without mentor"),
-        ({"mentor": "./nowhere", "intern": "org/small"}, r"mentor=./nowhere is no folder"),
-        ({"efforts": "100:100:500"}, r"efforts=100:100:500 has to rise"),
-        ({"efforts": "0:100"}, r"efforts=0:100 has to rise"),
-        ({"efforts": "a:b"}, r"efforts=a:b has to be numbers"),
-        ({"thresholds": "0.5:0.5"}, r"thresholds=0.5:0.5 has to hold 4 values from 0 to 1"),
-        ({"thresholds": "0.5:0.5:0.5:1.5"}, r"has to hold 4 values from 0 to 1"),
-        ({"backend": "tpu"}, r"backend=tpu is not known"),
-        ({"insights": "stage"}, r"insights=stage is not known; use one of cutoff, staged"),
-        ({"insights": "staged"}, r"insights=staged needs a wording"),
-        ({"guidance": "x"}, r"guidance=x is not known"),
-        ({"thinking": "yes"}, r"thinking=yes is not known"),
-        ({"thinking": "both", "enable_thinking": True}, r"were both given"),
-        ({"prompts": "./none.json"}, r"prompts=none.json cannot be read"),
-        ({"loglikelihood": "judge"}, r"loglikelihood=judge is not known"),
-        ({"loglikelihood": "mentor", "policy": "intern"}, r"loglikelihood=mentor has no model under policy=intern"),
-        ({"seed": "x"}, r"seed=x has to be a whole number"),
-        ({"record_features": "perhaps"}, r"record_features=perhaps has to be True or False"),
-    ],
-)
-def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ArgumentError, match=sentence) as caught:
-        read(**arguments)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_classifier_is_a_name_or_a_folder(tmp_path: Path) -> None:
-    assert read(classifier=str(tmp_path)).classifier == tmp_path
-    assert read(**FOREIGN, classifier="mine").classifier == Path("mine")
+def test_the_markdown_table_has_four_cells_in_every_row() -> None:
+    rows = arguments.markdown().splitlines()
+    assert {row.count("|") for row in rows} == {5}

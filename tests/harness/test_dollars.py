@@ -14,8 +14,8 @@ from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Prompt, Sampling, registry
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness.model import TandemLM
+from lm_eval_tandem.harness.settings import read_settings
 from lm_eval_tandem.pair import problems
 
 COMMON: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch_size": 16}
@@ -105,17 +105,17 @@ def test_prices_of_one_role_leave_the_other_out() -> None:
 )
 def test_wrong_prices_are_one_sentence_before_a_model_is_loaded(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ArgumentError, match=sentence):
-        model_arguments.read(arguments, registry.arguments)
+        read_settings(arguments, registry.arguments)
 
 
 def test_prices_may_be_given_for_both_roles_at_once_and_for_any_backend() -> None:
-    bare = model_arguments.read({"price_input": 1, "price_output": 3}, registry.arguments)
+    bare = read_settings({"price_input": 1, "price_output": 3}, registry.arguments)
     for role in bare.roles.values():
         assert role is not None
         assert role.prices == Prices(1, 1, 3)
         assert not role.arguments
     named = {"mentor": "m", "intern": "org/small", "policy": "stage:1", "mentor_backend": "local-completions"}
-    given = model_arguments.read({**named, "mentor_price_input": 1, "mentor_price_output": 3}, registry.arguments)
+    given = read_settings({**named, "mentor_price_input": 1, "mentor_price_output": 3}, registry.arguments)
     assert given.mentor is not None
     assert given.mentor.prices == Prices(1, 1, 3)
     assert not given.mentor.arguments

@@ -103,7 +103,8 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
         timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)),
     )
-    assert done.returncode == 0 and done.stderr.count("cannot be written") == 1, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be written") == 1, done.stderr
     full = results(tmp_path / "full")
     assert full["config"]["tandem"]["totals"]["unkept_in_store"] > 0
     kept = len(Store(tmp_path / "s.sqlite"))

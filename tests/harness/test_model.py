@@ -17,8 +17,9 @@ import tiny
 from bundled import COMMON, instances
 from lm_eval_tandem import _paths
 from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, StoreError
-from lm_eval_tandem.harness.model import TandemLM, shares
+from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.requests import Answer, tasks_of
+from lm_eval_tandem.harness.run_report import shares
 
 CLASSIFIER = _paths.classifiers() / "pair"
 
@@ -85,7 +86,7 @@ def test_a_context_that_cannot_fit_is_refused_before_anything_runs(tmp_path: Pat
 
 def test_a_cache_that_would_give_old_answers_is_refused(tmp_path: Path) -> None:
     lm = TandemLM(policy="intern", **COMMON)
-    with pytest.raises(ArgumentError, match="--use_cache .* give store=FILE"):
+    with pytest.raises(ArgumentError, match=r"--use_cache .* give store=FILE"):
         CachingLM(lm, str(tmp_path / "cache.db"))
     lm.close()
 

@@ -1,0 +1,131 @@
+"""What a run was and what it did, as it goes into the harness's results file and into the head of the ledger.
+
+`description` says what ran: models, policy, thresholds, versions. `computed` counts what the engines of one process
+really did. `totals` adds the ledger's figures, what all processes computed, and the shares of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_tandem import __version__, ledger
+from lm_eval_tandem.engines import Engine
+from lm_eval_tandem.engines.cached import CachedEngine
+from lm_eval_tandem.harness.settings import Settings
+from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.store import Store
+
+if TYPE_CHECKING:
+    from lm_eval_tandem.judge.artefact import Sufficiency
+
+Engines = Mapping[str, Engine | None]
+"""The engine of each role, "mentor" and "intern"; None for one that the policy does not need."""
+
+ENGINE_FACTS = ("engine", "torch", "transformers", "vllm", "openai", "lm_eval", "resume", "entropy", "dtype", "device")
+"""Entries of `Engine.identity` that results repeat, where an engine has them."""
+JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per")
+"""Entries of a classifier's configuration that results repeat, where it has them."""
+
+
+def description(settings: Settings, engines: Engines, judge: Sufficiency | None) -> dict[str, Any]:
+    """What ran: pair, policy, efforts, thresholds, classifier, parameters, versions; JSON-serialisable."""
+    described: dict[str, Any] = {
+        "run": settings.run_name,
+        "version": __version__,
+        "pair": settings.pair_name,
+        "policy": str(settings.policy),
+        "efforts": list(settings.efforts),
+        "insights": settings.prompts.insights,
+        "guidance": settings.prompts.guidance,
+        "seed": settings.seed,
+        "loglikelihood": settings.loglikelihood,
+    }
+    if judge is not None:
+        config = {**judge.config, **judge.config["fitted_on"]}
+        described["classifier"] = judge.name
+        described["recipe"] = judge.recipe
+        described["thresholds"] = list(judge.thresholds)
+        described["judge"] = {name: config[name] for name in JUDGE_FACTS if name in config}
+    for name, role in settings.roles.items():
+        engine = engines[name]
+        if role is not None and engine is not None:
+            described[name] = {
+                "model": role.label,
+                "parameters": engine.parameters,
+                "window": engine.window,
+                **{key: engine.identity[key] for key in ENGINE_FACTS if key in engine.identity},
+                **({"prices": asdict(role.prices)} if role.prices is not None else {}),
+            }
+    return described
+
+
+def computed(engines: Engines, wrapped: Iterable[Engine | None], store: Store | None) -> dict[str, Any]:
+    """What the engines of this process computed, and what the store answered in their place.
+
+    Parameters
+    ----------
+    engines
+        The engines themselves.
+    wrapped
+        The engines as the cascade calls them, with the store around them where there is one.
+    store
+        The store; None without one.
+    """
+    found: dict[str, Any] = {
+        "computed": {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
+    }
+    if store is not None:
+        found["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, CachedEngine))
+        found["refused_in_store"] = store.refused
+        found["unkept_in_store"] = store.unkept
+    return found
+
+
+def totals(records: Iterable[Record], processes: Iterable[Mapping[str, Any]], wall_seconds: float) -> dict[str, Any]:
+    """The figures of a whole run.
+
+    Parameters
+    ----------
+    records
+        One per question, of all processes.
+    processes
+        What `computed` returned in each process.
+    wall_seconds
+        From the first request to the last answer; of the slowest process.
+    """
+    found = ledger.totals(records)
+    for process in processes:
+        found = added(found, process)
+    found["wall_seconds"] = wall_seconds
+    return found | shares(found)
+
+
+def shares(totals: Mapping[str, Any]) -> dict[str, float]:
+    """The time spent judging, as a share of the time spent generating answers and insights.
+
+    judge_share: scoring passes, entropies, the classifier, and partial answers that the judge refused.
+    refused_share: the refused partial answers alone. Their time is estimated: their share of the intern's tokens times
+    the intern's seconds.
+    """
+    work = totals["computed"]
+    generating = sum(part["generate_seconds"] for part in work.values())
+    judging, refused = sum(part["judge_seconds"] for part in work.values()), 0.0
+    written = totals.get("tokens", {}).get("intern_new", 0)
+    if written and "intern" in work:
+        refused = totals["refused_tokens"] * totals["questions"] / written * work["intern"]["generate_seconds"]
+    used = generating - refused
+    parts = {"judge_share": judging + refused, "refused_share": refused}
+    return {name: part / used if used > 0 else 0.0 for name, part in parts.items()}
+
+
+def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested dictionaries of numbers, added up name by name; an entry that only one has is kept."""
+    total = dict(one)
+    for name, value in other.items():
+        if name not in total:
+            total[name] = value
+        else:
+            total[name] = added(total[name], value) if isinstance(value, dict) else total[name] + value
+    return total

@@ -1,0 +1,287 @@
+"""A run's settings: the model arguments, checked one by one (`arguments.py`) and then against each other.
+
+Everything is refused here, in one sentence per mistake, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tandem import _paths, pair
+from lm_eval_tandem.accounting import PRICES, Prices
+from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Wording
+from lm_eval_tandem.engines import Role
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, format_numbers
+
+SECRETS = {"token": "HF_TOKEN", "api_key": "OPENAI_API_KEY", "auth_token": "OPENAI_API_KEY"}
+"""Arguments that are never taken, and the environment variable that takes their place."""
+PRICED_BACKENDS = ("openai",)
+"""Backends that take prices themselves, since servers say what they bill."""
+LOCAL_BACKENDS = ("hf", "vllm")
+"""Backends that load a model from a folder or hub; for others its name may be anything."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, checked and complete."""
+
+    mentor: Role | None
+    intern: Role | None
+    policy: Policy
+    efforts: tuple[int, ...]
+    prompts: Prompts
+    classifier: Path | None
+    thresholds: tuple[float, ...] | None
+    loglikelihood: str
+    store: Path | None
+    ledger: Path | None
+    seed: int
+    record_features: bool
+    bundled: bool
+
+    @property
+    def roles(self) -> dict[str, Role | None]:
+        """Both roles by name; None for one that the policy does not need."""
+        return {"mentor": self.mentor, "intern": self.intern}
+
+    @property
+    def pair_name(self) -> str:
+        """How results call the two models."""
+        if self.bundled:
+            return PAIR
+        return "+".join(role.short for role in (self.mentor, self.intern) if role is not None)
+
+    @property
+    def run_name(self) -> str:
+        """How results call the run: the pair and the policy."""
+        return f"tandem-{self.pair_name}-{str(self.policy).replace(':', '-')}"
+
+
+class Given:
+    """The cascade's own arguments that were given, checked one by one, and the defaults of the others."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._values = {
+            one.name: one.check(one.name, arguments[one.name]) for one in ARGUMENTS if one.name in arguments
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of an argument: as it was given, else its default (None where that depends on others)."""
+        return self._values.get(name, BY_NAME[name].default)
+
+
+def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[str] | None]) -> Settings:
+    """The settings of a run, from `--model_args` (and batch_size, max_batch_size, device, which the harness adds).
+
+    Parameters
+    ----------
+    given
+        All arguments by name; None counts as not given.
+    engine_arguments
+        The names that a backend takes (None: any). They may be given as they are, for every role whose backend takes
+        them, or as mentor_<name> and intern_<name>.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is unknown or malformed, or contradicts another.
+    """
+    arguments = {name: value for name, value in given.items() if value is not None}
+    own = Given(arguments)
+    backends = {role: own[f"{role}_backend"] or own["backend"] for role in ROLES}
+    engine = {name: value for name, value in arguments.items() if name not in BY_NAME}
+    per_role = split_by_role(engine, {role: engine_arguments(backend) for role, backend in backends.items()})
+    prices = {role: Prices.read(per_role[role]) for role in ROLES}
+    for role in ROLES:
+        if backends[role] not in PRICED_BACKENDS:
+            per_role[role] = {name: value for name, value in per_role[role].items() if name not in PRICES}
+
+    bundled = is_bundled(own)
+    profile = pair_profile() if bundled or any(own[role] == PAIR for role in ROLES) else {}
+    efforts: tuple[int, ...] = own["efforts"] or tuple(profile.get("efforts", EFFORTS))
+    policy = Policy.parse(own["policy"], len(efforts))
+    roles = roles_of(own, bundled, policy, backends, per_role, prices)
+    return Settings(
+        mentor=roles["mentor"],
+        intern=roles["intern"],
+        policy=policy,
+        efforts=efforts,
+        prompts=prompts_of(own, PAIR if profile else "gpra"),
+        classifier=classifier_of(own, bundled),
+        thresholds=thresholds_of(own, len(efforts)),
+        loglikelihood=loglikelihood_of(own, policy, roles),
+        store=own["store"],
+        ledger=own["ledger"],
+        seed=own["seed"],
+        record_features=own["record_features"],
+        bundled=bundled,
+    )
+
+
+def thresholds_of(own: Given, efforts: int) -> tuple[float, ...] | None:
+    """The thresholds that replace the classifier's: one per stage, stage 0 included; None where none are given."""
+    thresholds: tuple[float, ...] | None = own["thresholds"]
+    if thresholds is not None and (len(thresholds) != efforts + 1 or not all(0 <= value <= 1 for value in thresholds)):
+        raise ArgumentError(
+            f"thresholds={format_numbers(thresholds)} has to hold {efforts + 1} values from 0 to 1: "
+            f"one for the question alone and one for each of the {efforts} efforts."
+        )
+    return thresholds
+
+
+def loglikelihood_of(own: Given, policy: Policy, roles: Mapping[str, Role | None]) -> str:
+    """The role that answers loglikelihood requests."""
+    answering = "mentor" if policy.mentor_alone else "intern"
+    role: str = own["loglikelihood"] or answering
+    if roles[role] is None:
+        raise ArgumentError(
+            f"loglikelihood={role} has no model under policy={policy}; "
+            f"use loglikelihood={answering}, or another policy."
+        )
+    return role
+
+
+def split_by_role(
+    arguments: Mapping[str, Any], taken: Mapping[str, Collection[str] | None]
+) -> dict[str, dict[str, Any]]:
+    """Engine arguments for each role, of those that its backend takes; a prefixed one goes before a bare one."""
+    bare: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
+    prefixed: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
+    for name, value in arguments.items():
+        role, _, rest = name.partition("_")
+        secret = SECRETS.get(rest if role in ROLES else name)
+        if secret is not None:
+            raise ArgumentError(
+                f"{name} would be printed and kept with the results; set the environment variable {secret} instead."
+            )
+        if role in ROLES and rest != "pretrained" and accepts(taken[role], rest):
+            prefixed[role][rest] = value
+            continue
+        takers = [role for role in ROLES if name != "pretrained" and accepts(taken[role], name)]
+        for role in takers:
+            bare[role][name] = value
+        if not takers or is_prefixed(name):
+            known = {role: sorted({*(taken[role] or ()), *PRICES}) for role in ROLES}
+            spellings = [*BY_NAME, *known["mentor"], *known["intern"]]
+            spellings += [f"{role}_{name}" for role in ROLES for name in known[role]]
+            close = get_close_matches(name, spellings, n=1) or ["mentor=… and intern=…"]
+            raise ArgumentError(
+                f"the model argument {name!r} is not known to tandem; did you mean {close[0]}? "
+                f"Its own arguments are {', '.join(BY_NAME)}; those of the backend (--model hf, …) are "
+                "taken too, for one role as mentor_<argument> or intern_<argument>."
+            )
+    return {role: {**bare[role], **prefixed[role]} for role in ROLES}
+
+
+def accepts(names: Collection[str] | None, name: str) -> bool:
+    """Whether a role takes the argument: one of its backend (any, where those are not known), or a price."""
+    return names is None or name in names or name in PRICES
+
+
+def is_prefixed(name: str) -> bool:
+    """Whether the argument is meant for one role."""
+    return name.partition("_")[0] in ROLES
+
+
+def pair_profile() -> dict[str, Any]:
+    """The sizes and prompts that the bundled pair was trained with."""
+    profile: dict[str, Any] = json.loads((Path(pair.__file__).parent / "profile.json").read_text(encoding="utf-8"))
+    return profile
+
+
+def is_bundled(own: Given) -> bool:
+    """Whether the run uses the pair that ships with the package."""
+    paths = {"mentor": pair.MENTOR, "intern": pair.INTERN}
+    return all(own[role] in (None, PAIR) or Path(own[role]).resolve() == paths[role] for role in ROLES)
+
+
+def roles_of(
+    own: Given,
+    bundled: bool,
+    policy: Policy,
+    backends: Mapping[str, str],
+    per_role: Mapping[str, dict[str, Any]],
+    prices: Mapping[str, Prices | None],
+) -> dict[str, Role | None]:
+    """Mentor and intern, each None where the policy does not need it."""
+    needed = {"mentor": policy.needs_mentor, "intern": policy.needs_intern}
+    for role in ROLES:
+        if needed[role] and role not in own and backends[role] not in LOCAL_BACKENDS:
+            raise ArgumentError(f"{role}_backend={backends[role]} needs {role}=…, the name of the model there.")
+    models = models_of(own, bundled, needed, policy)
+    roles: dict[str, Role | None] = {}
+    for role in ROLES:
+        label = f"{PAIR}/{role}" if bundled or own[role] == PAIR else str(models[role])
+        found = role_of(role, models[role], backends[role], label, own, per_role[role]) if needed[role] else None
+        roles[role] = found and replace(found, prices=prices[role])
+    return roles
+
+
+def models_of(own: Given, bundled: bool, needed: Mapping[str, bool], policy: Policy) -> dict[str, str | None]:
+    """The model of each role; both are named (`pair`: the bundled one), or neither (the bundled pair)."""
+    paths = {"mentor": str(pair.MENTOR), "intern": str(pair.INTERN)}
+    if bundled:
+        return dict(paths)
+    for role in ROLES:
+        if needed[role] and role not in own:
+            other = next(name for name in ROLES if name != role)
+            raise ArgumentError(
+                f"{other}={own[other]} was given without {role}=…, which policy={policy} needs; "
+                f"name both models, or neither for the bundled pair ({role}={PAIR} is its {role})."
+            )
+    return {role: paths[role] if own[role] == PAIR else own[role] for role in ROLES}
+
+
+def role_of(role: str, model: str | None, backend: str, label: str, own: Given, arguments: dict[str, Any]) -> Role:
+    """One role, with its path and thinking mode checked."""
+    assert model is not None
+    looks_local = backend in LOCAL_BACKENDS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
+    if looks_local and not Path(model).expanduser().is_dir():
+        raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")
+    if looks_local:
+        model = str(Path(model).expanduser())
+    thinking = own["thinking"]
+    if thinking != "auto":
+        if "enable_thinking" in arguments:
+            raise ArgumentError(f"thinking={thinking} and {role}_enable_thinking were both given; keep one of them.")
+        arguments = {**arguments, "enable_thinking": thinking in (role, "both")}
+    return Role(model, backend, arguments, label)
+
+
+def prompts_of(own: Given, usual: str) -> Prompts:
+    """The prompts of a run: by name, from a file, or, where none are given, the usual ones."""
+    chosen = own["prompts"] or usual
+    if chosen == PAIR:
+        wording = Wording(**pair_profile()["insights"])
+    elif chosen == "gpra":
+        wording = GPRA
+    else:
+        wording = Wording.read(Path(chosen).expanduser())
+    if own["insights"] == "staged" and not wording.deepen:
+        raise ArgumentError(
+            f"insights=staged needs a wording that asks for a deeper pass, and prompts={chosen} has none; "
+            "use insights=cutoff, or a prompts file with `deepen`."
+        )
+    return Prompts(wording, own["insights"], own["guidance"])
+
+
+def classifier_of(own: Given, bundled: bool) -> Path | None:
+    """The folder of the classifier: the name of one that ships with the package, or a path (./name for one beside)."""
+    chosen: str | None = own["classifier"] or (PAIR if bundled else None)
+    if chosen is None:
+        return None
+    shipped = _paths.classifiers() / chosen
+    if re.fullmatch(r"\w[\w.-]*", chosen) and shipped.is_dir():
+        return shipped
+    return Path(chosen).expanduser()
