@@ -14,12 +14,23 @@ from typing import Any
 from lm_eval_tandem import _paths
 
 LM_EVAL = Path(sys.executable).with_name("lm_eval")
+WITHOUT_DEFAULT_TASKS = """
+import functools
+from lm_eval.tasks import TaskManager
+from lm_eval_tandem.__main__ import main
+original = TaskManager.__init__
+TaskManager.__init__ = functools.wraps(original)(
+    lambda self, *args, **options: original(self, *args, **{**options, "include_defaults": False})
+)
+main()
+"""
+"""`python -m lm_eval_tandem` without the harness's own task files: reading these takes longer than most runs here."""
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def command(task: str, model: str = "tandem", bare: bool = False, **arguments: Any) -> list[str]:
     """The command line; `bare` is `lm_eval` itself, which finds the model through the wheel's import hook."""
-    program = [str(LM_EVAL)] if bare else [sys.executable, "-m", "lm_eval_tandem"]
+    program = [str(LM_EVAL)] if bare else [sys.executable, "-c", WITHOUT_DEFAULT_TASKS]
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
     tasks = ["--include_path", str(_paths.task_configs())] if bare else []
     return [*program, "--model", model, "--model_args", given, "--tasks", task, "--batch_size", "16", *tasks]
