@@ -10,7 +10,7 @@ from lm_eval_tandem import _paths, errors
 
 
 def include_our_tasks() -> None:
-    """Let every later `TaskManager` read the package's tasks, before the folders its caller asks for (these win)."""
+    """Let every later `TaskManager` also read the package's tasks; tasks of the same name that its caller adds win."""
     from lm_eval.tasks import TaskManager
 
     original = TaskManager.__init__

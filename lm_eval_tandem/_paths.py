@@ -1,4 +1,4 @@
-"""Where the folders are that travel inside the wheel and lie beside the package in a checkout."""
+"""Folders of data: inside the package in a wheel, beside it in a checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What a user can mend: one small hierarchy, one sentence per message (given, allowed, next step)."""
+"""Errors that a user of the package can mend.
+
+Each message is one sentence: what was given, what is allowed, what to do next. A `TandemError` that nothing catches
+ends the process with that sentence and exit code 1 (`print_plainly`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from types import TracebackType
 
 
 class TandemError(Exception):
-    """Base of every error that the user of the package can mend."""
+    """Base class of all errors of this package that a user can mend."""
 
 
 class ArgumentError(TandemError):
@@ -19,11 +23,11 @@ class ClassifierError(TandemError):
 
 
 class StoreError(TandemError):
-    """A store of finished generations that is not one, or belongs to another version."""
+    """A file that is no store of finished generations, or one of another version."""
 
 
 class ContextError(TandemError):
-    """A prompt that does not fit into a role's window; nothing is ever truncated silently."""
+    """A prompt that does not fit into a model's window; nothing is ever truncated silently."""
 
 
 class EngineError(TandemError):
@@ -31,15 +35,15 @@ class EngineError(TandemError):
 
 
 class CallError(EngineError):
-    """A call to a server that failed for good: an error of its question alone; the others go on."""
+    """A call that failed after all retries: an error of its question alone; other questions continue."""
 
 
 class UnreachableError(EngineError):
-    """A server that no call reaches any more: the run ends, what is finished is kept."""
+    """A server that no call reaches any more: the run ends, and finished answers are kept."""
 
 
 def print_plainly() -> None:
-    """Make an uncaught `TandemError` end the process with its sentence alone, without a traceback (exit code 1)."""
+    """Make an uncaught `TandemError` print its sentence instead of a traceback; the exit code stays 1."""
     if getattr(sys.excepthook, "_tandem", False):
         return
     former = sys.excepthook
