@@ -1,11 +1,18 @@
-"""Make `lm_eval --model tandem` work typed bare on releases of lm-eval that discover no plugins.
+"""Makes plain `lm_eval --model tandem` work with releases of lm-eval that do not look for plugins.
 
-`lm_eval_tandem_hook.pth` calls `install()` whenever an interpreter starts, so this module imports nothing but `sys`
-and costs next to nothing. The finder waits for `lm_eval.models`, lets the module's own loader execute it, registers
-the name and takes itself out of `sys.meta_path`. Where lm-eval is absent, or knows the name already (later releases
-read the entry point), nothing changes.
+`lm_eval_tandem_hook.pth` calls `install()` whenever a Python interpreter starts, so this module imports only `sys` and
+`os` (which is always loaded by then) and costs next to nothing. `install` puts a finder on `sys.meta_path` that waits
+for the import of `lm_eval.models`, lets it run as usual, registers the model name and removes itself. Where lm-eval is
+not installed, or already knows the name, nothing changes.
+
+The environment variable LM_EVAL_TANDEM_HOOK=0 (or false, off, no, in any case) switches the hook off;
+`python -m lm_eval_tandem` knows the model all the same.
+
+Releases of lm-eval after 0.4.13 are to read the entry points of the group `lm_eval.models` (its pull requests 4013 and
+4014; not in any release seen so far). This package declares that entry point too, and then the hook has nothing to do.
 """
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -14,73 +21,88 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-AWAITED = "lm_eval.models"
-NAME = "tandem"
+VARIABLE = "LM_EVAL_TANDEM_HOOK"
+"""Environment variable that switches the hook off."""
+OFF = ("0", "false", "off", "no")
+"""Values of the variable, in any case, that switch the hook off."""
+AWAITED_MODULE = "lm_eval.models"
+MODEL_NAME = "tandem"
 TARGET = "lm_eval_tandem.model:TandemLM"
 
 
+def install() -> None:
+    """Register the model as soon as `lm_eval.models` has been imported; do nothing where the hook is switched off."""
+    if os.environ.get(VARIABLE, "").strip().lower() in OFF:
+        return
+    if AWAITED_MODULE in sys.modules:
+        Finder().withdraw_and_register()
+    elif not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Finder())
+
+
 def register() -> None:
-    """Register the model lazily, unless the name is taken. `lm_eval.models` must have been executed before."""
+    """Register the model by its import path, unless the name is taken. `lm_eval.models` must have been imported."""
     from lm_eval.api.registry import model_registry
 
-    if NAME not in model_registry:
-        model_registry.register(NAME, target=TARGET)
+    if MODEL_NAME not in model_registry:
+        model_registry.register(MODEL_NAME, target=TARGET)
 
 
 class Finder:
-    """A meta path finder that returns the spec the other finders find, with one execution of its loader followed."""
+    """A meta path finder that waits for the import of `lm_eval.models`.
+
+    It returns the spec that the other finders return; only that spec's loader is changed, for one execution.
+    """
 
     def __init__(self) -> None:
-        self.asking = False
+        self.searching = False
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if name != AWAITED or self.asking:
+        """Return the other finders' spec of `lm_eval.models`, its loader wrapped, and None for any other module."""
+        if name != AWAITED_MODULE or self.searching:
             return None
-        self.asking = True  # another finder may ask the others too, and so us
+        self.searching = True  # another finder may ask all finders too, and so call this method again
         try:
             for finder in list(sys.meta_path):
                 find = getattr(finder, "find_spec", None)
                 spec: ModuleSpec | None = find(name, path, target) if finder is not self and find else None
                 if spec is not None:
-                    self.follow(spec)
+                    self.wrap_loader(spec)
                     return spec
             return None
         finally:
-            self.asking = False
+            self.searching = False
 
-    def follow(self, spec: "ModuleSpec") -> None:
-        """Shadow `exec_module` on this one loader, so that its type and all its other abilities stay what they are."""
+    def wrap_loader(self, spec: "ModuleSpec") -> None:
+        """Make the loader call this finder after it has executed the module.
+
+        Only the attribute `exec_module` of this one loader is replaced, and restored when it is called, so that the
+        loader keeps its type and everything else it can do.
+        """
         loader = spec.loader
         execute = getattr(loader, "exec_module", None)
         if execute is None or isinstance(loader, type):
             return
 
         def exec_module(module: "ModuleType") -> None:
-            if module.__name__ != AWAITED:  # a loader may be shared, as that of a zip archive is
+            if module.__name__ != AWAITED_MODULE:  # a loader may serve several modules, as that of a zip archive does
                 return execute(module)
             vars(loader).pop("exec_module", None)
             execute(module)
-            self.finish()
+            self.withdraw_and_register()
 
         try:
             loader.exec_module = exec_module  # type: ignore[method-assign, union-attr]
-        except Exception:  # a loader that takes no attributes: the import goes on without us
+        except Exception:  # a loader that accepts no attributes: the import continues without this hook
             return
 
-    def finish(self) -> None:
+    def withdraw_and_register(self) -> None:
+        """Take this finder off `sys.meta_path` and register the model."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         try:
             register()
-        except Exception:  # a registry of another shape must not make lm-eval unusable
+        except Exception:  # lm-eval must stay usable where its registry has changed
             return
-
-
-def install() -> None:
-    """Wait for `lm_eval.models`, once per interpreter; register at once where it has been imported already."""
-    if AWAITED in sys.modules:
-        Finder().finish()
-    elif not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())

@@ -86,7 +86,7 @@ def test_module_keeps_its_loader_and_all_that_hangs_on_it(harness: Path, hook_al
         import importlib, importlib.machinery, importlib.resources, importlib.util, inspect, pickle
         from _lm_eval_tandem_hook import install
         install()
-        found = importlib.util.find_spec("lm_eval.models")  # asking is not importing: the hook must outlive it
+        found = importlib.util.find_spec("lm_eval.models")  # finding a spec is not importing: the hook still waits
         assert type(found.loader) is importlib.machinery.SourceFileLoader
         import lm_eval.models
         spec = lm_eval.models.__spec__
@@ -149,7 +149,7 @@ def test_import_that_fails_fails_as_ever_and_may_be_tried_again(tmp_path: Path, 
     assert printed.split() == ["failed", "failed", "imported", "False"]
 
 
-def test_finders_that_ask_one_another_do_not_ask_for_ever(harness: Path, hook_alone: Path) -> None:
+def test_finders_that_call_one_another_do_not_recurse_without_end(harness: Path, hook_alone: Path) -> None:
     code = """
         class Other:  # another package's hook of the same kind, without a guard of its own
             def find_spec(self, name, path=None, target=None):
@@ -186,6 +186,27 @@ def test_zip_archive_of_the_harness_works_too(harness: Path, hook_alone: Path, t
     assert python(code, "-S", path=[archive, hook_alone]).strip() == "['hf', 'tandem']"
 
 
+SWITCHED_OFF = ["0", "false", "off", "no", "OFF", "False", " No "]
+
+
+@pytest.mark.parametrize("value", [*SWITCHED_OFF, "", "1", "yes"])
+def test_hook_does_nothing_where_the_variable_switches_it_off(value: str, harness: Path, hook_alone: Path) -> None:
+    code = f"""
+        import os
+        os.environ["LM_EVAL_TANDEM_HOOK"] = {value!r}
+        before = list(sys.meta_path)
+        from _lm_eval_tandem_hook import install
+        install()
+        waits = sys.meta_path != before
+        import lm_eval.models
+        install()  # also where the module has been imported already
+        from lm_eval.api.registry import model_registry
+        print(waits, "tandem" in model_registry)
+    """
+    expected = "False False" if value in SWITCHED_OFF else "True True"
+    assert python(code, "-S", path=[harness, hook_alone]).strip() == expected
+
+
 # --- the .pth file, in interpreters of their own
 
 
@@ -202,10 +223,13 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return bare_venv(tmp_path_factory.mktemp("venv"))
 
 
-def start(interpreter: Path, *options: str, code: str = "import sys; print(len(sys.meta_path))") -> str:
+def start(interpreter: Path, *options: str, code: str, **variables: str) -> str:
+    """What the code prints in a fresh interpreter, with the given environment variables set."""
     command = [str(interpreter), *options, "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    environment = {**os.environ, **variables}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert not ended.stderr, ended.stderr
     return ended.stdout.strip()
 
 
@@ -222,6 +246,7 @@ def test_pth_file_never_breaks_an_interpreter(venv: tuple[Path, Path], harness: 
         assert start(interpreter, code=waiting) == "1"
         assert start(interpreter, "-I", code=waiting) == "1"
         assert start(interpreter, "-S", code=waiting) == "0"
+        assert start(interpreter, code=waiting, LM_EVAL_TANDEM_HOOK="0") == "0", "the hook is switched off"
         (site / "second_copy.pth").write_bytes(pth_source().read_bytes())
         assert start(interpreter, code=waiting) == "1", "two copies wait once"
         attempt = "try:\n import lm_eval.models\nexcept ImportError as error:\n print(error)"
@@ -234,8 +259,9 @@ def test_pth_file_never_breaks_an_interpreter(venv: tuple[Path, Path], harness: 
             file.unlink(missing_ok=True)
 
 
-def test_hook_imports_nothing_that_was_not_there() -> None:
+def test_hook_imports_nothing_that_site_has_not_loaded_before() -> None:
     code = """
+        import os
         known = set(sys.modules)
         from _lm_eval_tandem_hook import install
         install()
@@ -245,10 +271,10 @@ def test_hook_imports_nothing_that_was_not_there() -> None:
 
 
 def test_hook_costs_an_interpreter_under_2_ms(hook_alone: Path) -> None:
-    """What `site` does with the line, in CPU time: import the hook's module, compiled as pip leaves it, and install."""
+    """CPU time of the .pth line as `site` runs it, with `os` loaded and the hook's module compiled as pip leaves it."""
     py_compile.compile(str(hook_alone / hook_source().name), doraise=True)
     code = f"""
-        import time
+        import os, time
         with open({str(pth_source())!r}) as file:
             line = file.read()
         start = time.process_time()
@@ -263,14 +289,32 @@ def test_hook_costs_an_interpreter_under_2_ms(hook_alone: Path) -> None:
 # --- against lm-eval itself
 
 
-def test_the_real_harness_knows_the_model_and_all_of_its_own() -> None:
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_the_real_harness_knows_all_models_of_its_own_and_this_one_unless_switched_off(value: str) -> None:
     pytest.importorskip("lm_eval")
-    code = """
+    code = f"""
+        import os
+        os.environ["LM_EVAL_TANDEM_HOOK"] = {value!r}
+        sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "Finder"]
         from _lm_eval_tandem_hook import install
         install()
         import lm_eval.models
         from lm_eval.api.registry import model_registry
-        assert {"hf", "vllm", "dummy"} <= set(model_registry.keys())
+        assert {{"hf", "vllm", "dummy"}} <= set(model_registry.keys())
         print("tandem" in model_registry, "torch" in sys.modules)
     """
-    assert python(code, path=[hook_source().parent]).strip() == "True False"
+    assert python(code, path=[hook_source().parent]).strip() == f"{value == '1'} False"
+
+
+def test_the_bare_command_line_does_not_know_the_model_where_the_hook_is_switched_off() -> None:
+    pytest.importorskip("lm_eval")
+    if "_lm_eval_tandem_hook" not in python("print(*sys.modules)").split():
+        pytest.skip("lm_eval_tandem is not installed from a wheel here, so bare lm_eval does not know it")
+    code = """
+        import lm_eval.__main__, lm_eval.models
+        from lm_eval.api.registry import model_registry
+        print("tandem" in model_registry)
+    """
+    interpreter = Path(sys.executable)
+    assert start(interpreter, code=code) == "True"
+    assert start(interpreter, code=code, LM_EVAL_TANDEM_HOOK="off") == "False"

@@ -1,4 +1,8 @@
-"""Grading of what models answer: mathematics (`math`) and code, each in processes that can be killed."""
+"""Grading of model responses: answers of mathematics problems (`math`) and programs (`code`).
+
+Both can hang or crash on what a model writes, so each runs in separate processes that can be killed. The tasks in
+`task_configs` call `math.grader` and `code.grader`; nothing here depends on lm-evaluation-harness.
+"""
 
 from __future__ import annotations
 
@@ -6,4 +10,4 @@ from lm_eval_tandem.errors import TandemError
 
 
 class GradingError(TandemError):
-    """A grader that cannot run here: its library is missing or its processes do not start."""
+    """A grader cannot run on this machine: a library is missing, or its processes do not start."""

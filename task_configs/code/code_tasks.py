@@ -54,4 +54,4 @@ def grade_mbpp(replies: list[list[str]], docs: list[dict[str, Any]]) -> list[lis
 
 def process_results(_: dict[str, Any], results: Sequence[Sequence[str]]) -> dict[str, float]:
     """The document's metrics from the grades of its replies."""
-    return grader.figures(results[0])
+    return grader.document_metrics(results[0])

@@ -1,4 +1,8 @@
-"""The command line of bubblewrap: what of this machine a graded program sees."""
+"""Builds the bubblewrap command line: which parts of this machine a graded program can see.
+
+`sandbox.py` puts this command in front of the interpreter that runs `inside.py`. Everything that is not named here does
+not exist inside. The system calls that the kernel refuses are listed in `seccomp.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,30 @@ from pathlib import Path
 
 from lm_eval_tandem.grading.code import seccomp
 
-LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/nix/store")
-FILES = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
+LIBRARY_FOLDERS = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/nix/store")
+SYSTEM_FILES = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
 DEVICES = ("null", "zero", "full", "random", "urandom")
-FIRST_TO_DIE = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
-"""When the machine runs out of memory, the kernel ends these first and not the process that holds the models."""
-FIRST_USER, USERS = 65_000, 500
-"""User numbers that Debian and systemd give to nobody for long; a run as root takes two of them."""
+PRIVATE_TMP = "/tmp"  # noqa: S108 - a mount point inside the sandbox, not the machine's shared folder
+"""The only folder that a graded program can write to: in memory, empty at the start."""
+KILLED_FIRST = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
+"""Prefix of the command: when the machine runs out of memory, the kernel kills these processes before all others.
+
+Otherwise it might choose the process that holds the models.
+"""
+FIRST_USER_ID, USER_IDS = 65_000, 500
+"""Range of user ids that Debian and systemd assign to nobody permanently; a run started by root takes two of them."""
 
 
-def user_number(count: int) -> int:
-    """The user of one sandbox. The kernel counts processes per user and lets root start any number of them."""
-    return FIRST_USER + count % USERS
+def user_id(number: int) -> int:
+    """Return the user id for the sandbox with this running number.
+
+    The kernel counts processes per user and lets root start any number of them, so each sandbox gets its own user.
+    """
+    return FIRST_USER_ID + number % USER_IDS
 
 
 def environment(folder: str) -> dict[str, str]:
-    """All that a graded program finds in its environment."""
+    """Return all environment variables of a graded program; `folder` is its home and temporary folder."""
     return {
         "HOME": folder,
         "TMPDIR": folder,
@@ -40,7 +52,19 @@ def environment(folder: str) -> dict[str, str]:
 
 
 def command(tmp_size: int, stack: ExitStack) -> tuple[list[str], list[int]]:
-    """The command in front of an interpreter's, and the descriptors it reads, which `stack` closes.
+    """Build the bubblewrap command that goes in front of an interpreter's command.
+
+    Parameters
+    ----------
+    tmp_size
+        Size of the private temporary folder in bytes.
+    stack
+        Closes the returned file descriptors when it is closed.
+
+    Returns
+    -------
+    tuple of list of str and list of int
+        The command, and the file descriptors that bubblewrap reads and has to inherit.
 
     Raises
     ------
@@ -51,52 +75,57 @@ def command(tmp_size: int, stack: ExitStack) -> tuple[list[str], list[int]]:
     if program is None:
         raise FileNotFoundError("bwrap is not installed")
     parts = [program, "--die-with-parent", "--new-session", "--clearenv", *_namespaces()]
-    for name, value in environment("/tmp").items():
+    for name, value in environment(PRIVATE_TMP).items():
         parts += ["--setenv", name, value]
-    parts += _visible()
-    if "--size" in _options(program):
-        parts += ["--size", str(tmp_size), "--perms", "1777", "--tmpfs", "/tmp"]
-    else:
-        parts += ["--dir", "/tmp"]
-    parts += ["--remount-ro", "/", "--chdir", "/tmp"]
-    refused = seccomp.program()
-    if refused is None:
+    parts += _mounts()
+    if "--size" in _supported_options(program):
+        parts += ["--size", str(tmp_size), "--perms", "1777", "--tmpfs", PRIVATE_TMP]
+    else:  # before version 0.7: a folder that cannot be limited in size stays read-only
+        parts += ["--dir", PRIVATE_TMP]
+    parts += ["--remount-ro", "/", "--chdir", PRIVATE_TMP]
+    call_filter = seccomp.build_filter()
+    if call_filter is None:
         return parts, []
     reading, writing = os.pipe()
     stack.callback(os.close, reading)
-    os.write(writing, refused)
+    os.write(writing, call_filter)
     os.close(writing)
     return [*parts, "--seccomp", str(reading)], [reading]
 
 
 def _namespaces() -> list[str]:
-    """New ones of every kind. Root keeps its own user namespace, where alone it can become the run's user."""
+    """Options for new namespaces of every kind.
+
+    Root keeps its user namespace, because only there can the process change to the user of its run.
+    """
     if os.geteuid() == 0:
         kinds = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
         return [*kinds, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    return ["--unshare-all", "--unshare-user", "--uid", str(FIRST_USER), "--gid", str(FIRST_USER)]
+    return ["--unshare-all", "--unshare-user", "--uid", str(FIRST_USER_ID), "--gid", str(FIRST_USER_ID)]
 
 
 @functools.cache
-def _visible() -> tuple[str, ...]:
-    """Read-only: the system's libraries, the interpreter and its standard library, a few devices."""
+def _mounts() -> tuple[str, ...]:
+    """Options that mount, read-only, the system's libraries, the interpreter with its library, and a few devices."""
     python, prefix = os.path.realpath(sys.executable), sys.base_prefix
-    folders = [*LIBRARIES, *FILES, *(os.path.join(prefix, name) for name in ("lib", "lib64")), python]
+    paths = [*LIBRARY_FOLDERS, *SYSTEM_FILES, *(os.path.join(prefix, name) for name in ("lib", "lib64")), python]
     parts: list[str] = []
-    for parent in dict.fromkeys(parent for folder in folders[::-1] for parent in list(Path(folder).parents)[-2::-1]):
-        if not parent.is_symlink():  # by itself, bubblewrap makes those of a private folder private
+    for parent in dict.fromkeys(parent for path in paths[::-1] for parent in list(Path(path).parents)[-2::-1]):
+        if not parent.is_symlink():  # bubblewrap would create the parents of a private folder as private ones
             parts += ["--perms", "0755", "--dir", str(parent)]
-    for folder in dict.fromkeys(folders):
-        if os.path.islink(folder):
-            parts += ["--symlink", os.readlink(folder), folder]
-        elif os.path.exists(folder):
-            parts += ["--ro-bind", folder, folder]
+    for path in dict.fromkeys(paths):
+        if os.path.islink(path):
+            parts += ["--symlink", os.readlink(path), path]
+        elif os.path.exists(path):
+            parts += ["--ro-bind", path, path]
     for device in DEVICES:
         parts += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     return tuple(parts)
 
 
 @functools.cache
-def _options(program: str) -> frozenset[str]:
-    ended = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+def _supported_options(program: str) -> frozenset[str]:
+    """Words of the program's help text, among them the options that this version has."""
+    command = [program, "--help"]  # the bubblewrap found on PATH; nothing of it comes from a model
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     return frozenset((ended.stdout + ended.stderr).split())

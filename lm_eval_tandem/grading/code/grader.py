@@ -1,4 +1,7 @@
-"""Grading of code: from a problem of HumanEval or MBPP and a reply to a verdict, many at a time; pass@k."""
+"""Grades code: from a problem of HumanEval or MBPP and a response to an outcome, many in parallel; pass@k.
+
+The code tasks call `grade_repeats` for all responses of a task at once, and `document_metrics` for each document.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +18,52 @@ from lm_eval_tandem.grading.code.extraction import called_names, extract
 from lm_eval_tandem.grading.code.sandbox import Limits, Program, SandboxError
 
 PAUSES = (0.5, 2.0, 8.0)
-"""Seconds to wait before a sandbox that does not start is tried again; a grade is never made up instead."""
+"""Seconds to wait before each further attempt, after a sandbox has not started.
+
+When all attempts fail the run ends, because a missing verdict must not count as a wrong answer.
+"""
+PASS_AT = (2, 5, 10, 20, 50, 100)
+"""The k of pass@k besides pass@1; each is reported where a task's `repeats` is at least k."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a reply is graded against.
+    """What a response is graded against.
 
     Attributes
     ----------
-        names: functions or classes that the reply has to define.
-        tests: source of the tests, which call them.
-        prompt: head of the function to complete, or "".
-        before: trusted source that the tests need.
+    names
+        Functions or classes that the response has to define.
+    tests
+        Source of the tests, which call them.
+    prompt
+        Source that ends with the head of the function to complete, or "".
+    setup
+        Trusted source that the tests need.
     """
 
     names: tuple[str, ...]
     tests: str
     prompt: str = ""
-    before: str = ""
+    setup: str = ""
 
 
 @dataclass(frozen=True)
 class Grade:
-    """One reply's grade.
+    """The grade of one response.
 
     Attributes
     ----------
-        outcome: "passed", "failed", "error", "timeout" (see `sandbox.Verdict`) or "no_answer" (no code in the reply).
-        detail: what went wrong, in words.
-        isolation: the level that the code ran at, also where there was none to run.
-        seconds: wall clock.
-        code: what ran, or None.
+    outcome
+        "passed", "failed", "error" or "timeout" (see `sandbox.Verdict`), or "no_answer" if it holds no code.
+    detail
+        What went wrong, in words.
+    isolation
+        The isolation level at which code runs, also where there was none to run.
+    seconds
+        Wall clock of the run.
+    code
+        The code that ran; None if there was none.
     """
 
     outcome: str
@@ -57,34 +74,34 @@ class Grade:
 
 
 def humaneval(doc: Mapping[str, Any]) -> Problem:
-    """A problem with the fields of openai/openai_humaneval. Its tests may use helpers of the prompt, as given there."""
+    """Make a problem from a row of openai/openai_humaneval; its tests may use helpers that the prompt defines."""
     name = doc["entry_point"]
-    return Problem((name,), f"{doc['test']}\ncheck({name})\n", prompt=doc["prompt"], before=doc["prompt"])
+    return Problem((name,), f"{doc['test']}\ncheck({name})\n", prompt=doc["prompt"], setup=doc["prompt"])
 
 
 def mbpp(doc: Mapping[str, Any]) -> Problem:
-    """A problem with the fields of google-research-datasets/mbpp, sanitized or full."""
-    before = "\n".join(doc["test_imports"]) if "test_imports" in doc else doc.get("test_setup_code", "")
+    """Make a problem from a row of google-research-datasets/mbpp, of its sanitized or its full configuration."""
+    setup = "\n".join(doc["test_imports"]) if "test_imports" in doc else doc.get("test_setup_code", "")
     tests = "\n".join(doc["test_list"])
-    return Problem(called_names(tests, before), tests, before=before)
+    return Problem(called_names(tests, setup), tests, setup=setup)
 
 
-def grade(problem: Problem, reply: str, limits: Limits | None = None) -> Grade:
-    """Extract, run, and say how it ended.
+def grade(problem: Problem, response: str, limits: Limits | None = None) -> Grade:
+    """Find the code in a response and run it against the problem's tests.
 
     Raises
     ------
     SandboxError
         The sandbox does not start, after several attempts.
     """
-    sources = extract(reply, problem.names, problem.prompt)
+    sources = extract(response, problem.names, problem.prompt)
     if sources is None:
-        return Grade("no_answer", "the reply holds no code", sandbox.isolation(), 0.0, None)
-    verdict = _run(Program(sources, problem.tests, problem.names, problem.before), limits)
+        return Grade("no_answer", "the response holds no code", sandbox.isolation_level(), 0.0, None)
+    verdict = _run_with_retries(Program(sources, problem.tests, problem.names, problem.setup), limits)
     return Grade(verdict.outcome, verdict.detail, verdict.isolation, round(verdict.seconds, 3), sources[-1])
 
 
-def _run(program: Program, limits: Limits | None) -> sandbox.Verdict:
+def _run_with_retries(program: Program, limits: Limits | None) -> sandbox.Verdict:
     for pause in PAUSES:
         try:
             return sandbox.run(program, limits)
@@ -93,64 +110,99 @@ def _run(program: Program, limits: Limits | None) -> sandbox.Verdict:
     return sandbox.run(program, limits)
 
 
-def grade_all(problems: Sequence[Problem], replies: Sequence[str], limits: Limits | None = None) -> list[Grade]:
-    """Grade every reply against the problem at its place, as many at a time as there are cores."""
+def grade_all(problems: Sequence[Problem], responses: Sequence[str], limits: Limits | None = None) -> list[Grade]:
+    """Grade the i-th response against the i-th problem, as many in parallel as there are cores."""
     with ThreadPoolExecutor(sandbox.CORES, thread_name_prefix="grading") as pool:
-        waiting = [pool.submit(grade, problem, reply, limits) for problem, reply in zip(problems, replies, strict=True)]
+        pending = [
+            pool.submit(grade, problem, response, limits) for problem, response in zip(problems, responses, strict=True)
+        ]
         try:
-            return [grade.result() for grade in waiting]
+            return [future.result() for future in pending]
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C or an error, no further run starts
 
 
-def grade_repeats(problems: Sequence[Problem], replies: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Grade several replies to each problem: grades as JSON, with the reply's own `metrics` if it has any.
+def grade_repeats(problems: Sequence[Problem], responses: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Grade several responses to each problem.
 
-    JSON, because the harness writes what a filter makes of a reply into its samples as text.
+    Parameters
+    ----------
+    problems
+        One per document.
+    responses
+        The responses to each problem. Those of a tandem have an attribute `metrics` (a dict of floats).
+
+    Returns
+    -------
+    list of list of str
+        One JSON object per response: the fields of `Grade`, and "metrics" where the response has them. It is text,
+        because the harness writes a filter's result to the sample log as text.
     """
-    flat = [(problem, reply) for problem, answers in zip(problems, replies, strict=True) for reply in answers]
-    grades = iter(grade_all([problem for problem, _ in flat], [reply for _, reply in flat]))
+    flat = [(problem, response) for problem, group in zip(problems, responses, strict=True) for response in group]
+    grades = iter(grade_all([problem for problem, _ in flat], [response for _, response in flat]))
     graded = []
-    for answers in replies:
-        rows = [asdict(next(grades)) for _ in answers]
-        for row, reply in zip(rows, answers, strict=True):
-            if costs := getattr(reply, "metrics", None):
+    for group in responses:
+        rows = [asdict(next(grades)) for _ in group]
+        for row, response in zip(rows, group, strict=True):
+            if costs := getattr(response, "metrics", None):
                 row["metrics"] = dict(costs)
         graded.append([json.dumps(row) for row in rows])
     return graded
 
 
-KS = (2, 5, 10, 20, 50, 100)
-"""The k of pass@k beside pass@1; one appears where a task's `repeats` reach it."""
+def document_metrics(graded: Sequence[str]) -> dict[str, float]:
+    """Compute the metrics of one document from the grades of its responses.
 
+    Parameters
+    ----------
+    graded
+        The document's part of the result of `grade_repeats`.
 
-def figures(graded: Sequence[str]) -> dict[str, float]:
-    """A document's metrics, from the grades of its replies: means, and pass@k as far as there are k of them."""
+    Returns
+    -------
+    dict of str to float
+        Means over the responses; pass@k for every k in `PASS_AT` up to their number; and the means of the responses'
+        own metrics, if all responses have them.
+    """
     grades = [json.loads(row) for row in graded]
     count = len(grades)
     passed = sum(row["outcome"] == "passed" for row in grades)
-    found = {
+    metrics = {
         "acc": passed / count,
         "no_answer": sum(row["outcome"] == "no_answer" for row in grades) / count,
         "timeout": sum(row["outcome"] == "timeout" for row in grades) / count,
         "sandboxed": sum(row["isolation"] == "bubblewrap" for row in grades) / count,
     }
-    found |= {f"pass@{k}": pass_at_k(count, passed, k) for k in KS if k <= count}
+    metrics |= {f"pass@{k}": pass_at_k(count, passed, k) for k in PASS_AT if k <= count}
     costs = [row["metrics"] for row in grades if "metrics" in row]
     if len(costs) == count:
-        found |= {name: sum(row[name] for row in costs) / count for name in costs[0]}
-    return found
+        metrics |= {name: sum(row[name] for row in costs) / count for name in costs[0]}
+    return metrics
 
 
 def pass_at_k(count: int, passed: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k replies passes, from `count` replies of which some did.
+    """Estimate, without bias, the probability that at least one of k responses passes.
 
-    That is 1 - C(count - passed, k) / C(count, k) (Chen et al., 2021, arXiv 2107.03374, eq. 1).
+    The estimate is 1 - C(count - passed, k) / C(count, k) (Chen et al., 2021, arXiv:2107.03374, Eq. 1).
+
+    Parameters
+    ----------
+    count
+        Number of responses.
+    passed
+        Number of responses that passed.
+    k
+        From 1 to `count`.
 
     Raises
     ------
     ValueError
-        K is not among 1..count, or passed not among 0..count.
+        `k` is not in 1..count, or `passed` is not in 0..count.
+
+    Examples
+    --------
+    >>> pass_at_k(4, 1, 2)
+    0.5
     """
     if not (0 < k <= count and 0 <= passed <= count):
         raise ValueError(f"pass@{k} needs 1 <= k <= count and 0 <= passed <= count, not count={count}, passed={passed}")

@@ -1,9 +1,9 @@
-"""What runs inside the sandbox: one process that holds the candidate's code, another that holds the tests.
+"""The program that runs inside the sandbox, in two processes: one for the candidate's code, one for the tests.
 
-The two share two pipes and nothing else. The tests' process calls functions of the candidate's by name; arguments and
-results travel as plain data. It never runs, imports or unpickles anything the candidate's process sent, and it alone
-holds the pipe on which the verdict leaves. `sandbox.py` hands the text of this file to `python -c`, so it imports
-nothing but the standard library.
+The two share two pipes and nothing else. The tests' process calls functions of the candidate by name; arguments and
+results travel as plain data (`encode`, `decode`). It never runs, imports or unpickles anything that the candidate's
+process sent, and it alone has the pipe for the verdict. `sandbox.py` passes the text of this file to `python -c`, so it
+imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -20,49 +20,69 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NoReturn
 
-LARGEST_MESSAGE = 32 << 20  # bytes; a longer one from the candidate's process ends the run
-LARGEST_DETAIL = 500  # characters of an error's text
+MAX_MESSAGE = 32 << 20
+"""Bytes of a message; a longer one from the candidate's process ends the run."""
+MAX_DETAIL = 500
+"""Characters of an error's text."""
 
 
-class Gone(BaseException):
-    """The candidate's process ended or sent what is no answer; a BaseException, so that no test swallows it."""
+class CandidateGone(BaseException):
+    """The candidate's process ended or sent an invalid message.
+
+    It derives from BaseException so that no `except Exception` of a test hides it.
+    """
 
 
 class CandidateError(Exception):
-    """The candidate raised something that is no built-in exception."""
+    """The candidate raised an exception that is not a built-in one."""
 
 
 class Channel:
-    """Messages over two file descriptors: four bytes of length, then JSON."""
+    """Messages over two file descriptors: four bytes of length, big-endian, then JSON."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self.reading = os.fdopen(reading, "rb")
         self.writing = os.fdopen(writing, "wb")
 
     def send(self, message: Any) -> None:
-        """Write one message; BrokenPipeError if the other side is gone."""
+        """Write one message. Raises BrokenPipeError if the other process has ended."""
         data = json.dumps(message).encode()
         self.writing.write(len(data).to_bytes(4, "big") + data)
         self.writing.flush()
 
     def receive(self) -> Any:
-        """Read one message; EOFError if the other side is gone, ValueError if it is none."""
+        """Read one message.
+
+        Raises
+        ------
+        EOFError
+            The other process has ended.
+        ValueError
+            The message is longer than `MAX_MESSAGE`, or is not JSON.
+        """
         head = self.reading.read(4)
         if len(head) < 4:
             raise EOFError("the other process ended")
         size = int.from_bytes(head, "big")
-        if size > LARGEST_MESSAGE:
-            raise ValueError(f"a message of {size} bytes, at most {LARGEST_MESSAGE} are taken")
+        if size > MAX_MESSAGE:
+            raise ValueError(f"a message of {size} bytes is longer than the {MAX_MESSAGE} that are allowed")
         data = self.reading.read(size)
         if len(data) < size:
             raise EOFError("the other process ended")
         return json.loads(data)
 
 
-def encode(value: Any, refer: Callable[[Any], int]) -> Any:
-    """A value as JSON; what is no plain data becomes a reference, numbered by `refer`.
+def encode(value: Any, to_reference: Callable[[Any], int]) -> Any:
+    """Convert a value to what JSON can hold.
 
-    Subclasses travel as what they are built on: a list that overrides == arrives as a list.
+    An instance of a subclass is sent as its built-in base class: a list that overrides == arrives as a list.
+
+    Parameters
+    ----------
+    value
+        Any value.
+    to_reference
+        Returns the number that stands for a value that is not plain data.
     """
     if value is None or value is True or value is False:
         return value
@@ -71,12 +91,12 @@ def encode(value: Any, refer: Callable[[Any], int]) -> Any:
     if isinstance(value, (str, float)):
         return str.__str__(value) if isinstance(value, str) else float.__float__(value)
     if isinstance(value, list):
-        return [encode(item, refer) for item in value]
+        return [encode(item, to_reference) for item in value]
     if isinstance(value, dict):
-        return {"dict": [[encode(key, refer), encode(item, refer)] for key, item in value.items()]}
+        return {"dict": [[encode(key, to_reference), encode(item, to_reference)] for key, item in value.items()]}
     for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset), ("iterator", Iterator)):
         if isinstance(value, kind):
-            return {name: [encode(item, refer) for item in value]}
+            return {name: [encode(item, to_reference) for item in value]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes" if isinstance(value, bytes) else "bytearray": value.hex()}
     for name, parts in (("complex", ("real", "imag")), ("range", ("start", "stop", "step"))):
@@ -84,27 +104,33 @@ def encode(value: Any, refer: Callable[[Any], int]) -> Any:
             return {name: [getattr(value, part) for part in parts]}
     if isinstance(value, (Decimal, Fraction)):
         return {type(value).__name__: str(value)}
-    return {"reference": refer(value)}
+    return {"reference": to_reference(value)}
 
 
-def decode(data: Any, resolve: Callable[[int], Any]) -> Any:
-    """The value of `encode`; `resolve` gives what a reference stands for."""
+def decode(data: Any, from_reference: Callable[[int], Any]) -> Any:
+    """Convert the result of `encode` back; `from_reference` returns the value that a number stands for."""
     if isinstance(data, list):
-        return [decode(item, resolve) for item in data]
+        return [decode(item, from_reference) for item in data]
     if not isinstance(data, dict):
         return data
     ((kind, content),) = data.items()
-    if kind in BUILT:
-        return BUILT[kind]([decode(item, resolve) for item in content])
+    if kind in CONTAINERS:
+        return CONTAINERS[kind]([decode(item, from_reference) for item in content])
     if kind == "dict":
-        return {decode(key, resolve): decode(item, resolve) for key, item in content}
+        return {decode(key, from_reference): decode(item, from_reference) for key, item in content}
     if kind == "reference":
-        return resolve(int(content))
-    return READ[kind](content)
+        return from_reference(int(content))
+    return SCALARS[kind](content)
 
 
-BUILT: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
-READ: dict[str, Callable[[Any], Any]] = {
+CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "iterator": iter,
+}
+"""How `decode` builds a container from its decoded items."""
+SCALARS: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
@@ -112,55 +138,63 @@ READ: dict[str, Callable[[Any], Any]] = {
     "range": lambda parts: range(*parts),
     **{kind.__name__: kind for kind in (Decimal, Fraction)},
 }
+"""How `decode` builds any other value."""
 
 
-def described(error: BaseException) -> list[str]:
-    """Name and text of an error."""
+def describe(error: BaseException) -> list[str]:
+    """Return the name and the text of an error. The candidate may have defined its `__str__`, which may raise."""
     try:
         text = str(error)
     except BaseException:
         text = "its text cannot be made"
-    return [type(error).__name__, text[:LARGEST_DETAIL]]
+    return [type(error).__name__, text[:MAX_DETAIL]]
 
 
 class Candidate:
-    """The module that the candidate's sources make, and its functions at the other process's call."""
+    """The module that the candidate's sources define. Its functions are called on request of the tests' process."""
 
     def __init__(self) -> None:
         self.module = types.ModuleType("candidate")
         self.objects: list[Any] = []
-        sys.modules["candidate"] = self.module  # dataclasses and pickle look their module up by name
+        sys.modules["candidate"] = self.module  # dataclasses and pickle find the module of a class by its name
 
     def load(self, sources: list[str]) -> dict[str, Any]:
-        """Run the sources in one namespace."""
+        """Run the sources in one namespace; return {} or the error."""
         try:
             for source in sources:
-                exec(compile(source, "candidate.py", "exec", dont_inherit=True), self.module.__dict__)
-        except BaseException as error:  # SystemExit and whatever else the code raises
-            return {"error": described(error)}
+                code = compile(source, "candidate.py", "exec", dont_inherit=True)
+                exec(code, self.module.__dict__)  # noqa: S102 - running untrusted code is what the sandbox is for
+        except BaseException as error:  # SystemExit too: the candidate may raise anything
+            return {"error": describe(error)}
         return {}
 
-    def refer(self, value: Any) -> int:
-        """Keep an object and number it."""
+    def add_object(self, value: Any) -> int:
+        """Store an object that is not plain data and return its number."""
         self.objects.append(value)
         return len(self.objects) - 1
 
     def call(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Call a function by name (or a kept object); also says how it changed its arguments in place."""
+        """Call a function by its name, or a stored object by its number.
+
+        Returns
+        -------
+        dict
+            "value", and "arguments" as they are after the call if the call has changed them; or "error".
+        """
         try:
             target = message["target"]
             function = self.module.__dict__[target] if isinstance(target, str) else self.objects[target]
             arguments = decode(message["arguments"], self.objects.__getitem__)
-            named = {name: decode(item, self.objects.__getitem__) for name, item in message["named"].items()}
-            reply = {"value": encode(function(*arguments, **named), self.refer)}
-            after = encode(arguments, self.refer)
+            keywords = {name: decode(item, self.objects.__getitem__) for name, item in message["keywords"].items()}
+            reply = {"value": encode(function(*arguments, **keywords), self.add_object)}
+            after = encode(arguments, self.add_object)
             return reply if after == message["arguments"] else {**reply, "arguments": after}
         except BaseException as error:
-            return {"error": described(error)}
+            return {"error": describe(error)}
 
 
-def hold_candidate(channel: Channel) -> None:
-    """Say that the limits hold, then load and answer calls until the tests' process is gone."""
+def serve_candidate(channel: Channel) -> None:
+    """Report that the limits are set, load the candidate, and answer calls until the tests' process ends."""
     candidate = Candidate()
     channel.send({"ready": True})
     channel.send(candidate.load(channel.receive()["sources"]))
@@ -168,53 +202,63 @@ def hold_candidate(channel: Channel) -> None:
         channel.send(candidate.call(channel.receive()))
 
 
-class Remote:
-    """A function or an object of the candidate's; equal to nothing but itself."""
+class RemoteObject:
+    """A function or an object in the candidate's process. It can be called, and equals nothing but itself."""
 
     def __init__(self, tests: Tests, target: str | int) -> None:
         self.tests, self.target = tests, target
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self.tests.call(self.target, list(arguments), named)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call the function or object in its own process. Raises what it raises, or CandidateGone."""
+        return self.tests.call(self.target, list(arguments), keywords)
 
 
 class Tests:
-    """The tests and the verdict on them."""
+    """Runs the tests and decides the verdict.
+
+    Attributes
+    ----------
+    gone : str
+        Why the candidate's process can no longer be used; "" while it can.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self.channel, self.gone = channel, ""
-        self.resolve = functools.partial(Remote, self)
+        self.from_reference = functools.partial(RemoteObject, self)
 
-    def ask(self, message: Any) -> dict[str, Any]:
-        """Send and receive; Gone if that cannot be."""
+    def request(self, message: Any) -> dict[str, Any]:
+        """Send a message and return the reply. Raises CandidateGone."""
         try:
             self.channel.send(message)
             return dict(self.channel.receive())
         except (EOFError, BrokenPipeError):
-            self.give_up("the process of the code ended")
+            self.abandon("the candidate's process ended")
         except Exception as error:
-            self.give_up(f"the process of the code sent what is no answer: {': '.join(described(error))}")
+            self.abandon(f"the candidate's process sent an invalid reply: {': '.join(describe(error))}")
 
-    def give_up(self, why: str) -> NoReturn:
-        """Nothing that follows can count any more, even if a test catches this."""
-        self.gone = self.gone or why
-        raise Gone(why)
+    def abandon(self, reason: str) -> NoReturn:
+        """Make "passed" impossible from here on, even if a test catches the exception. Raises CandidateGone."""
+        self.gone = self.gone or reason
+        raise CandidateGone(reason)
 
-    def call(self, target: str | int, arguments: list[Any], named: dict[str, Any]) -> Any:
-        """Call the candidate's function: its value, or its error; lists, dicts and sets change in place as its did."""
+    def call(self, target: str | int, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        """Call a function of the candidate; return its value or raise its error.
+
+        Lists, dicts, sets and byte arrays among the arguments are updated in place if the candidate changed them.
+        """
         message = {
             "target": target,
-            "arguments": encode(arguments, self.refer),
-            "named": {name: encode(item, self.refer) for name, item in named.items()},
+            "arguments": encode(arguments, self.to_reference),
+            "keywords": {name: encode(item, self.to_reference) for name, item in keywords.items()},
         }
-        reply = self.ask(message)
+        reply = self.request(message)
         if "error" in reply:
-            raise self.raised(reply["error"])
+            raise self.to_exception(reply["error"])
         try:
-            value = decode(reply["value"], self.resolve)
-            after = decode(reply.get("arguments", []), self.resolve)
+            value = decode(reply["value"], self.from_reference)
+            after = decode(reply.get("arguments", []), self.from_reference)
         except Exception as error:
-            self.give_up(f"the process of the code sent what is no value: {': '.join(described(error))}")
+            self.abandon(f"the candidate's process sent an invalid value: {': '.join(describe(error))}")
         for mine, theirs in zip(arguments, after, strict=False):
             if isinstance(mine, (list, bytearray)) and isinstance(theirs, type(mine)):
                 mine[:] = theirs
@@ -223,14 +267,14 @@ class Tests:
                 mine.update(theirs)
         return value
 
-    def refer(self, value: Any) -> int:
-        """The number of an object of the candidate's."""
-        if isinstance(value, Remote) and isinstance(value.target, int):
+    def to_reference(self, value: Any) -> int:
+        """Return the number of an object in the candidate's process; nothing else can be sent as a reference."""
+        if isinstance(value, RemoteObject) and isinstance(value.target, int):
             return value.target
-        raise TypeError(f"a test cannot hand a {type(value).__name__} to the code, only plain data")
+        raise TypeError(f"a test cannot pass a {type(value).__name__} to the candidate, only plain data")
 
-    def raised(self, error: Any) -> Exception:
-        """The candidate's error, as itself if it is a built-in one."""
+    def to_exception(self, error: Any) -> Exception:
+        """Return the candidate's error as an exception of the same built-in type, or as a CandidateError."""
         name, text = (str(part) for part in error)
         kind = getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
@@ -238,26 +282,27 @@ class Tests:
         return CandidateError(f"{name}: {text}")
 
     def verdict(self, job: dict[str, Any]) -> dict[str, str]:
-        """Run the tests. `passed` is said in one place: after their last line, by this process."""
+        """Run the tests and return outcome and detail. Only the last line returns "passed", after the last test."""
         try:
-            loaded = self.ask({"sources": job["candidate"]})
+            loaded = self.request({"sources": job["candidate"]})
             if "error" in loaded:
-                return {"outcome": "error", "detail": ": ".join(map(str, loaded["error"]))[:LARGEST_DETAIL]}
-            space: dict[str, Any] = {"__name__": "tests"}
-            exec(compile(job["before"], "before.py", "exec", dont_inherit=True), space)
-            space.update({name: Remote(self, name) for name in job["names"]})
-            exec(compile(job["tests"], "tests.py", "exec", dont_inherit=True), space)
+                return {"outcome": "error", "detail": ": ".join(map(str, loaded["error"]))[:MAX_DETAIL]}
+            namespace: dict[str, Any] = {"__name__": "tests"}
+            # Setup and tests are the benchmark's own code, which is trusted.
+            exec(compile(job["setup"], "setup.py", "exec", dont_inherit=True), namespace)  # noqa: S102
+            namespace.update({name: RemoteObject(self, name) for name in job["names"]})
+            exec(compile(job["tests"], "tests.py", "exec", dont_inherit=True), namespace)  # noqa: S102
         except AssertionError as error:
-            return {"outcome": "failed", "detail": str(error)[:LARGEST_DETAIL]}
-        except Gone:
+            return {"outcome": "failed", "detail": str(error)[:MAX_DETAIL]}
+        except CandidateGone:
             return {"outcome": "error", "detail": self.gone}
         except BaseException as error:
-            return {"outcome": "error", "detail": ": ".join(described(error))}
+            return {"outcome": "error", "detail": ": ".join(describe(error))}
         return {"outcome": "error", "detail": self.gone} if self.gone else {"outcome": "passed", "detail": ""}
 
 
-def hold_tests(channel: Channel, job_file: int, verdict_pipe: int) -> None:
-    """Wait for the candidate's process, then give a verdict: one line of JSON for each."""
+def run_tests(channel: Channel, job_file: int, verdict_pipe: int) -> None:
+    """Wait for the candidate's process, then run the tests; write one line of JSON after each of the two."""
     with os.fdopen(job_file, "rb") as file, os.fdopen(verdict_pipe, "w", buffering=1) as out:
         job = json.load(file)
         channel.receive()
@@ -266,7 +311,17 @@ def hold_tests(channel: Channel, job_file: int, verdict_pipe: int) -> None:
 
 
 def confine(uid: int | None, limits: dict[str, int], strict: bool) -> None:
-    """Give up root for a user number of the run's own, then lower the limits, hard ones too."""
+    """Change to an unprivileged user, if one is given, and then lower this process's limits.
+
+    Parameters
+    ----------
+    uid
+        User and group id of this run; None to stay the user that started it.
+    limits
+        Soft and hard limits, under the names of the module `resource`.
+    strict
+        Whether a limit that the system does not support is an error.
+    """
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -278,23 +333,23 @@ def confine(uid: int | None, limits: dict[str, int], strict: bool) -> None:
         try:
             resource.setrlimit(number, (value, value))
         except (ValueError, OSError):
-            if strict:  # a plain subprocess may run where not every limit is known
+            if strict:
                 raise
 
 
 def main() -> None:
-    """Role, descriptors and limits come as JSON in the first argument."""
-    given = json.loads(sys.argv[1])
+    """Run as the role that the first argument names; it is JSON with role, file descriptors, user id and limits."""
+    settings = json.loads(sys.argv[1])
     sys.argv[1:] = []
-    confine(given["uid"], given["limits"], given["strict"])
-    channel = Channel(given["reading"], given["writing"])
-    if given["role"] == "tests":
-        hold_tests(channel, given["job"], given["verdict"])
+    confine(settings["uid"], settings["limits"], settings["strict"])
+    channel = Channel(settings["reading"], settings["writing"])
+    if settings["role"] == "tests":
+        run_tests(channel, settings["job"], settings["verdict"])
         return
     try:
-        hold_candidate(channel)
+        serve_candidate(channel)
     except (EOFError, BrokenPipeError):
-        os._exit(0)  # the tests are over; nothing of the candidate's runs at exit
+        os._exit(0)  # the tests are over; nothing that the candidate registered with atexit runs
 
 
 if __name__ == "__main__":

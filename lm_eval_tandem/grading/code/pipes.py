@@ -1,4 +1,4 @@
-"""Pipes between this process and a sandbox, and reading from two of them at once within a time limit."""
+"""Pipes between this process and a sandbox, and a reader that waits on two of them with a time limit."""
 
 from __future__ import annotations
 
@@ -8,39 +8,68 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-VERDICT_BYTES = 16 << 10
-"""At most this much of a verdict is read; what is longer has no end and counts as none."""
+MAX_VERDICT_BYTES = 16 << 10
+"""Bytes of a verdict that are read; a longer one has no last line and counts as no verdict."""
 
 
 class Pipe:
-    """A pipe whose ends are closed once, by hand or with the run."""
+    """An operating-system pipe whose two ends are closed exactly once each.
+
+    Parameters
+    ----------
+    stack
+        Closes both ends when it is closed, if they have not been closed before.
+
+    Attributes
+    ----------
+    reading, writing : int
+        File descriptors of the two ends.
+    close_reading, close_writing : callable
+        Close one end; a second call does nothing.
+    """
 
     def __init__(self, stack: ExitStack) -> None:
         self.reading, self.writing = os.pipe()
-        self.close_reading = _once(self.reading)
-        self.close_writing = _once(self.writing)
+        self.close_reading = _closer(self.reading)
+        self.close_writing = _closer(self.writing)
         stack.callback(self.close_writing)
         stack.callback(self.close_reading)
 
 
-def _once(descriptor: int) -> Callable[[], None]:
-    left = [descriptor]
+def _closer(descriptor: int) -> Callable[[], None]:
+    """A function that closes the descriptor at its first call and does nothing at later ones."""
+    still_open = [descriptor]
 
     def close() -> None:
-        if left:
-            os.close(left.pop())
+        if still_open:
+            os.close(still_open.pop())
 
     return close
 
 
 class Reader:
-    """Reads verdict and output as they come; of the output, only the start is kept."""
+    """Reads a run's verdict and its printed output as they arrive.
 
-    def __init__(self, verdict: int, output: int, keep: int) -> None:
+    Parameters
+    ----------
+    verdict, output
+        File descriptors to read from.
+    max_output
+        Bytes of output that are kept; the rest is read and dropped, so that the program never blocks on it.
+
+    Attributes
+    ----------
+    verdict : bytes
+        What has arrived of the verdict.
+    closed : bool
+        Whether the verdict's pipe has reached its end.
+    """
+
+    def __init__(self, verdict: int, output: int, max_output: int) -> None:
         self.verdict = b""
         self.closed = False
         self._output = b""
-        self._keep = keep
+        self._max_output = max_output
         self._verdict_pipe = verdict
         self._selector = selectors.DefaultSelector()
         self._selector.register(verdict, selectors.EVENT_READ)
@@ -48,23 +77,23 @@ class Reader:
 
     @property
     def lines(self) -> int:
-        """Whole lines of the verdict so far."""
+        """Number of complete lines of the verdict that have arrived."""
         return self.verdict.count(b"\n")
 
     @property
     def output(self) -> str:
-        """The start of what was printed."""
+        """The start of what the program printed."""
         return self._output.decode(errors="replace")
 
     def wait(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Read until `done`, the end of the verdict's pipe, or the time is over; whether it is done."""
+        """Read until `done()` is true, the verdict's pipe ends or the time is over; return `done()`."""
         end = time.monotonic() + seconds
         while not done() and not self.closed and (left := end - time.monotonic()) > 0:
             self._read(left)
         return done()
 
     def drain(self, seconds: float) -> None:
-        """Read until nobody is left who could write, which is when every process of the run is gone."""
+        """Read until both pipes end, which is when every process of the run is gone, or the time is over."""
         end = time.monotonic() + seconds
         while self._selector.get_map() and (left := end - time.monotonic()) > 0:
             self._read(left)
@@ -77,6 +106,6 @@ class Reader:
                 self._selector.unregister(key.fd)
                 self.closed = self.closed or key.fd == self._verdict_pipe
             elif key.fd == self._verdict_pipe:
-                self.verdict = (self.verdict + data)[:VERDICT_BYTES]
+                self.verdict = (self.verdict + data)[:MAX_VERDICT_BYTES]
             else:
-                self._output += data[: self._keep - len(self._output)]
+                self._output += data[: self._max_output - len(self._output)]

@@ -1,41 +1,45 @@
-"""Runs a program that nobody has read, and says whether it passes its tests.
+"""Runs a program that a model wrote against its tests, in a sandbox, and returns the verdict.
 
-Each run is two processes, in a bubblewrap sandbox each (`inside.py`): one holds the candidate's code, the other the
-tests. The tests call the candidate's functions over a pipe; arguments and results travel as plain data. The verdict is
-a line the tests' process writes on a pipe of its own, after the last test.
+A run is two processes, each in a bubblewrap sandbox of its own (`inside.py`): one holds the candidate, which is the
+program under test; the other holds the tests. The tests call the candidate's functions over a pipe, and arguments and
+results travel as plain data. After the last test, the tests' process writes the verdict to a pipe that only it has.
 
-Stopped, at the isolation level `bubblewrap`:
+The sandbox stops, at the isolation level `bubblewrap`:
 
-- Forging the verdict. Whatever the candidate's code does to its own process (exit codes, printing, `os._exit`,
-  patching builtins, `sys`, `json` or assert helpers, walking frames, writing memory, atexit, objects equal to
-  everything), it has no file, process number or memory in common with the tests' process, only two pipes, and never
-  sees an expected value. All it can do is answer calls, and a right answer is what the tests ask for.
-- Reading: it sees the system's and the interpreter's libraries, read-only, /dev/null and its like, and an empty /tmp
-  of its own. No home, no /etc, no /proc, no environment, no other process; no network, not even a loopback.
-- Changing anything outside. All that is writable is its own /tmp, in memory, gone with the run.
-- Using up the machine: wall clock, CPU time, address space per process, number of processes, open files, size of a file
-  and of /tmp are limited (`Limits`), output is read but kept up to a bound, and when memory runs out all the same the
-  kernel is asked to end sandboxed processes first.
-- Staying: when the run ends, so does its process namespace with everything in it, whatever signals it ignores; also
-  when this process dies.
-- Further privileges: no capabilities, no setuid, a session of its own without a terminal; a filter of system calls
-  (x86_64, aarch64) refuses namespaces, tracing, key rings, bpf, io_uring and memory that no limit counts.
+- Forging the verdict. The candidate shares no file, process id or memory with the tests' process, only two pipes, and
+  never receives an expected value. Exit codes, printing, `os._exit`, patched builtins or modules, walking stack frames,
+  writing to memory, `atexit` and objects that equal everything change only its own process. All it can do is to answer
+  calls, and a right answer is what the tests require.
+- Reading. The candidate sees the system's and the interpreter's libraries (read-only), a few devices such as /dev/null,
+  and its own empty /tmp: no home, /etc, /proc, environment, other process or network, not even the loopback device.
+- Writing. Only its own /tmp can be written to; it lies in memory and is gone after the run.
+- Using up the machine. Wall clock, CPU time, address space per process, number of processes and of open files, and the
+  size of each file and of /tmp are limited (see `Limits`). Output is read to its end, but only its start is kept. When
+  memory runs out nevertheless, the kernel is asked to kill sandboxed processes first.
+- Outliving the run. A run's process namespace ends with the run or when this process dies, and with it every process
+  inside, whatever signals it ignores.
+- Gaining privileges. There are no capabilities, no setuid programs and no terminal. A filter of system calls (on x86_64
+  and aarch64; see `seccomp.py`) refuses namespaces, tracing, key rings, bpf, io_uring and memory that no limit counts.
 
-Not stopped: errors of the kernel itself, side channels such as timing and load, and using CPU and memory up to the
-limits for as long as they allow; memory is limited per process, so a run may take `processes` times as much. bubblewrap
-before 0.7 cannot limit the size of /tmp, so there nothing is writable. Before Linux 5.14 the kernel counts
-processes per user and not per sandbox, so for ordinary users a run may not be able to start any.
+The sandbox does not stop:
 
-At the level `process` (environment variable TANDEM_SANDBOX=process, for machines without bubblewrap) both are plain
-subprocesses of the same user, with the same limits where the system knows them, a temporary folder to start in and a
-cleared environment. That stops accidents, not malice: such code can read and write all the user's files, use the
-network, leave a daemon behind, kill or trace any process of the user's, among them the one with the tests, and so forge
-its verdict. For root there is no limit on processes then.
+- Faults of the kernel itself, and side channels such as timing and load.
+- Use of CPU and memory up to the limits. Memory is limited per process, so one run may use `Limits.processes` times
+  `Limits.memory`.
 
-What differs from running code and tests in one process: the standard library is all there is to import; a result that
-is no plain data (an object of the code's own class, a function) is known to the tests by reference only, equal to
-nothing but itself; lists, dicts and sets given to the code are updated in place after each call. The interpreter's hash
-seed is fixed, so that a verdict can be had again.
+Older systems: bubblewrap before 0.7 cannot limit the size of /tmp, so there nothing is writable. Linux before 5.14
+counts processes per user and not per sandbox, so a run of an ordinary user may not be able to start any process.
+
+At the isolation level `process` (environment variable TANDEM_SANDBOX=process, for machines without bubblewrap) both
+processes are plain subprocesses of the same user, with the same limits where the system has them, a temporary folder
+and a cleared environment. That stops accidents, not malice: the program can read and write the user's files, use the
+network, leave a daemon behind, and kill or trace the user's other processes, so it can also forge its verdict. For root
+the number of processes is then not limited.
+
+Differences from running program and tests in one process: only the standard library can be imported. A result that is
+not plain data (an instance of the candidate's own class, a function) reaches the tests as a reference, equal only to
+itself. Lists, dicts and sets that the tests pass to the candidate are updated in place after each call. The
+interpreter's hash seed is fixed, so that a verdict can be reproduced.
 """
 
 from __future__ import annotations
@@ -60,25 +64,46 @@ from lm_eval_tandem.grading.code import bubblewrap
 from lm_eval_tandem.grading.code.pipes import Pipe, Reader
 
 VARIABLE = "TANDEM_SANDBOX"
+"""Environment variable that chooses the isolation level."""
 LEVELS = ("bubblewrap", "process")
+"""Isolation levels; the first is the default."""
 INSIDE = Path(__file__).with_name("inside.py")
+"""The program that runs in the sandbox."""
 START_SECONDS = 30.0
-"""Until both processes have said that their limits hold; only then the run's own clock starts."""
+"""Longest time until both processes report that their limits are set; the time limit of the run starts after it."""
 END_SECONDS = 5.0
-"""For the kernel to take a killed sandbox down."""
+"""Longest wait for the kernel to end a killed sandbox."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-_places = threading.BoundedSemaphore(CORES)
-_numbers = itertools.count(os.getpid())
+_slots = threading.BoundedSemaphore(CORES)
+_sandbox_numbers = itertools.count(os.getpid())
 
 
 class SandboxError(GradingError):
-    """The sandbox cannot be had, or does not work, on this machine."""
+    """The sandbox does not start or does not work on this machine."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. Sizes in bytes; CPU time is limited to the seconds of wall clock, rounded up, plus one."""
+    """What one run may use.
+
+    Attributes
+    ----------
+    seconds
+        Wall clock of the tests. The CPU time of each process is limited to these seconds, rounded down, plus two.
+    memory
+        Address space of each process, in bytes.
+    processes
+        Number of processes of each of the two sandboxes.
+    file_size
+        Size of a single file, in bytes.
+    tmp_size
+        Size of /tmp, in bytes.
+    open_files
+        Number of open files of each process.
+    output
+        Bytes of the printed output that are kept.
+    """
 
     seconds: float = 10.0
     memory: int = 1 << 30
@@ -89,7 +114,7 @@ class Limits:
     output: int = 16 << 10
 
     def rlimits(self) -> dict[str, int]:
-        """Per process, under the names of the module `resource`."""
+        """Return the limits that the kernel enforces per process, under the names of the module `resource`."""
         return {
             "RLIMIT_AS": self.memory,
             "RLIMIT_CPU": int(self.seconds) + 2,
@@ -102,20 +127,24 @@ class Limits:
 
 @dataclass(frozen=True)
 class Program:
-    """Code and its tests.
+    """A candidate and its tests, all as Python source.
 
     Attributes
     ----------
-        candidate: sources of the code nobody has read, run one after the other in one namespace.
-        tests: source of the tests; it passes if it runs to its end.
-        names: functions or classes of the candidate's that the tests call.
-        before: trusted source that runs ahead of the tests, among them (the candidate's names win).
+    candidate
+        Untrusted sources, run one after the other in one namespace.
+    tests
+        Source of the tests. The candidate passes if this source runs to its end without an exception.
+    names
+        Functions or classes of the candidate that the tests call.
+    setup
+        Trusted source that runs before the tests in their namespace; `names` replace what it defines.
     """
 
     candidate: tuple[str, ...]
     tests: str
     names: tuple[str, ...]
-    before: str = ""
+    setup: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,11 +153,16 @@ class Verdict:
 
     Attributes
     ----------
-        outcome: "passed", "failed" (an assertion), "error" (anything else that was raised, or a crash) or "timeout".
-        detail: the error, in words.
-        output: the start of what was printed.
-        seconds: wall clock of the whole run.
-        isolation: the level it ran at.
+    outcome
+        "passed"; "failed" (an assertion was false); "error" (another exception or a crash); or "timeout".
+    detail
+        The error in words; "" if the candidate passed.
+    output
+        The start of what both processes printed.
+    seconds
+        Wall clock of the whole run, its start and end included.
+    isolation
+        The isolation level of the run.
     """
 
     outcome: str
@@ -139,27 +173,35 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every test passed."""
+        """Whether the tests ran to their end."""
         return self.outcome == "passed"
 
 
-def isolation() -> str:
-    """The level asked for: `bubblewrap`, or what TANDEM_SANDBOX says. Raises ArgumentError for anything else."""
+def isolation_level() -> str:
+    """Return the requested isolation level: the value of TANDEM_SANDBOX, or `bubblewrap`.
+
+    Raises
+    ------
+    ArgumentError
+        The variable holds another value than those in `LEVELS`.
+    """
     level = os.environ.get(VARIABLE) or LEVELS[0]
     if level not in LEVELS:
-        raise ArgumentError(f"{VARIABLE}={level} is no isolation level; it is one of {', '.join(LEVELS)}.")
+        raise ArgumentError(f"{VARIABLE}={level} is not an isolation level; set it to one of {', '.join(LEVELS)}.")
     return level
 
 
 def require() -> str:
-    """The level that runs will have, after trying it out once per process.
+    """Check that the sandbox works here, with one trial run per process, and return its isolation level.
 
     Raises
     ------
     SandboxError
-        It does not work here; the sentence says why, and what to install.
+        It does not work; the message says why, and what to install.
+    ArgumentError
+        TANDEM_SANDBOX is not an isolation level.
     """
-    level = isolation()
+    level = isolation_level()
     if problem := _problem(level):
         raise SandboxError(
             f"this task runs code that a model wrote, and its sandbox does not work here ({problem}); install "
@@ -171,6 +213,7 @@ def require() -> str:
 
 @functools.cache
 def _problem(level: str) -> str:
+    """Why a trial run fails; "" if it passes."""
     trial = Program(("import hashlib, random\ndef one():\n    return 1\n",), "assert one() == 1\n", ("one",))
     try:
         verdict = _run(trial, Limits(), level)
@@ -180,15 +223,32 @@ def _problem(level: str) -> str:
 
 
 def run(program: Program, limits: Limits | None = None) -> Verdict:
-    """Run a program in the sandbox, from any thread; at most as many run at once as there are cores.
+    """Run a program in the sandbox. May be called from any thread; at most `CORES` runs are active at once.
+
+    Parameters
+    ----------
+    program
+        The candidate and its tests.
+    limits
+        By default `Limits()`.
+
+    Returns
+    -------
+    Verdict
+        Whatever the program does, it ends in one of the outcomes of a verdict.
 
     Raises
     ------
     SandboxError
-        The sandbox did not start, twice. Nothing that the program does has this effect.
+        The sandbox did not start, in two attempts. Nothing that the program does has this effect.
+
+    Examples
+    --------
+    >>> run(Program(("def double(x): return 2 * x",), "assert double(3) == 6", ("double",))).outcome
+    'passed'
     """
-    limits, level = limits or Limits(), isolation()
-    with _places:
+    limits, level = limits or Limits(), isolation_level()
+    with _slots:
         try:
             return _run(program, limits, level)
         except SandboxError:
@@ -198,99 +258,114 @@ def run(program: Program, limits: Limits | None = None) -> Verdict:
 def _run(program: Program, limits: Limits, level: str) -> Verdict:
     start = time.monotonic()
     with ExitStack() as stack:
-        to_code, to_tests, verdict, output = (Pipe(stack) for _ in range(4))
+        to_candidate, to_tests, verdict, output = (Pipe(stack) for _ in range(4))
         job = stack.enter_context(tempfile.TemporaryFile())
         job.write(json.dumps(vars(program)).encode())
         job.seek(0)
-        sides = {
-            "candidate": {"reading": to_code.reading, "writing": to_tests.writing},
+        descriptors = {
+            "candidate": {"reading": to_candidate.reading, "writing": to_tests.writing},
             "tests": {
                 "reading": to_tests.reading,
-                "writing": to_code.writing,
+                "writing": to_candidate.writing,
                 "job": job.fileno(),
                 "verdict": verdict.writing,
             },
         }
         processes = [
-            stack.enter_context(Sandboxed(role, descriptors, output.writing, limits, level))
-            for role, descriptors in sides.items()
+            stack.enter_context(SandboxedProcess(role, inherited, output.writing, limits, level))
+            for role, inherited in descriptors.items()
         ]
-        for pipe in (to_code, to_tests):
+        # A pipe ends only when nobody holds its writing end, so this process gives up its copies.
+        for pipe in (to_candidate, to_tests):
             pipe.close_reading()
-        for pipe in (to_code, to_tests, verdict, output):
+        for pipe in (to_candidate, to_tests, verdict, output):
             pipe.close_writing()
         reader = Reader(verdict.reading, output.reading, limits.output)
         started = reader.wait(lambda: reader.lines >= 1, START_SECONDS)
         ended = started and reader.wait(lambda: reader.lines >= 2, limits.seconds)
-        late = not ended and not reader.closed
+        timed_out = not ended and not reader.closed
         for process in processes:
             process.kill()
         reader.drain(END_SECONDS)
         if not started:
-            said = reader.output.strip().splitlines() or ["it did not start in time"]
-            raise SandboxError(said[-1][:300])
+            messages = reader.output.strip().splitlines() or ["it did not start in time"]
+            raise SandboxError(messages[-1][:300])
         outcome, detail = "error", "the tests ended without a verdict"
-        if late:
+        if timed_out:
             outcome, detail = "timeout", f"no verdict after {limits.seconds:g} s"
         elif ended:
-            given = json.loads(reader.verdict.splitlines()[1])
-            outcome, detail = given["outcome"], given["detail"]
+            reported = json.loads(reader.verdict.splitlines()[1])
+            outcome, detail = reported["outcome"], reported["detail"]
         return Verdict(outcome, detail, reader.output, time.monotonic() - start, level)
 
 
-class Sandboxed:
-    """One of the two processes of a run; left, it is dead, and so is everything it started."""
+class SandboxedProcess:
+    """Context manager: one of the two processes of a run. At exit it is dead, with everything it started.
+
+    Parameters
+    ----------
+    role
+        "candidate" or "tests".
+    descriptors
+        File descriptors that the process inherits, by the names that `inside.py` uses.
+    output
+        File descriptor of its standard output and standard error.
+    limits
+        What the run may use.
+    level
+        The isolation level.
+    """
 
     def __init__(self, role: str, descriptors: dict[str, int], output: int, limits: Limits, level: str) -> None:
         self.role, self.descriptors, self.output, self.limits, self.level = role, descriptors, output, limits, level
 
-    def __enter__(self) -> Sandboxed:
+    def __enter__(self) -> SandboxedProcess:
         isolated = self.level == "bubblewrap"
-        given = {
+        settings = {
             "role": self.role,
-            "uid": bubblewrap.user_number(next(_numbers)) if isolated and os.geteuid() == 0 else None,
+            "uid": bubblewrap.user_id(next(_sandbox_numbers)) if isolated and os.geteuid() == 0 else None,
             "limits": self.limits.rlimits(),
             "strict": isolated,
             **self.descriptors,
         }
-        python = [os.path.realpath(sys.executable), "-u", "-s", "-S", "-B", "-c", _inside(), json.dumps(given)]
-        self.ended = ExitStack()
+        python = [os.path.realpath(sys.executable), "-u", "-s", "-S", "-B", "-c", _inside_source()]
+        self.cleanup = ExitStack()
         try:
             if isolated:
-                prefix, extra = bubblewrap.command(self.limits.tmp_size, self.ended)
-                folder = "/"
+                prefix, extra = bubblewrap.command(self.limits.tmp_size, self.cleanup)
+                folder, home = "/", bubblewrap.PRIVATE_TMP
             else:
                 prefix, extra = [], []
-                folder = self.ended.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-            self.process = subprocess.Popen(
-                [*bubblewrap.FIRST_TO_DIE, *prefix, *python],
+                folder = home = self.cleanup.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            self.process = subprocess.Popen(  # noqa: S603 - untrusted code reaches it only through a pipe or a file
+                [*bubblewrap.KILLED_FIRST, *prefix, *python, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=self.output,
                 stderr=self.output,
-                env=bubblewrap.environment(folder if not isolated else "/tmp"),
+                env=bubblewrap.environment(home),
                 cwd=folder,
                 pass_fds=[*self.descriptors.values(), *extra],
                 start_new_session=True,
             )
         except OSError as error:
-            self.ended.close()
+            self.cleanup.close()
             raise SandboxError(str(error)) from None
         except BaseException:
-            self.ended.close()
+            self.cleanup.close()
             raise
         return self
 
     def kill(self) -> None:
-        """End it: bubblewrap's death takes the namespace along, a plain subprocess's group is killed."""
+        """Kill the process group and wait for its leader; with bubblewrap, its process namespace ends too."""
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self.ended.close()
+        self.cleanup.close()
 
 
 @functools.cache
-def _inside() -> str:
+def _inside_source() -> str:
     return INSIDE.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from grading.code.styles import STYLES
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading.code import grader, sandbox
-from lm_eval_tandem.grading.code.extraction import called_names, extract, longest
+from lm_eval_tandem.grading.code.extraction import called_names, extract, longest_valid
 from lm_eval_tandem.harness import task_data
 from shared_data import rows
 
@@ -61,7 +61,7 @@ def test_all_canonical_solutions_pass_each_in_one_of_the_styles_under_40_seconds
     grades = graded(docs, replies, "mixed styles")
     assert [doc["task_id"] for doc, grade in zip(docs, grades, strict=True) if grade.outcome != "passed"] == []
     assert len(docs) == 164
-    assert {grade.isolation for grade in grades} == {sandbox.isolation()}
+    assert {grade.isolation for grade in grades} == {sandbox.isolation_level()}
     if sandbox.CORES >= 2:
         assert time.monotonic() - start < 40
 
@@ -157,9 +157,9 @@ def test_no_reply_breaks_the_extraction(reply: str) -> None:
 
 
 def test_the_longest_python_is_kept() -> None:
-    assert longest("x = 1\ny = 2\nand so on\nz = 3\n") == "x = 1\ny = 2\n"
-    assert longest("so it is\n") == ""
-    assert longest("    return 1\nfor ever\n", "def f():\n") == "def f():\n    return 1\n"
+    assert longest_valid("x = 1\ny = 2\nand so on\nz = 3\n") == "x = 1\ny = 2\n"
+    assert longest_valid("so it is\n") == ""
+    assert longest_valid("    return 1\nfor ever\n", "def f():\n") == "def f():\n    return 1\n"
 
 
 def test_tests_name_what_they_want() -> None:
@@ -226,9 +226,9 @@ def row(outcome: str, **more: Any) -> str:
 
 
 def test_a_documents_metrics_are_means_over_its_replies() -> None:
-    found = grader.figures([row("passed"), row("failed"), row("no_answer"), row("timeout")])
+    found = grader.document_metrics([row("passed"), row("failed"), row("no_answer"), row("timeout")])
     assert found == {"acc": 0.25, "no_answer": 0.25, "timeout": 0.25, "sandboxed": 1.0, "pass@2": 0.5}
-    told = grader.figures(
+    told = grader.document_metrics(
         [row("passed", metrics={"stage": 2.0, "tflops": 1.0}), row("passed", metrics={"stage": 0.0, "tflops": 2.0})]
     )
     assert told["stage"] == 1.0
@@ -239,7 +239,7 @@ def test_a_documents_metrics_are_means_over_its_replies() -> None:
 
 def test_local_files_take_the_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(task_data.VARIABLE, str(tmp_path))
-    with pytest.raises(ArgumentError, match="holds no some_task.jsonl.*a/b .c., split test"):
+    with pytest.raises(ArgumentError, match=r"holds no some_task\.jsonl.*a/b .c., split test"):
         task_data.load("some_task", "a/b", "c", "test")
     file = tmp_path / "some_task.jsonl"
     for text, message in (("", "no document"), ("{}\nno\n", "line 2, is not JSON"), ("[1]", "not a JSON object")):

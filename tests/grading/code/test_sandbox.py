@@ -44,8 +44,8 @@ class Machine:
     listeners: list[socket.socket]
     reached: list[bytes]
 
-    def places(self) -> dict[str, object]:
-        """What the attacks' braces stand for."""
+    def placeholders(self) -> dict[str, object]:
+        """Values for the names in braces in an attack's source."""
         return {
             "FOLDER": self.folder,
             "NONCE": self.nonce,
@@ -122,7 +122,7 @@ def attack(machine: Machine, source: str) -> sandbox.Verdict:
 @needs_bubblewrap
 @pytest.mark.parametrize("name", REACHES_OUT)
 def test_nothing_outside_can_be_reached(machine: Machine, name: str) -> None:
-    body = REACHES_OUT[name].format(**machine.max_concurrency()).lstrip("\n")
+    body = REACHES_OUT[name].format(**machine.placeholders()).lstrip("\n")
     assert attack(machine, SUCCEEDS_IF.format(attack=body, expected=EXPECTED)).outcome in ("failed", "error")
 
 
@@ -142,7 +142,7 @@ def test_no_verdict_is_forged(machine: Machine, name: str) -> None:
 def test_a_bare_except_in_the_tests_does_not_hide_that_the_code_is_gone() -> None:
     tests = "try:\n    f(1)\nexcept:\n    pass\n"
     verdict = sandbox.run(Program(("import os\ndef f(x):\n    os._exit(0)\n",), tests, ("f",)))
-    assert (verdict.outcome, verdict.detail) == ("error", "the process of the code ended")
+    assert (verdict.outcome, verdict.detail) == ("error", "the candidate's process ended")
 
 
 @needs_bubblewrap
@@ -159,13 +159,13 @@ def test_plain_data_travels_as_it_is_and_arguments_change_in_place() -> None:
         "[None, True, -0.0, float('inf'), 2 ** 2000, -7, 'a\\ud800\\n', b'\\0', bytearray(b'a'), 1j, range(2, 9, 3), "
         "(), (1,), {1, 2}, frozenset([(1, 2)]), {(1, 2): {'a': [1.5]}, None: 3}, Decimal('1.10'), Fraction(1, 3)]"
     )
-    before = "from decimal import Decimal\nfrom fractions import Fraction\n"
-    code = before + "def f(x):\n    return x\ndef g(x, *, more):\n    x.append(more)\n    return iter(x)\n"
+    setup = "from decimal import Decimal\nfrom fractions import Fraction\n"
+    code = setup + "def f(x):\n    return x\ndef g(x, *, more):\n    x.append(more)\n    return iter(x)\n"
     code += "class C:\n    def __call__(self): return self.__class__ is C\n"
     tests = f"value = {values}\nback = f(value)\nassert repr(back) == repr(value) and list(map(type, back)) == "
     tests += "list(map(type, value))\na = [1]\nassert list(g(a, more=(2, 3))) == [1, (2, 3)] == a\n"
     tests += "c = C()\nassert c != C() and f(c)() is True\n"
-    verdict = sandbox.run(Program((code,), tests, ("f", "g", "C"), before=before))
+    verdict = sandbox.run(Program((code,), tests, ("f", "g", "C"), setup=setup))
     assert verdict.passed, verdict
 
 
@@ -198,7 +198,7 @@ def test_without_bubblewrap_it_refuses_with_the_command_that_installs_it(
     monkeypatch.delenv(sandbox.VARIABLE, raising=False)
     sandbox._problem.cache_clear()
     try:
-        with pytest.raises(SandboxError, match="apt-get install bubblewrap.*TANDEM_SANDBOX=process"):
+        with pytest.raises(SandboxError, match=r"apt-get install bubblewrap.*TANDEM_SANDBOX=process"):
             sandbox.require()
     finally:
         sandbox._problem.cache_clear()
@@ -235,12 +235,12 @@ def test_a_plain_subprocess_only_by_the_switch_and_said_in_the_verdict(monkeypat
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sandbox.VARIABLE, "docker")
     with pytest.raises(ArgumentError, match="bubblewrap, process"):
-        sandbox.isolation()
+        sandbox.isolation_level()
 
 
 def test_the_filter_of_system_calls_is_whole_instructions_for_known_machines_only() -> None:
     for machine in ("x86_64", "aarch64"):
-        program = seccomp.program(machine)
-        assert program is not None
-        assert len(program) % 8 == 0
-    assert seccomp.program("sparc") is None
+        call_filter = seccomp.build_filter(machine)
+        assert call_filter is not None
+        assert len(call_filter) % 8 == 0
+    assert seccomp.build_filter("sparc") is None
