@@ -225,7 +225,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def start(interpreter: Path, *options: str, code: str, **variables: str) -> str:
     """What the code prints in a fresh interpreter, with the given environment variables set."""
-    command = [str(interpreter), *options, "-c", code]
+    command = [str(interpreter), *options, "-c", textwrap.dedent(code)]
     environment = {**os.environ, **variables}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
