@@ -1,14 +1,13 @@
-r"""Finding the answer in a response: first its final part, then the last answer of that part.
+r"""Finds the answer in a response to a mathematics problem.
 
-The final part is what follows the last `</think>`. Where a `<think>` was opened and never closed the model was cut off
-while thinking: there is no final part and no answer, whatever the thought holds. In the final part the first of these
-forms that occurs decides, each by its last occurrence:
+Only the text after the last `</think>` counts; if a thought was opened and never closed, the model was cut off and
+there is no answer. In that text, the first of these forms that occurs decides, by its last occurrence:
 
-1. `\boxed{…}` or `\fbox{…}` with balanced braces and something in it;
-2. "answer is …", "answer: …" up to the end of the sentence or of the formula that begins there;
-3. `#### …` followed by a number or a formula (a Markdown heading is none).
+1. `\boxed{…}` or `\fbox{…}` with balanced braces and something inside.
+2. "answer is …" or "answer: …", up to the end of the sentence or of the formula that starts there.
+3. `#### …` followed by a number or a formula, as GSM8K marks its answers (a Markdown heading does not count).
 
-There is no last resort: a response without any of them has no answer, and the last number in sight is never one.
+A response without any of them has no answer; a number that merely comes last is never taken for one.
 """
 
 from __future__ import annotations
@@ -18,15 +17,25 @@ import re
 from lm_eval_tandem.grading.thought import final_part
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{|[\w$\\+-])")
-_BARE = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|[A-Za-z])")
-_CUE = re.compile(r"\banswer\b(?:\s+is\b|\s*:)[\s:*]*", re.IGNORECASE)
+_UNBRACED = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|[A-Za-z])")
+_ANSWER_PHRASE = re.compile(r"\banswer\b(?:\s+is\b|\s*:)[\s:*]*", re.IGNORECASE)
 _FORMULA = re.compile(r"(?<!\\)\$\$(.+?)\$\$|(?<!\\)\$([^\n]+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
-_END = re.compile(r"[.?]?\**\s*(?:$|\n)|[.?]\**\s", re.MULTILINE)
-_HASHES = re.compile(r"^\s*####\s*(\$[^$\n]+\$|[-+]?\$?[-+]?(?:\d[\d,]*)?\.?\d[\d,/]*)(?:\s*[A-Za-z%°]+)?\.?\s*$", re.M)
+_SENTENCE_END = re.compile(r"[.?]?\**\s*(?:$|\n)|[.?]\**\s", re.MULTILINE)
+_HASH_LINE = re.compile(
+    r"^\s*####\s*(\$[^$\n]+\$|[-+]?\$?[-+]?(?:\d[\d,]*)?\.?\d[\d,/]*)(?:\s*[A-Za-z%°]+)?\.?\s*$", re.M
+)
 
 
 def extract(response: str) -> str | None:
-    """The last answer of the final part, as written there (outer `$` removed); None if there is none."""
+    r"""Return the answer of a response, as written there but without `$` around it; None if there is none.
+
+    Examples
+    --------
+    >>> extract(r"<think>Perhaps \boxed{3}.</think>So it is \boxed{4}.")
+    '4'
+    >>> extract("The last number is 7.") is None
+    True
+    """
     part = final_part(response)
     if part is None:
         return None
@@ -38,20 +47,23 @@ def extract(response: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last balanced, non-empty `\boxed{…}` or `\fbox{…}`; of `\boxed 7` the number."""
+    r"""Return the content of the last `\boxed{…}` or `\fbox{…}` that is closed and not empty, or 7 of `\boxed 7`."""
     for box in reversed(list(_BOX.finditer(text))):
         if text.startswith("{", box.end()):
             content = balanced(text, box.end())
         else:
-            bare = _BARE.match(text, box.end())
-            content = bare[0] if bare else None
+            unbraced = _UNBRACED.match(text, box.end())
+            content = unbraced[0] if unbraced else None
         if content and content.strip():
             return content.strip()
     return None
 
 
 def balanced(text: str, start: int) -> str | None:
-    r"""The inside of the group whose `{` stands at `start`; None if it never closes. `\{` and `\}` are no braces."""
+    r"""Return the inside of the group whose `{` is at index `start`; None if it is never closed.
+
+    `\{` and `\}` are printed characters and do not count as braces.
+    """
     depth, i = 0, start
     while i < len(text):
         if text[i] == "\\":
@@ -67,21 +79,24 @@ def balanced(text: str, start: int) -> str | None:
 
 
 def stated(text: str) -> str | None:
-    """What follows the last "answer is" or "answer:"; of its only formula, if the rest are words, the inside."""
-    for cue in reversed(list(_CUE.finditer(text))):
-        opening = _FORMULA.match(text, cue.end())
-        end = _END.search(text, opening.end() if opening else cue.end())
-        said = text[cue.end() : end.start() if end else len(text)]
-        formulas = list(_FORMULA.finditer(said))
-        if len(formulas) == 1 and not re.search(r"[\d$\\]", _FORMULA.sub("", said)):
-            said = next(group for group in formulas[0].groups() if group is not None)
-        said = said.replace("**", "").strip()
-        if said:
-            return said
+    """Return what follows the last "answer is" or "answer:", up to the end of the sentence.
+
+    If the sentence holds one formula, and words without numbers besides it, the answer is the inside of the formula.
+    """
+    for phrase in reversed(list(_ANSWER_PHRASE.finditer(text))):
+        first_formula = _FORMULA.match(text, phrase.end())
+        end = _SENTENCE_END.search(text, first_formula.end() if first_formula else phrase.end())
+        statement = text[phrase.end() : end.start() if end else len(text)]
+        formulas = list(_FORMULA.finditer(statement))
+        if len(formulas) == 1 and not re.search(r"[\d$\\]", _FORMULA.sub("", statement)):
+            statement = next(group for group in formulas[0].groups() if group is not None)
+        statement = statement.replace("**", "").strip()
+        if statement:
+            return statement
     return None
 
 
 def hashed(text: str) -> str | None:
-    """What follows the last `####` at the start of a line, as GSM8K's own answers end."""
-    found = _HASHES.findall(text)
-    return found[-1].strip().strip("$").strip() if found else None
+    """Return what follows the last `####` at the start of a line; GSM8K's own solutions end like that."""
+    matches = _HASH_LINE.findall(text)
+    return matches[-1].strip().strip("$").strip() if matches else None

@@ -1,9 +1,10 @@
-r"""A small recursive-descent reader of LaTeX (and plain) arithmetic into sympy expressions, for the second grader.
+r"""A small recursive-descent parser of LaTeX (and plain) arithmetic, for the second grader in `normalise`.
 
-It knows what answers of mathematics benchmarks hold: numbers, letters with subscripts, `+ - * /`, powers, factorials,
-`\frac`, `\sqrt`, `\binom`, absolute values, the usual functions, mixed numbers. Whatever else occurs raises
-`NotArithmetic`; nothing of the text is ever evaluated as code. Decimals become exact fractions.
+It accepts what answers of mathematics benchmarks hold: numbers, letters with subscripts, `+ - * /`, powers, factorials,
+`\frac`, `\sqrt`, `\binom`, absolute values, the usual functions and mixed numbers. Anything else raises
+`NotArithmetic`; no part of the text is ever evaluated as code. Decimals become exact fractions.
 """
+# ruff: noqa: S105 - the tokens here are words of a grammar, not passwords
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from sympy import Expr, Integer, Rational, Symbol
 
 TOKEN = re.compile(r"\s*(\\[A-Za-z]+|\d+\.\d+|\d+|\.\d+|[A-Za-z]|\\[{}|]|[-+*/^_!(){}\[\]|])")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+"""Three letters in a row, which are a word and not a product of letters."""
 GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi "
     "omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
@@ -36,105 +38,144 @@ FUNCTIONS = {
     "log": sympy.log,
     "exp": sympy.exp,
 }
-TIMES = ("*", r"\cdot", r"\times", r"\ast")
-OVER = ("/", r"\div")
-STARTS = ("(", "{", "[", "|", r"\frac", r"\sqrt", r"\binom", r"\lfloor", r"\lceil")
+TIMES_SIGNS = ("*", r"\cdot", r"\times", r"\ast")
+DIVISION_SIGNS = ("/", r"\div")
+FACTOR_STARTS = ("(", "{", "[", "|", r"\frac", r"\sqrt", r"\binom", r"\lfloor", r"\lceil")
+"""Tokens, besides numbers, letters and functions, that start a factor of a product without a sign."""
 CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 
 
 class NotArithmetic(ValueError):
-    """The text is no expression that this reader knows."""
+    """The text is not an expression that this parser accepts."""
 
 
-def read(text: str) -> Expr:
-    """The expression a text stands for. Raises NotArithmetic."""
+def parse(text: str) -> Expr:
+    r"""Return the sympy expression that a text stands for.
+
+    Raises
+    ------
+    NotArithmetic
+        The text is not an expression that this parser accepts.
+
+    Examples
+    --------
+    >>> parse(r"\frac{3}{4} + 0.5")
+    5/4
+    """
     if WORD.search(text):
         raise NotArithmetic(f"words in {text!r}")
-    reader = _Reader(_tokens(text))
-    value = reader.sum()
-    if reader.next is not None:
-        raise NotArithmetic(f"{reader.next!r} is left over in {text!r}")
+    parser = _Parser(_tokens(text))
+    value = parser.sum()
+    if parser.next is not None:
+        raise NotArithmetic(f"{parser.next!r} is left over in {text!r}")
     return value
 
 
 def _tokens(text: str) -> list[str]:
-    found, at, text = [], 0, text.rstrip()
-    while at < len(text):
-        token = TOKEN.match(text, at)
-        if token is None:
-            raise NotArithmetic(f"{text[at : at + 10]!r} is no arithmetic")
-        found.append(token[1])
-        at = token.end()
-    if not found:
-        raise NotArithmetic("nothing there")
-    return found
+    tokens, position, text = [], 0, text.rstrip()
+    while position < len(text):
+        match = TOKEN.match(text, position)
+        if match is None:
+            raise NotArithmetic(f"{text[position : position + 10]!r} is not arithmetic")
+        tokens.append(match[1])
+        position = match.end()
+    if not tokens:
+        raise NotArithmetic("the text is empty")
+    return tokens
 
 
-class _Reader:
-    """One method per level of the grammar; each leaves the reader at the first token that is not its own."""
+class _Parser:
+    """A parser with one method per rule of the grammar; each stops before the first token that its rule does not cover.
+
+    Attributes
+    ----------
+    tokens
+        The whole text.
+    position
+        Index of the next token.
+    open_bars
+        Number of absolute values that are open in the current group. While there are any, the next `|` at the place of
+        a factor closes one.
+    """
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
-        self.at = 0
-        self.bars = 0
+        self.position = 0
+        self.open_bars = 0
 
     @property
     def next(self) -> str | None:
-        return self.tokens[self.at] if self.at < len(self.tokens) else None
+        """The next token; None at the end."""
+        return self.tokens[self.position] if self.position < len(self.tokens) else None
 
     def take(self, expected: str | None = None) -> str:
+        """Consume and return the next token. Raises NotArithmetic if there is none, or not the expected one."""
         token = self.next
         if token is None or (expected is not None and token != expected):
             raise NotArithmetic(f"expected {expected or 'more'}, found {token}")
-        self.at += 1
+        self.position += 1
         return token
 
     def sum(self) -> Expr:
+        """Products between `+` and `-`."""
         value = self.product()
         while self.next in ("+", "-"):
             value = value + self.product() if self.take() == "+" else value - self.product()
         return value
 
     def product(self) -> Expr:
+        """Factors between signs of multiplication and division, or without a sign between them."""
         if self.next in ("+", "-"):
             return self.product() if self.take() == "+" else -self.product()
         value = self.power()
         while True:
-            if self.next in TIMES:
+            if self.next in TIMES_SIGNS:
                 self.take()
                 value = value * self.signed()
-            elif self.next in OVER:
+            elif self.next in DIVISION_SIGNS:
                 self.take()
                 value = value / self.signed()
-            elif self.starts():
+            elif self.starts_factor():
                 value = value * self.power()
             else:
                 return value
 
     def signed(self) -> Expr:
+        """A power with any number of signs in front."""
         if self.next in ("+", "-"):
             return self.signed() if self.take() == "+" else -self.signed()
         return self.power()
 
-    def starts(self) -> bool:
-        """Whether the next token begins a factor, so that a product without a sign goes on."""
+    def starts_factor(self) -> bool:
+        """Whether the next token starts a factor, so that a product without a sign continues."""
         token = self.next
-        if token is None or (token == "|" and self.bars):
+        if token is None or (token == "|" and self.open_bars):
             return False
-        return token in STARTS or token in CONSTANTS or token[0].isalnum() or token[0] == "." or self.is_name(token)
+        return (
+            token in FACTOR_STARTS
+            or token in CONSTANTS
+            or token[0].isalnum()
+            or token[0] == "."
+            or self.is_command(token)
+        )
 
     @staticmethod
-    def is_name(token: str) -> bool:
+    def is_command(token: str) -> bool:
+        """Whether the token is a LaTeX command for a Greek letter or a function."""
         return token[0] == "\\" and (token[1:] in GREEK or token[1:] in FUNCTIONS)
 
     def power(self) -> Expr:
+        """An atom with any number of exponents and factorial signs behind it."""
         base = self.atom()
         while self.next in ("^", "!"):
             base = base ** self.argument() if self.take() == "^" else sympy.factorial(base)
         return base
 
     def argument(self) -> Expr:
-        """What a command or a power takes: a group in braces, or one token (of a number its first digit)."""
+        r"""What follows a command or a `^`: a group in braces, or one token, of a number only its first digit.
+
+        That is LaTeX's rule: `\frac12` is one half, and `x^12` is x to the power of 1, times 2.
+        """
         if self.next == "{":
             return self.group()
         if self.next == "-":
@@ -142,22 +183,24 @@ class _Reader:
             return -self.argument()
         token = self.next
         if token is not None and token.isdigit() and len(token) > 1:
-            self.tokens[self.at : self.at + 1] = [token[0], token[1:]]
+            self.tokens[self.position : self.position + 1] = [token[0], token[1:]]
             return Integer(self.take())
         return self.atom()
 
     def group(self) -> Expr:
+        """An expression in brackets or braces."""
         closing = CLOSING[self.take()]
-        bars, self.bars = self.bars, 0
+        open_bars, self.open_bars = self.open_bars, 0
         value = self.sum()
-        self.bars = bars
+        self.open_bars = open_bars
         self.take(closing)
         return value
 
     def atom(self) -> Expr:
+        """A number, a letter, a group, or a command with its arguments."""
         token = self.next
         if token is None:
-            raise NotArithmetic("ends too early")
+            raise NotArithmetic("the text ends too early")
         if token[0].isdigit() or token[0] == ".":
             return self.number()
         if token in (r"\lfloor", r"\lceil"):
@@ -166,9 +209,9 @@ class _Reader:
             return self.group()
         self.take()
         if token == "|":
-            self.bars += 1
+            self.open_bars += 1
             value = sympy.Abs(self.sum())
-            self.bars -= 1
+            self.open_bars -= 1
             self.take("|")
             return value
         if token in (r"\frac", r"\binom"):
@@ -186,31 +229,32 @@ class _Reader:
         raise NotArithmetic(f"{token} is not known")
 
     def number(self) -> Expr:
-        """A number; an integer right before a proper fraction of integers makes a mixed number."""
+        """A number. An integer right before a proper fraction of integers is a mixed number, not a product."""
         digits = self.take()
         value: Expr = Rational(digits)
-        ahead = self.tokens[self.at : self.at + 7]
+        ahead = self.tokens[self.position : self.position + 7]
         if digits.isdigit() and [*ahead[:2], *ahead[3:5], *ahead[6:]] == [r"\frac", "{", "}", "{", "}"]:
             upper, lower = ahead[2], ahead[5]
             if upper.isdigit() and lower.isdigit() and int(upper) < int(lower):
-                self.at += 7
+                self.position += 7
                 value += Rational(int(upper), int(lower))
         return value
 
     def subscript(self) -> str:
+        """The subscript of a letter as part of its name, with `_` in front; "" if there is none."""
         if self.next != "_":
             return ""
         self.take()
         if self.next != "{":
             return "_" + self.take()
-        end = self.tokens.index("}", self.at) if "}" in self.tokens[self.at :] else self.at
-        inside = self.tokens[self.at + 1 : end]
-        self.at = end
+        end = self.tokens.index("}", self.position) if "}" in self.tokens[self.position :] else self.position
+        inside = self.tokens[self.position + 1 : end]
+        self.position = end
         self.take("}")
         return "_" + "".join(inside)
 
     def function(self, name: str) -> Expr:
-        r"""`\sin x`, `\sin^2 x`, `\log_2 8`; without parentheses the argument is the product up to the next sign."""
+        r"""A function with its argument: `\sin x`, `\sin^2 x`, `\log_2 8`. `\sin^{-1}` is the inverse function."""
         base, power = None, None
         if name == "log" and self.next == "_":
             self.take()
@@ -227,7 +271,8 @@ class _Reader:
         return value**power
 
     def operand(self) -> Expr:
+        """The argument of a function without brackets: a product without signs, up to the next function."""
         value = self.signed()
-        while self.starts() and (self.next or "")[1:] not in FUNCTIONS:
+        while self.starts_factor() and (self.next or "")[1:] not in FUNCTIONS:
             value = value * self.power()
         return value

@@ -1,9 +1,9 @@
-"""Processes that can be killed, for calls that may hang, crash or eat memory on text that a model wrote.
+"""A pool of worker processes for calls that may hang, crash or exhaust memory on text that a model wrote.
 
-Each worker is an interpreter of its own behind two pipes. It is no `multiprocessing` child: it inherits no lock and no
-open file, does not run the caller's `__main__` again, and so works from scripts, notebooks, servers and any thread. A
-call beyond its time limit is ended by killing its worker; a worker that hung, crashed or raised is replaced, and only
-the call it had is lost. Nothing here uses signals of the calling process.
+Each worker is a fresh interpreter that runs `worker.py`, connected by two pipes. It is not a `multiprocessing` child:
+it inherits no locks and no open files and does not run the caller's `__main__` again, so a pool works in scripts,
+notebooks, servers and any thread. A call that exceeds its time limit is ended by killing its worker. A worker that
+hung, crashed or raised is replaced, and only its current call is lost. Nothing here uses signals of this process.
 """
 
 from __future__ import annotations
@@ -21,81 +21,97 @@ from typing import Any
 
 from lm_eval_tandem.grading import GradingError
 
-START = (
+BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); import runpy; runpy.run_module({!r}, run_name='__main__')"
 )
+"""Code of a new interpreter: set the module search path to that of this process, then run a module."""
 MODULE = "lm_eval_tandem.grading.math.worker"
-MOST = 8
-"""Workers of a pool at most, whatever the number of cores: each holds some 100 MB."""
-STARTING = 120.0
+MAX_WORKERS = 8
+"""Largest number of workers of a pool, whatever the number of cores: each takes about 100 MB."""
+START_SECONDS = 120.0
 """Seconds that a worker may take to start and prepare."""
-CALLS = 2000
-"""Calls after which a worker is replaced, so that caches of the libraries it uses do not grow for ever."""
+MAX_CALLS = 2000
+"""Number of calls after which a worker is replaced, so that the caches of the libraries it uses cannot grow forever."""
 
 
 class CallFailed(Exception):
-    """A call that was given up: out of time, its process gone, or an exception; the message says which."""
+    """A call exceeded its time limit, ended its process or raised an exception; the message says which."""
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool:
-    """At most `size` workers, started when needed, shared by all threads, ended with the interpreter.
+    """Workers that are started when needed, shared by all threads and ended with the interpreter.
 
     Parameters
     ----------
     prepare
-        "module:function" that a new worker calls before it takes calls (slow imports), within `STARTING`.
+        "module:function" that a new worker calls first, such as slow imports, within `START_SECONDS`; "" for nothing.
     size
-        Workers at most; by default and at most the number of cores, and never more than `MOST`.
+        Largest number of workers; by default, and at most, the number of cores and `MAX_WORKERS`.
     memory
-        Address space of one worker, bytes.
+        Address space of one worker in bytes.
+
+    Examples
+    --------
+    >>> pool = Pool(size=1)
+    >>> pool.call("operator:add", 1, 2, limit=5)
+    3
+    >>> pool.close()
     """
 
     def __init__(self, prepare: str = "", size: int | None = None, memory: int = 2 << 30) -> None:
-        self.size = max(1, min(size or MOST, cores(), MOST))
+        self.size = max(1, min(size or MAX_WORKERS, cores(), MAX_WORKERS))
         self.prepare = prepare
         self.memory = memory
         self._closed = False
-        self._renew()
-        this = weakref.ref(self)
+        self._reset()
+        reference = weakref.ref(self)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=lambda: _forget(this()))
-        atexit.register(lambda: _close(this()))
+            os.register_at_fork(after_in_child=lambda: _disown_workers(reference()))
+        atexit.register(lambda: _close(reference()))
 
-    def _renew(self) -> None:
-        self._max_concurrency = threading.BoundedSemaphore(self.size)
+    def _reset(self) -> None:
+        """Start without workers, with fresh locks."""
+        self._slots = threading.BoundedSemaphore(self.size)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
 
     def call(self, target: str, *arguments: Any, limit: float) -> Any:
-        """What `target` ("module:function") returns for the arguments, both as JSON; waits for a free worker.
+        """Call a function in a worker and return its value; wait until a worker is free.
 
-        limit: seconds of wall clock, counted from when a prepared worker has the call.
+        Parameters
+        ----------
+        target
+            The function, as "module:function".
+        *arguments
+            Its arguments; they and the value have to be what JSON can hold.
+        limit
+            Seconds of wall clock, counted from when a prepared worker has the call.
 
         Raises
         ------
         CallFailed
-            The call took too long, ended its process, or raised.
+            The call exceeded its limit, ended its process or raised an exception.
         GradingError
-            A worker cannot be started at all.
+            The pool is closed, or a worker cannot be started.
         """
-        with self._max_concurrency:
+        with self._slots:
             worker = self._take()
             try:
-                value = worker.ask({"target": target, "arguments": arguments, "limit": limit}, limit)
-            except BaseException:  # Ctrl-C too: a reply nobody waits for must not answer the next call
+                value = worker.request({"target": target, "arguments": arguments, "limit": limit}, limit)
+            except BaseException:  # Ctrl-C too: the late reply must not be taken for that of the next call
                 self._discard(worker)
                 raise
             self._give_back(worker)
             return value
 
     def close(self) -> None:
-        """End all workers; calls under way fail, later ones are refused."""
+        """End all workers: current calls fail, and later ones raise GradingError."""
         self._closed = True
         with self._lock:
             workers, self._all, self._idle = self._all, set(), []
@@ -104,40 +120,41 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The running workers' process ids."""
+        """Process ids of the workers, sorted."""
         with self._lock:
             return sorted(worker.process.pid for worker in self._all)
 
     def _take(self) -> _Worker:
+        """An idle worker that still runs, or a new one."""
         while True:
             if self._closed:
-                raise GradingError("this pool of graders is closed; make another.")
+                raise GradingError("this pool of grading processes is closed; create another one.")
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
                 return self._start()
             if worker.process.poll() is None:
                 return worker
-            self._discard(worker)  # something else ended it while it had nothing to do
+            self._discard(worker)  # something else ended it while it was idle
 
     def _start(self) -> _Worker:
         worker = _Worker(self.prepare, self.memory)
         with self._lock:
             self._all.add(worker)
         try:
-            worker.receive(STARTING)
+            worker.receive(START_SECONDS)
         except CallFailed as error:
             self._discard(worker)
             raise GradingError(f"a grading process could not be started: {error}.") from error
         except BaseException:
             self._discard(worker)
             raise
-        if self._closed:  # while it was starting: close() may have missed it
+        if self._closed:  # close() was called while the worker was starting, and may not have ended it
             self._discard(worker)
         return worker
 
     def _give_back(self, worker: _Worker) -> None:
-        if worker.calls >= CALLS or self._closed:
+        if worker.calls >= MAX_CALLS or self._closed:
             self._discard(worker)
         else:
             with self._lock:
@@ -154,22 +171,22 @@ def _close(pool: Pool | None) -> None:
         pool.close()
 
 
-def _forget(pool: Pool | None) -> None:
-    """In a forked child: the workers are the parent's, and a lock may be held by a thread that is not here."""
+def _disown_workers(pool: Pool | None) -> None:
+    """Reset a pool in a forked child: the workers belong to the parent, whose threads may hold the locks."""
     if pool is not None:
         for worker in pool._all:
             worker.disown()
-        pool._renew()
+        pool._reset()
 
 
 class _Worker:
-    """One process and the two pipes to it; used by one thread at a time."""
+    """One worker process and the two pipes to it; used by one thread at a time."""
 
     def __init__(self, prepare: str, memory: int) -> None:
         path = "\n".join(sys.path)
-        command = [sys.executable, "-c", START.format(MODULE), path, str(os.getpid()), prepare, str(memory)]
+        command = [sys.executable, "-c", BOOTSTRAP.format(MODULE), path, str(os.getpid()), prepare, str(memory)]
         self.calls = 0
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - this interpreter and this package; a model's text is data
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -178,33 +195,33 @@ class _Worker:
             start_new_session=True,
         )
 
-    def ask(self, request: dict[str, Any], limit: float) -> Any:
-        """Send one call and wait for its value. Raises CallFailed."""
+    def request(self, call: dict[str, Any], limit: float) -> Any:
+        """Send one call and return its value. Raises CallFailed."""
         self.calls += 1
-        return self.receive(limit, json.dumps(request).encode() + b"\n")
+        return self.receive(limit, json.dumps(call).encode() + b"\n")
 
     def receive(self, limit: float, message: bytes = b"") -> Any:
-        """Write a message and read one reply within the limit, after which the process is killed. Raises CallFailed."""
+        """Send a message and return the value of the next reply; kill the process at the limit. Raises CallFailed."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        late = threading.Event()
+        timed_out = threading.Event()
 
-        def give_up() -> None:
-            late.set()
-            self.signal()
+        def end() -> None:
+            timed_out.set()
+            self.send_kill()
 
-        timer = threading.Timer(limit, give_up)
+        timer = threading.Timer(limit, end)
         timer.daemon = True
         timer.start()
         try:
-            with contextlib.suppress(BrokenPipeError):  # it is gone: reading says so too
+            with contextlib.suppress(BrokenPipeError):  # the process has ended, which reading reports
                 self.process.stdin.write(message)
                 self.process.stdin.flush()
             line = self.process.stdout.readline()
         finally:
             timer.cancel()
-            timer.join()  # else it might yet kill the process in the middle of its next call
-        if late.is_set():
+            timer.join()  # it must not fire during the next call
+        if timed_out.is_set():
             raise CallFailed(f"no reply within {limit:g} s")
         if not line.endswith(b"\n"):
             raise CallFailed(f"the process ended with code {self.process.wait()}")
@@ -213,18 +230,18 @@ class _Worker:
             raise CallFailed(reply["failed"])
         return reply["value"]
 
-    def signal(self) -> None:
-        """Kill the process and what it started; do not wait."""
+    def send_kill(self) -> None:
+        """Kill the process and what it started, without waiting for the end."""
         if os.name == "posix":
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and not yet waited for
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
                 if self.process.returncode is None:
                     os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.kill()
 
     def kill(self) -> None:
-        """Kill the process, wait for its end, close the pipes."""
-        self.signal()
+        """Kill the process, wait until it has ended, and close the pipes."""
+        self.send_kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -232,5 +249,5 @@ class _Worker:
                     pipe.close()
 
     def disown(self) -> None:
-        """Forget a process that is no child of this one."""
+        """Stop managing a process that is not a child of this one."""
         self.process.returncode = 0

@@ -1,4 +1,4 @@
-"""A grader that hangs, crashes or eats memory on some answers, and otherwise is the real one."""
+"""A grader that hangs, crashes or exhausts memory on some answers, and is Math-Verify on all others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WAYS = ("hang", "spin", "exit", "abort", "segfault", "memory", "raise")
 
 
 def verify(gold: str, answer: str) -> bool:
-    """As `math.verify`, but for answers that name a way to misbehave."""
+    """As `grader.verify`, but answers that name a way to misbehave do so."""
     if answer in WAYS:
         misbehave(answer)
     return grader.verify(gold, answer)
 
 
 def misbehave(way: str) -> None:
-    """Do what the word says."""
+    """Misbehave in one of the `WAYS`."""
     if way == "hang":
         time.sleep(1000)
     elif way == "spin":
@@ -32,7 +32,7 @@ def misbehave(way: str) -> None:
     elif way == "segfault":
         ctypes.string_at(0)
     elif way == "memory":
-        eaten = []
+        blocks = []
         while True:
-            eaten.append(b"x" * 2**24)
+            blocks.append(b"x" * 2**24)
     raise RecursionError(way)

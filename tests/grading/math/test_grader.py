@@ -22,7 +22,7 @@ from lm_eval_tandem.grading import GradingError
 from lm_eval_tandem.grading.math import grader
 from lm_eval_tandem.grading.math.answer import extract, hashed
 from lm_eval_tandem.grading.math.grader import Grade
-from lm_eval_tandem.grading.math.latex import NotArithmetic, read
+from lm_eval_tandem.grading.math.latex import NotArithmetic, parse
 from lm_eval_tandem.grading.math.normalise import equal
 
 
@@ -220,7 +220,7 @@ def test_the_second_grader(gold: str, answer: str, right: bool) -> None:
 @pytest.mark.parametrize("text", ["__import__('os')", "1; 2", "lambda: 0", r"\input{x}", "", "1 +", "(1", r"\frac{1}"])
 def test_nothing_but_arithmetic_is_read(text: str) -> None:
     with pytest.raises(NotArithmetic):
-        read(text)
+        parse(text)
 
 
 PIECES = [*"012.,x+-/^_{}()[]\\ $%=|\u00b0", r"\frac", r"\sqrt", r"\pm", r"\text{", r"\begin{pmatrix}", r"\le"]
