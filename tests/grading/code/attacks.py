@@ -1,9 +1,9 @@
-"""Programs that try to get out of the sandbox, to outlive it, to use up the machine, or to forge the verdict.
+"""Programs that try to leave the sandbox, to outlive it, to use up the machine, or to forge the verdict.
 
-Each defines `f`; the tests want `f(1) == EXPECTED`. Those of the first kind return EXPECTED if what they tried worked,
-so that their passing is their success. Those that forge do not know it. In braces: FOLDER, a folder of the machine with
-the file `canary`; PORT, a listening port; NAME, a listening abstract socket; PID, the process of the tests; LIBRARY,
-the interpreter's standard library; NONCE, a name that occurs nowhere else.
+Each defines `f`; the tests assert `f(1) == EXPECTED`. Programs of `REACHES_OUT` return EXPECTED if what they tried
+worked, so for them to pass is to succeed. Programs of `FORGES` do not know the value. Names in braces: FOLDER, a folder
+outside with the file `canary`; PORT, a listening port; NAME, a listening abstract socket; PID, the process that runs
+pytest; LIBRARY, the interpreter's standard library; NONCE, a name that occurs nowhere else.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ REACHES_OUT = {
     "takes all memory": """
     return len(bytearray(4 << 30))""",
 }
-"""Bodies of `attack`; true means that it worked."""
+"""Bodies of the function `attack`, which returns something true if the attack worked."""
 
 USES_UP = {
     "fork bomb": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        continue\n",

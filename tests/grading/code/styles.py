@@ -1,4 +1,4 @@
-"""The ways in which models hand in code, made from a problem's own solution."""
+"""Styles in which models write code into a response, made from a problem's own solution."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Doc = dict[str, Any]
 
 
 def module(doc: Doc) -> str:
-    """Prompt and solution as a file."""
+    """Prompt and solution as one module."""
     return f"{doc['prompt']}{doc['canonical_solution']}"
 
 
 def with_prose(doc: Doc) -> str:
-    """A sketch that must not be taken, the answer, an example, and words around them."""
+    """A sketch that is not the answer, the answer, an example, and prose around them."""
     name = doc["entry_point"]
     return (
         f"Sure! Let's think. A first idea would be\n\n```python\nresult = {name}(1)\n```\n\n### Solution\n\n"

@@ -1,4 +1,4 @@
-"""Code in replies is found however it is handed in, and graded right; pass@k."""
+"""Code is found in every style of response and graded right; pass@k; local files of the tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STUB_OF_F = {"entry_point": "f", "prompt": PROMPT, "test": "def check(g):\n    a
 
 
 def graded(docs: list[dict[str, Any]], replies: list[str], what: str) -> list[grader.Grade]:
-    """All grades; prints how long they took."""
+    """Grade the replies, and print how long it took."""
     start = time.monotonic()
     grades = grader.grade_all([grader.humaneval(doc) for doc in docs], replies)
     passed = sum(grade.outcome == "passed" for grade in grades)
@@ -44,7 +44,7 @@ def graded(docs: list[dict[str, Any]], replies: list[str], what: str) -> list[gr
 
 
 def broken(source: str) -> str:
-    """The source with every returned value replaced by another one."""
+    """The source with every returned value replaced by a wrong one."""
 
     class Breaker(ast.NodeTransformer):
         def visit_Return(self, node: ast.Return) -> ast.Return:
@@ -144,7 +144,7 @@ def test_no_code_is_no_answer(reply: str) -> None:
     assert extract(reply, ("f",)) is None
 
 
-def test_wrong_code_is_an_answer() -> None:
+def test_code_that_defines_nothing_requested_is_an_answer() -> None:
     assert extract("```python\ndef g(x):\n    return x\n```", ("f",), PROMPT) == (PROMPT, "def g(x):\n    return x\n")
     assert extract("```python\ndef f(x:\n```", ("f",)) == ("def f(x:\n",)
 
@@ -156,13 +156,13 @@ def test_no_reply_breaks_the_extraction(reply: str) -> None:
         assert sources is None or all(isinstance(source, str) for source in sources)
 
 
-def test_the_longest_python_is_kept() -> None:
+def test_the_longest_valid_python_is_kept() -> None:
     assert longest_valid("x = 1\ny = 2\nand so on\nz = 3\n") == "x = 1\ny = 2\n"
     assert longest_valid("so it is\n") == ""
     assert longest_valid("    return 1\nfor ever\n", "def f():\n") == "def f():\n    return 1\n"
 
 
-def test_tests_name_what_they_want() -> None:
+def test_the_names_that_tests_call_are_found() -> None:
     assert called_names("assert math.isclose(area(3), 9.0) == (lambda a: a)(True)", "import math") == ("area",)
     assert called_names("x = Node(1)\nassert depth(x) == len([y for y in [1]])") == ("Node", "depth")
 
@@ -182,14 +182,14 @@ def test_problems_of_mbpp_with_either_set_of_fields(fields: str) -> None:
 
 
 @needs_bubblewrap
-def test_a_hundredth_of_the_code_hangs_or_crashes_and_all_else_has_its_grade() -> None:
+def test_code_that_hangs_or_crashes_costs_no_other_reply_its_grade() -> None:
     problem = grader.humaneval(STUB_OF_F)
     right, wrong = "    return x + y", "    return x - y"
-    replies = [right if i % 2 else wrong for i in range(100)]
-    replies[40] = "    while True:\n        pass"
-    grades = grader.grade_all([problem] * 100, replies, sandbox.Limits(seconds=2.0))
-    wanted = ["passed" if i % 2 else "failed" for i in range(100)]
-    wanted[40] = "timeout"
+    replies = [right if i % 2 else wrong for i in range(40)]
+    wanted = ["passed" if i % 2 else "failed" for i in range(40)]
+    replies[20], wanted[20] = "    while True:\n        pass", "timeout"
+    replies[21], wanted[21] = "    import os\n    os._exit(0)", "error"
+    grades = grader.grade_all([problem] * 40, replies, sandbox.Limits(seconds=2.0))
     assert [grade.outcome for grade in grades] == wanted
 
 
@@ -221,20 +221,20 @@ def test_pass_at_k_of_fewer_than_k_is_refused() -> None:
 
 
 def row(outcome: str, **more: Any) -> str:
-    """A grade as the filter leaves it."""
+    """A grade as the filter returns it."""
     return json.dumps({"outcome": outcome, "isolation": "bubblewrap", **more})
 
 
 def test_a_documents_metrics_are_means_over_its_replies() -> None:
     found = grader.document_metrics([row("passed"), row("failed"), row("no_answer"), row("timeout")])
     assert found == {"acc": 0.25, "no_answer": 0.25, "timeout": 0.25, "sandboxed": 1.0, "pass@2": 0.5}
-    told = grader.document_metrics(
+    with_costs = grader.document_metrics(
         [row("passed", metrics={"stage": 2.0, "tflops": 1.0}), row("passed", metrics={"stage": 0.0, "tflops": 2.0})]
     )
-    assert told["stage"] == 1.0
-    assert told["tflops"] == 1.5
-    assert "sandboxed" in told
-    assert "metrics" not in told
+    assert with_costs["stage"] == 1.0
+    assert with_costs["tflops"] == 1.5
+    assert "sandboxed" in with_costs
+    assert "metrics" not in with_costs
 
 
 def test_local_files_take_the_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Attacks on the sandbox: nothing outside changes, none is counted as passed, each ends in time, grading goes on."""
+"""Attacks on the sandbox: none changes anything outside, passes or overruns its time, and the next run works."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ needs_bubblewrap = pytest.mark.skipif(
 
 @dataclass
 class Machine:
-    """What an attack could change, and where it would show."""
+    """What an attack could change outside of the sandbox, and how the change is noticed."""
 
     folder: Path
     nonce: str
@@ -56,14 +56,14 @@ class Machine:
         }
 
     def state(self) -> object:
-        """What has to be the same afterwards."""
+        """What has to be the same before and after an attack."""
         files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         around = [Path("/"), Path("/usr/lib"), Path("/dev"), Path.home(), Path("/var/tmp"), Path(os.__file__).parent]
         planted = [folder for folder in around if list(folder.glob(f"{self.nonce}*"))]
         return files, planted, dict(os.environ), Path.cwd(), self.reached[:]
 
     def left_behind(self) -> list[str]:
-        """Processes of this machine's runs that are still there: all of them carry its limits on their command line."""
+        """Processes of this test's runs that still exist: their command lines hold its random memory limit."""
         mark = f'"RLIMIT_AS": {self.limits.memory}'.encode()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -78,7 +78,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A folder with a canary, a secret in the environment, and two sockets that notice who connects."""
+    """A folder with a canary file, a secret in the environment, and two sockets that record connections."""
     (tmp_path / "canary").write_text("alive")
     monkeypatch.setenv("TANDEM_SECRET", "SECRET")
     nonce = f"tandem_{uuid.uuid4().hex}"
@@ -106,7 +106,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 def attack(machine: Machine, source: str) -> sandbox.Verdict:
-    """Run it, and see that all is as before and that the next run has its right grade."""
+    """Run an attack, and check that nothing outside has changed and that the next run gets its right verdict."""
     before, start = machine.state(), time.monotonic()
     verdict = sandbox.run(Program((source,), TESTS, ("f",)), machine.limits)
     assert time.monotonic() - start < WALL + SLACK
@@ -128,7 +128,7 @@ def test_nothing_outside_can_be_reached(machine: Machine, name: str) -> None:
 
 @needs_bubblewrap
 @pytest.mark.parametrize("name", USES_UP)
-def test_nothing_is_used_up_and_nothing_stays(machine: Machine, name: str) -> None:
+def test_no_attack_exhausts_the_machine_or_outlives_its_run(machine: Machine, name: str) -> None:
     attack(machine, USES_UP[name])
 
 
@@ -220,7 +220,7 @@ def test_where_bubblewrap_does_not_work_it_refuses_and_says_why(
         sandbox._problem.cache_clear()
 
 
-def test_a_plain_subprocess_only_by_the_switch_and_said_in_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_subprocess_runs_only_by_the_variable_and_the_verdict_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sandbox.VARIABLE, "process")
     assert sandbox.require() == "process"
     verdict = sandbox.run(RIGHT)

@@ -1,4 +1,4 @@
-"""Pairs of a gold answer and a model's: equivalent forms, and near-misses. By kind; written by hand for these tests."""
+"""Pairs of a gold answer and a model's answer, by kind: equivalent forms and near-misses. Written for these tests."""
 
 EQUIVALENT = {
     "fractions": [

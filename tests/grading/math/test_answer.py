@@ -1,4 +1,4 @@
-"""Which part of a response is its answer."""
+"""Which part of a response counts as its answer."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize(("text", "found"), BOXED + STATED + HASHED)
-def test_the_last_answer_of_the_strongest_form_counts(text: str, found: str) -> None:
-    assert answer.extract(text) == found
+@pytest.mark.parametrize(("text", "expected"), BOXED + STATED + HASHED)
+def test_the_last_answer_of_the_strongest_form_counts(text: str, expected: str) -> None:
+    assert answer.extract(text) == expected
 
 
 @pytest.mark.parametrize("text", NONE)
-def test_there_is_no_last_resort(text: str) -> None:
+def test_no_other_number_counts(text: str) -> None:
     assert answer.extract(text) is None
 
 
@@ -83,8 +83,8 @@ def test_a_thought_that_never_ends_holds_no_answer(before: str) -> None:
 
 @given(st.text(alphabet=st.sampled_from("ab{}\\ $#\n<>/.:1answeri think boxed")))
 def test_no_text_makes_it_fail(text: str) -> None:
-    found = answer.extract(text)
-    assert found is None or found.strip()
+    result = answer.extract(text)
+    assert result is None or result.strip()
 
 
 @given(st.recursive(st.sampled_from(["x", r"\{", r"\}", "1 "]), lambda inner: inner.map(lambda text: "{" + text + "}")))

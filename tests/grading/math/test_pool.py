@@ -116,6 +116,7 @@ def test_a_closed_pool_refuses_and_leaves_nothing(pool: Pool) -> None:
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(pool.call, "time:sleep", 60, limit=60)
         wait_until_busy(pool)
+        time.sleep(0.2)  # until the call has been sent
         pids = pool.pids
         pool.close()
         with pytest.raises(CallFailed):
