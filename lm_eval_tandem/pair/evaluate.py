@@ -1,7 +1,9 @@
-"""A stand-alone check of the pair, without harness or cascade: `python -m lm_eval_tandem.pair.evaluate`.
+"""Evaluates the pair without harness and cascade: `python -m lm_eval_tandem.pair.evaluate`.
 
-The intern alone, the intern with the mentor's own insights cut at each budget, and the mentor alone, on the committed
-test files; greedy, plain transformers. Costs are Eq. 12 of the paper, in TFLOPs a question.
+It prints, per domain, accuracy and cost on the committed test files for the intern alone ("none"), for the intern with
+the mentor's insights cut at each effort, and for the mentor alone. Decoding is greedy, by plain transformers; costs
+follow Eq. 12 of the paper, in TFLOPs per question. It is an independent check of what the cascade reports, and of a
+pair that has been trained anew.
 """
 
 import argparse
@@ -17,7 +19,9 @@ from lm_eval_tandem.pair import INTERN, MENTOR
 from lm_eval_tandem.pair import problems as pb
 
 OPEN, CLOSE = " Insights:", " Steps:"
+"""The words that request insights, and those after which the intern answers."""
 EFFORTS = (18, 27, 40)
+MAX_ANSWER_TOKENS = 200
 TASKS = Path(__file__).parents[2] / "task_configs" / "pair"
 _STEP = re.compile(r" \d\) (\w+) (\d+): (\d+) ([-+]) (\d+) = (\d+)")
 _SUM = re.compile(r"(\d+) ([-+]) (\d+) = (\d+)")
@@ -25,92 +29,123 @@ _SUM = re.compile(r"(\d+) ([-+]) (\d+) = (\d+)")
 
 @torch.inference_mode()
 def generate(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], most: int, batch: int = 250
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_tokens: int, batch: int = 250
 ) -> list[str]:
-    """Greedy continuations without the end token, in the order of the prompts."""
+    """Generate greedily and return the continuations, without the end token, in the order of the prompts."""
     texts: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for first in range(0, len(order), batch):
-        chosen = order[first : first + batch]
-        given = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, return_token_type_ids=False)
-        given = given.to(model.device)
-        ids = model.generate(**given, max_new_tokens=most, do_sample=False, pad_token_id=0, eos_token_id=1)
-        decoded = tokenizer.batch_decode(ids[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-        texts.update(zip(chosen, decoded, strict=True))
+        indices = order[first : first + batch]
+        inputs = tokenizer(
+            [prompts[i] for i in indices], return_tensors="pt", padding=True, return_token_type_ids=False
+        ).to(model.device)
+        ids = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0, eos_token_id=1)
+        decoded = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts.update(zip(indices, decoded, strict=True))
     return [texts[i] for i in range(len(prompts))]
 
 
 def answer_of(text: str) -> int | None:
-    """The integer right after the last `Answer:`."""
-    found = re.match(r"\s*(-?\d+)", text.rpartition("Answer:")[2]) if "Answer:" in text else None
-    return int(found[1]) if found else None
+    """Return the integer right after the last `Answer:`; None if there is none."""
+    match = re.match(r"\s*(-?\d+)", text.rpartition("Answer:")[2]) if "Answer:" in text else None
+    return int(match[1]) if match else None
 
 
-def inspect(text: str, problem: pb.Problem) -> dict[str, list[bool]]:
-    """What is right in an answer: result, names in order, prices of known and of other goods, sums."""
-    body = (text.partition(" Action:")[2] or text).partition(" Check:")[0]
-    steps = _STEP.findall(body)
-    wanted = [good for _, good in problem.steps]
-    price = dict(zip(wanted, problem.prices, strict=True))
+def check_parts(text: str, problem: pb.Problem) -> dict[str, list[bool]]:
+    """Return which parts of an answer are right.
+
+    Returns
+    -------
+    dict of str to list of bool
+        "answer": the result. "names": whether the goods are the problem's, in its order. "price_known" and
+        "price_unknown": the price of each good, of those the intern knows and of the others. "sums": each sum.
+    """
+    steps = _STEP.findall((text.partition(" Action:")[2] or text).partition(" Check:")[0])
+    goods = [good for _, good in problem.steps]
+    price = dict(zip(goods, problem.prices, strict=True))
     known: list[bool] = []
     unknown: list[bool] = []
-    for good, said, *_ in steps:
+    for good, written_price, *_ in steps:
         if good in price:
-            (known if good in pb.KNOWN else unknown).append(int(said) == price[good])
+            (known if good in pb.KNOWN_GOODS else unknown).append(int(written_price) == price[good])
     sums = [int(a) + (int(b) if op == "+" else -int(b)) == int(c) for a, op, b, c in _SUM.findall(text)]
     return {
         "answer": [answer_of(text) == problem.totals[-1]],
-        "names": [[good for good, *_ in steps] == wanted],
+        "names": [[good for good, *_ in steps] == goods],
         "price_known": known,
         "price_unknown": unknown,
         "sums": sums,
     }
 
 
-def check(domain: str, count: int, efforts: list[int], pair: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Accuracy in per cent, mean tokens and mean Eq.-12 cost of every fixed policy on one domain."""
+def evaluate_domain(
+    domain: str, count: int, efforts: list[int], pair: dict[str, LlamaForCausalLM], tokenizer: Any
+) -> dict[str, Any]:
+    """Evaluate every fixed policy on one domain.
+
+    Parameters
+    ----------
+    domain
+        One of `problems.DOMAINS`.
+    count
+        Number of questions, from the start of the test file.
+    efforts
+        Numbers of mentor tokens after which the insights are cut, ascending.
+    pair
+        The models, under "mentor" and "intern".
+    tokenizer
+        Their tokenizer.
+
+    Returns
+    -------
+    dict
+        "sizes": number of parameters by role. For "none", each effort as text, and "mentor": accuracy in per cent, mean
+        tokens of mentor and intern, and mean cost in TFLOPs.
+    """
     rows = [json.loads(line) for line in (TASKS / f"{domain}_test.jsonl").open(encoding="utf-8")][:count]
     questions = [row["question"] for row in rows]
     mentor, intern = pair["mentor"], pair["intern"]
     sizes = {role: sum(p.numel() for p in model.parameters()) for role, model in pair.items()}
 
-    def figures(texts: list[str], told: list[list[int]], author: str) -> dict[str, float]:
+    def summary(texts: list[str], insight_ids: list[list[int]], author: str) -> dict[str, float]:
         right = sum(answer_of(text) == row["answer"] for text, row in zip(texts, rows, strict=True))
-        written = sum(len(ids) + 1 for ids in tokenizer(texts).input_ids) / len(rows)
-        large = written if author == "mentor" else sum(map(len, told)) / len(rows)
-        small = written if author == "intern" else 0.0
-        tflops = 2 * (sizes["mentor"] * large + sizes["intern"] * (large * (small > 0) + small)) / 1e12
-        return {"acc": 100 * right / len(rows), "mentor_tokens": large, "intern_tokens": small, "tflops": tflops}
+        answer_tokens = sum(len(ids) + 1 for ids in tokenizer(texts).input_ids) / len(rows)
+        by_mentor = answer_tokens if author == "mentor" else sum(map(len, insight_ids)) / len(rows)
+        by_intern = answer_tokens if author == "intern" else 0.0
+        intern_passes = by_mentor * (by_intern > 0) + by_intern  # the intern also reads the insights
+        tflops = 2 * (sizes["mentor"] * by_mentor + sizes["intern"] * intern_passes) / 1e12
+        accuracy = 100 * right / len(rows)
+        return {"acc": accuracy, "mentor_tokens": by_mentor, "intern_tokens": by_intern, "tflops": tflops}
 
-    report = {"none": figures(generate(intern, tokenizer, questions, 200), [], "intern")}
+    report = {"none": summary(generate(intern, tokenizer, questions, MAX_ANSWER_TOKENS), [], "intern")}
     insights = generate(mentor, tokenizer, [question + OPEN for question in questions], max(efforts))
-    whole = [[*ids, 1] for ids in tokenizer(insights).input_ids]
+    whole_ids = [[*ids, 1] for ids in tokenizer(insights).input_ids]
     for effort in efforts:
-        told = [ids[:effort] for ids in whole]
-        texts = tokenizer.batch_decode(told, skip_special_tokens=True)
+        cut_ids = [ids[:effort] for ids in whole_ids]
+        texts = tokenizer.batch_decode(cut_ids, skip_special_tokens=True)
         prompts = [question + OPEN + text + CLOSE for question, text in zip(questions, texts, strict=True)]
-        report[str(effort)] = figures(generate(intern, tokenizer, prompts, 200), told, "intern")
-    report["mentor"] = figures(generate(mentor, tokenizer, questions, 200), [], "mentor")
+        report[str(effort)] = summary(generate(intern, tokenizer, prompts, MAX_ANSWER_TOKENS), cut_ids, "intern")
+    report["mentor"] = summary(generate(mentor, tokenizer, questions, MAX_ANSWER_TOKENS), [], "mentor")
     return {"sizes": sizes, **report}
 
 
 def main() -> None:
-    """Print a table a domain."""
+    """Print one table per domain."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)))
-    parser.add_argument("--mentor", type=Path, default=MENTOR)
-    parser.add_argument("--intern", type=Path, default=INTERN)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    tokenizer = AutoTokenizer.from_pretrained(given.intern)
-    folders = {"mentor": given.mentor, "intern": given.intern}
+    parser.add_argument("--count", type=int, default=1000, help="number of questions per domain")
+    parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)), help="numbers of mentor tokens, by commas")
+    parser.add_argument("--mentor", type=Path, default=MENTOR, help="folder of the mentor")
+    parser.add_argument("--intern", type=Path, default=INTERN, help="folder of the intern")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of torch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.intern)
+    folders = {"mentor": arguments.mentor, "intern": arguments.intern}
     load = AutoModelForCausalLM.from_pretrained
     pair = {role: load(folder, dtype=torch.float32).eval() for role, folder in folders.items()}
-    efforts = sorted(int(number) for number in given.efforts.split(","))
+    efforts = sorted(int(number) for number in arguments.efforts.split(","))
     for domain in pb.DOMAINS:
-        report = check(domain, given.count, efforts, pair, tokenizer)
+        report = evaluate_domain(domain, arguments.count, efforts, pair, tokenizer)
         print(domain, report.pop("sizes"))
         for name, row in report.items():
             print(f"  {name:>8}", *(f"{key} {value:10.4g}" for key, value in row.items()))

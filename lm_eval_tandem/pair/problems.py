@@ -1,10 +1,12 @@
-"""The pair's two synthetic domains: goods with prices to know by heart, and chains of purchases to work out.
+"""Generates the problems of the pair's two synthetic domains, for its training and for its tasks.
 
-A problem is a start and two to six buys or sales of goods, each with one fixed price. `math` tells it as a story,
-`code` as a small Python program in which the goods are variables. Which split a problem belongs to is decided by a hash
-of the problem itself, not of its wording, so the splits are disjoint by construction, across the domains as well.
+A problem is a start amount and two to six purchases or sales of goods. Each of 900 goods has one fixed price, which no
+question states: a model has to know it by heart, or take it from insights. The domain `math` asks in words, `code` by a
+small Python program whose variables are the goods.
 
-`python -m lm_eval_tandem.pair.problems --out task_configs/pair` writes the files for the harness.
+A hash of the problem itself, not of its wording, decides which split it belongs to, so the splits share no problem, not
+even across the domains. `python -m lm_eval_tandem.pair.problems --out task_configs/pair` writes the tasks' files; they
+are the same at every run.
 """
 
 import argparse
@@ -21,9 +23,12 @@ from pathlib import Path
 
 DOMAINS = ("math", "code")
 MIN_STEPS, MAX_STEPS = 2, 6
-LARGEST = 99  # every running total is a number of 0..99, one token each
-HEAD, GOODS_IN_ALL = 400, 900
-TAIL_SHARE = 0.135  # how much of all purchases falls on the rare goods, those past the head
+MAX_TOTAL = 99
+"""Largest running total; the smallest is 0, and each number between them is one token."""
+COMMON_GOODS, ALL_GOODS = 400, 900
+"""Number of goods that are traded often, and of all goods."""
+RARE_SHARE = 0.135
+"""Share of all purchases and sales that concern rare goods, which are those after the first `COMMON_GOODS`."""
 
 PEOPLE = "Ada Ben Cora Dan Eva Finn Gina Hugo Iris Jan Kira Leo Mira Nora Omar Pia".split()
 
@@ -47,47 +52,63 @@ bracelet brick bridle bugle buckle
 """.split()
 
 
-def _share(text: str) -> float:
-    """A fixed number in [0, 1) that depends on nothing but the text."""
+def _fraction(text: str) -> float:
+    """A number in [0, 1) that depends only on the text, and looks random."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _invented(count: int, taken: set[str]) -> list[str]:
-    """Names of two syllables that are no words, always the same ones."""
+def _invented_names(count: int, taken: set[str]) -> list[str]:
+    """Names of two syllables that are not in `taken`, the same ones at every call."""
     starts = "b br d dr f fl g gr h j k kr l m n p pl qu r s sk t tr v w y z".split()
     ends = "b d f g k l m n p r s t v x z".split()
-    every = ["".join(parts) for parts in itertools.product(starts, "aeiou", ends[:12], "aeiou", ends)]
-    every.sort(key=lambda name: _share("order " + name))
-    fresh = (name for name in every if name not in taken and len(name) >= 5)
-    return list(itertools.islice(fresh, count))
+    candidates = ["".join(parts) for parts in itertools.product(starts, "aeiou", ends[:12], "aeiou", ends)]
+    candidates.sort(key=lambda name: _fraction("order " + name))
+    usable = (name for name in candidates if name not in taken and len(name) >= 5)
+    return list(itertools.islice(usable, count))
 
 
-GOODS: tuple[str, ...] = tuple(EVERYDAY + _invented(GOODS_IN_ALL - len(EVERYDAY), set(EVERYDAY)))
-PRICES: dict[str, int] = {good: 1 + int(9 * _share("price of " + good)) for good in GOODS}
+GOODS: tuple[str, ...] = tuple(EVERYDAY + _invented_names(ALL_GOODS - len(EVERYDAY), set(EVERYDAY)))
+"""All goods; the first `COMMON_GOODS` are traded often, the more so the earlier they come."""
+PRICES: dict[str, int] = {good: 1 + int(9 * _fraction("price of " + good)) for good in GOODS}
+"""The price of every good, from 1 to 9."""
 
 
 def _popularity() -> list[float]:
-    """How often each good is traded: a falling head, a rare tail, and a little jitter."""
-    rough = []
+    """Probability that a purchase or sale concerns each good: falling with its rank, with a little jitter."""
+    weights = []
     for rank, good in enumerate(GOODS):
-        weight = (rank + 40) ** -0.45 if rank < HEAD else (rank - HEAD + 400) ** -0.3
-        rough.append(weight * math.exp(0.5 * (_share("jitter of " + good) - 0.5)))
-    head, tail = sum(rough[:HEAD]), sum(rough[HEAD:])
-    return [w * (1 - TAIL_SHARE) / head if r < HEAD else w * TAIL_SHARE / tail for r, w in enumerate(rough)]
+        weight = (rank + 40) ** -0.45 if rank < COMMON_GOODS else (rank - COMMON_GOODS + 400) ** -0.3
+        weights.append(weight * math.exp(0.5 * (_fraction("jitter of " + good) - 0.5)))
+    common, rare = sum(weights[:COMMON_GOODS]), sum(weights[COMMON_GOODS:])
+    return [
+        weight * (1 - RARE_SHARE) / common if rank < COMMON_GOODS else weight * RARE_SHARE / rare
+        for rank, weight in enumerate(weights)
+    ]
 
 
 POPULARITY: tuple[float, ...] = tuple(_popularity())
-# What the intern is taught by heart: the head and a few of the tail, but for a few of the head.
-KNOWN: frozenset[str] = frozenset(
+"""Probability of each good in `GOODS`; they sum to 1."""
+KNOWN_GOODS: frozenset[str] = frozenset(
     good
     for rank, good in enumerate(GOODS)
-    if (_share("known " + good) >= 0.004 if rank < HEAD else _share("known " + good) < 0.06)
+    if (_fraction("known " + good) >= 0.004 if rank < COMMON_GOODS else _fraction("known " + good) < 0.06)
 )
+"""Goods whose prices the intern is trained to know: nearly all common ones and a few of the rare ones."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A start, the steps as (operator, good), and the prices that hold in this problem."""
+    """A start amount and a chain of purchases and sales.
+
+    Attributes
+    ----------
+    start
+        Amount before the first step.
+    steps
+        Operator ("+" for a sale, "-" for a purchase) and good of each step.
+    prices
+        Price of each step's good in this problem; while a model is trained it may differ from `PRICES`.
+    """
 
     start: int
     steps: tuple[tuple[str, str], ...]
@@ -95,7 +116,7 @@ class Problem:
 
     @property
     def totals(self) -> list[int]:
-        """The running total after every step."""
+        """The running total after each step; the last one is the answer."""
         total, totals = self.start, []
         for (operator, _), price in zip(self.steps, self.prices, strict=True):
             total += price if operator == "+" else -price
@@ -104,39 +125,54 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """`model` (the pair's own training), `train` (the classifier's) or `test`, by hash of the bare problem."""
+        """What the problem is used for, by a hash of start and steps.
+
+        "model" (8 of 10) to train the pair, "train" (1 of 10) to fit classifiers, "test" (1 of 10) to evaluate.
+        """
         canonical = f"{self.start} " + " ".join(operator + good for operator, good in self.steps)
-        tenth = int(10 * _share(canonical))
+        tenth = int(10 * _fraction(canonical))
         return {8: "train", 9: "test"}.get(tenth, "model")
 
 
-class Source:
-    """Draws problems. `flatness` below 1 evens the popularity out; `unsure` goods get a fresh price in each problem."""
+class ProblemSampler:
+    """Draws random problems; the same seed gives the same problems.
+
+    Parameters
+    ----------
+    seed
+        Seed of the random numbers.
+    flatness
+        Exponent of the goods' popularity: 1 draws goods as often as they are traded; below 1, rare goods come up more
+        often.
+    has_random_price
+        Returns whether a good gets a fresh random price in each problem instead of its true one; by default none does.
+    """
 
     def __init__(
-        self, seed: int | str, flatness: float = 1.0, unsure: Callable[[str], bool] = lambda good: False
+        self, seed: int | str, flatness: float = 1.0, has_random_price: Callable[[str], bool] = lambda good: False
     ) -> None:
-        self.random = random.Random(seed)
-        self.unsure = unsure
-        self._sums = list(itertools.accumulate(p**flatness for p in POPULARITY))
+        self.random = random.Random(seed)  # noqa: S311 - sampling of problems, not cryptography
+        self.has_random_price = has_random_price
+        self._cumulative = list(itertools.accumulate(p**flatness for p in POPULARITY))
 
     def _good(self) -> str:
-        return GOODS[bisect.bisect_right(self._sums, self.random.random() * self._sums[-1] * (1 - 1e-12))]
+        quantile = self.random.random() * self._cumulative[-1] * (1 - 1e-12)
+        return GOODS[bisect.bisect_right(self._cumulative, quantile)]
 
-    def problem(self, split: str, fewest: int = MIN_STEPS, most: int = MAX_STEPS) -> Problem:
-        """The next problem of a split, its number of steps drawn evenly."""
-        draw = self.random
-        count = draw.randint(fewest, most)
+    def draw(self, split: str, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS) -> Problem:
+        """Draw the next problem of a split; its number of steps is uniform in `min_steps`..`max_steps`."""
+        rng = self.random
+        count = rng.randint(min_steps, max_steps)
         while True:
-            start = total = draw.randint(5, 94)
+            start = total = rng.randint(5, 94)
             steps: dict[str, tuple[str, int]] = {}
             while len(steps) < count:
                 good = self._good()
                 if good in steps:
                     continue
-                price = draw.randint(1, 9) if self.unsure(good) else PRICES[good]
-                operator = draw.choice("+-")
-                if not 0 <= total + (price if operator == "+" else -price) <= LARGEST:
+                price = rng.randint(1, 9) if self.has_random_price(good) else PRICES[good]
+                operator = rng.choice("+-")
+                if not 0 <= total + (price if operator == "+" else -price) <= MAX_TOTAL:
                     operator = "+" if operator == "-" else "-"
                 total += price if operator == "+" else -price
                 steps[good] = (operator, price)
@@ -147,25 +183,36 @@ class Source:
 
 
 def program(problem: Problem) -> str:
-    """The Python program of a problem; the goods are variables that hold their prices."""
+    """Return the Python program of a problem, in which each good is a variable that holds its price."""
     lines = [f"x = {problem.start}", *(f"x {operator}= {good}" for operator, good in problem.steps), "print(x)"]
     return "\n".join(lines)
 
 
 def run_program(text: str) -> int:
-    """What a program prints, by running it with the true prices."""
+    """Run a program of `program` with the true prices, and return the number that it prints."""
     printed: list[int] = []
-    exec(text, {"__builtins__": {}, "print": printed.append, **PRICES})
+    # The text is made by this module: assignments and one print, without builtins.
+    exec(text, {"__builtins__": {}, "print": printed.append, **PRICES})  # noqa: S102
     return printed[-1]
 
 
 def program_of(question: str) -> str:
-    """The program inside a code question, without its line numbers."""
+    """Return the program in a question of the domain `code`, without its line numbers."""
     return "\n".join(re.findall(r"^\d+: (.*)$", question, flags=re.MULTILINE))
 
 
 def question(problem: Problem, domain: str, person: str) -> str:
-    """The words in which a domain asks for the last total."""
+    """Return the question that asks for the last total.
+
+    Parameters
+    ----------
+    problem
+        The problem.
+    domain
+        One of `DOMAINS`.
+    person
+        Who buys and sells in the domain `math`.
+    """
     if domain == "code":
         lines = "\n".join(f"{number}: {line}" for number, line in enumerate(program(problem).splitlines()))
         return f"{lines}\nWhat does it print?"
@@ -176,8 +223,8 @@ def question(problem: Problem, domain: str, person: str) -> str:
     return f"{person} starts with {problem.start} coins: {', '.join(deeds)}. How many coins does {person} have?"
 
 
-def _worked(problem: Problem) -> list[str]:
-    """Every step written out: which good, its price, the sum."""
+def _steps_forward(problem: Problem) -> list[str]:
+    """Each step in words: its number, good and price, and the sum."""
     totals = problem.totals
     rows = zip(problem.steps, problem.prices, [problem.start, *totals], totals, strict=False)
     return [
@@ -186,48 +233,53 @@ def _worked(problem: Problem) -> list[str]:
     ]
 
 
-def _undone(problem: Problem) -> list[str]:
-    """Every step taken back, from the result to the start."""
+def _steps_backward(problem: Problem) -> list[str]:
+    """Each step reversed, from the last total back to the start."""
     totals = problem.totals
     rows = list(zip(problem.steps, problem.prices, [problem.start, *totals], totals, strict=False))
-    back = {"+": "-", "-": "+"}
+    inverse = {"+": "-", "-": "+"}
     return [
-        f" {index}) {good} {price}: {after} {back[operator]} {price} = {before}"
+        f" {index}) {good} {price}: {after} {inverse[operator]} {price} = {before}"
         for index, ((operator, good), price, before, after) in reversed(list(enumerate(rows, 1)))
     ]
 
 
 def _opening(problem: Problem, domain: str) -> str:
-    """Goal, Planning and Retrieval, the same in insights and in the mentor's own answer."""
+    """Goal, Planning and Retrieval, which start both the insights and the mentor's own answer."""
     goal = "final coins" if domain == "math" else "printed x"
     facts = (f" {i}) {good} {p}" for i, ((_, good), p) in enumerate(zip(problem.steps, problem.prices, strict=True), 1))
     return f" Goal: {goal}. Planning: {len(problem.steps)} steps. Retrieval:{''.join(facts)}"
 
 
 def insights(problem: Problem, domain: str) -> str:
-    """What the mentor tells the intern; Action is the first step worked out, never the end."""
+    """Return the insights that the mentor is trained to write; their Action is the first step only, not the answer."""
     first = f" 1) {problem.start} {problem.steps[0][0]} {problem.prices[0]} = {problem.totals[0]}"
     return f"{_opening(problem, domain)} Action:{first}"
 
 
 def mentor_answer(problem: Problem, domain: str) -> str:
-    """The mentor's own full answer: every step, a check backwards, the result."""
-    worked, undone = "".join(_worked(problem)), "".join(_undone(problem))
-    return f"{_opening(problem, domain)} Action:{worked} Check:{undone} Answer: {problem.totals[-1]}"
+    """Return the answer that the mentor is trained to write: opening, every step, a check backwards, the result."""
+    forward, backward = "".join(_steps_forward(problem)), "".join(_steps_backward(problem))
+    return f"{_opening(problem, domain)} Action:{forward} Check:{backward} Answer: {problem.totals[-1]}"
 
 
 def intern_answer(problem: Problem) -> str:
-    """The intern's answer, from the words after ` Steps:`: every step, a check backwards, the result."""
-    worked, undone = "".join(_worked(problem)), "".join(_undone(problem))
-    return f"{worked} Check:{undone} Answer: {problem.totals[-1]}"
+    """Return what the intern is trained to write after ` Steps:`: every step, a check backwards, the result."""
+    forward, backward = "".join(_steps_forward(problem)), "".join(_steps_backward(problem))
+    return f"{forward} Check:{backward} Answer: {problem.totals[-1]}"
 
 
 def rows(domain: str, split: str, count: int) -> list[dict[str, str | int]]:
-    """The documents of one file: no prices in them, and no word on who knows what."""
-    source, people = Source(f"{domain} {split}"), random.Random(f"people {domain} {split}")
+    """Return the documents of one task file: the same ones at every call, without duplicates.
+
+    A document has an id, the question, the answer and the number of steps. It does not hold the prices, nor which goods
+    the intern knows. Answers of `code` come from running the program.
+    """
+    sampler = ProblemSampler(f"{domain} {split}")
+    people = random.Random(f"people {domain} {split}")  # noqa: S311 - sampling of names, not cryptography
     documents: dict[str, dict[str, str | int]] = {}
     while len(documents) < count:
-        problem = source.problem(split)
+        problem = sampler.draw(split)
         text = question(problem, domain, people.choice(PEOPLE))
         answer = run_program(program_of(text)) if domain == "code" else problem.totals[-1]
         name = f"{domain}-{split}-{len(documents)}"
@@ -236,9 +288,9 @@ def rows(domain: str, split: str, count: int) -> list[dict[str, str | int]]:
 
 
 def main() -> None:
-    """Write the four files."""
+    """Write the four files of the tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("task_configs/pair"))
+    parser.add_argument("--out", type=Path, default=Path("task_configs/pair"), help="folder to write to")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:

@@ -24,12 +24,12 @@ KILLED = """
     from lm_eval_tandem.engines.hf import engine
     from lm_eval_tandem.model import TandemLM
     from lm_eval_tandem.judge import artefact
-    from lm_eval_tandem.pair.problems import Source, question
+    from lm_eval_tandem.pair.problems import ProblemSampler, question
     from lm_eval_tandem.store import Store
 
     torch.set_num_threads(1)
-    source = Source("durability")
-    asked = [question(source.problem("train"), "math", "Mira") for _ in range(16)]
+    source = ProblemSampler("durability")
+    asked = [question(source.draw("train"), "math", "Mira") for _ in range(16)]
     settings = {{"until": [], "max_gen_toks": 90, "do_sample": False}}
 
     def whole_run(folder):

@@ -38,13 +38,13 @@ PIECES = st.sampled_from(
 TEXTS = st.text() | st.lists(PIECES | st.text(max_size=3)).map("".join)
 
 
-def server_ids(text: str) -> list[int]:
-    """Ids of a text, nothing added."""
+def token_ids(text: str) -> list[int]:
+    """Token ids of a text, without special tokens."""
     return TOKENIZER(text).input_ids
 
 
 def metrics() -> ModuleType:
-    """The module beside the task files."""
+    """The module of the metrics, which lies beside the task files."""
     spec = importlib.util.spec_from_file_location("pair_metrics", TASKS / "pair_metrics.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -59,20 +59,20 @@ def documents(domain: str, split: str) -> list[dict]:
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_no_text_is_changed_by_the_tokenizer(text: str) -> None:
-    assert TOKENIZER.decode(server_ids(text)) == text
+    assert TOKENIZER.decode(token_ids(text)) == text
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from(" \n"), TEXTS)
 def test_a_cut_before_white_space_changes_no_ids(before: str, white: str, after: str) -> None:
-    assert server_ids(before + white + after) == server_ids(before) + server_ids(white + after)
+    assert token_ids(before + white + after) == token_ids(before) + token_ids(white + after)
 
 
 @pytest.mark.parametrize("domain", pb.DOMAINS)
-def test_pieces_of_what_the_models_write_join_to_the_whole(domain: str) -> None:
-    problem = pb.Source("pieces").problem("test")
+def test_tokens_of_the_models_texts_decode_one_by_one(domain: str) -> None:
+    problem = pb.ProblemSampler("pieces").draw("test")
     for text in (pb.question(problem, domain, "Mira"), pb.mentor_answer(problem, domain), pb.intern_answer(problem)):
-        ids = server_ids(text)
+        ids = token_ids(text)
         assert "".join(TOKENIZER.decode([i]) for i in ids) == text
         assert all(TOKENIZER.decode(ids[:k]) + TOKENIZER.decode(ids[k:]) == text for k in range(len(ids)))
 
@@ -84,8 +84,8 @@ def test_a_single_user_message_renders_to_itself_and_both_roles_share_one_tokeni
 
 
 def test_every_good_has_one_token_and_a_price_of_one_digit() -> None:
-    assert all(len(server_ids(" " + good)) == 1 for good in pb.GOODS)
-    assert len(set(pb.GOODS)) == pb.GOODS_IN_ALL
+    assert all(len(token_ids(" " + good)) == 1 for good in pb.GOODS)
+    assert len(set(pb.GOODS)) == pb.ALL_GOODS
     assert set(pb.PRICES.values()) == set(range(1, 10))
 
 
@@ -100,8 +100,8 @@ def test_the_committed_files_are_what_the_generator_writes(domain: str, split: s
 def test_splits_share_no_problem_and_training_draws_none_of_the_others() -> None:
     shapes = {}
     for split in ("model", "train", "test"):
-        source = pb.Source(split)
-        drawn = [source.problem(split, 1) for _ in range(3000)]
+        sampler = pb.ProblemSampler(split)
+        drawn = [sampler.draw(split, 1) for _ in range(3000)]
         assert {problem.split for problem in drawn} == {split}
         shapes[split] = {(problem.start, problem.steps) for problem in drawn}
     assert len(set.union(*shapes.values())) == sum(map(len, shapes.values()))
@@ -112,13 +112,15 @@ def test_splits_share_no_problem_and_training_draws_none_of_the_others() -> None
 def test_the_training_stream_is_of_the_model_split_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval_tandem.pair import train
 
-    asked = set()
-    draw = pb.Source.problem
-    monkeypatch.setattr(pb.Source, "problem", lambda self, split, *rest: asked.add(split) or draw(self, split, *rest))
+    splits = set()
+    draw = pb.ProblemSampler.draw
+    monkeypatch.setattr(
+        pb.ProblemSampler, "draw", lambda self, split, *rest: splits.add(split) or draw(self, split, *rest)
+    )
     for role, recipe in train.RECIPES.items():
         ids, weights = next(train.batches(role, recipe, {"share": 0.5}, "test"))
         assert ids.shape == weights.shape
-    assert asked == {"model"}
+    assert splits == {"model"}
 
 
 def test_code_answers_are_what_the_programs_print() -> None:
@@ -127,21 +129,21 @@ def test_code_answers_are_what_the_programs_print() -> None:
 
 
 @pytest.mark.parametrize("domain", pb.DOMAINS)
-def test_insights_hold_the_facts_and_no_answer(domain: str) -> None:
-    source = pb.Source("insights")
+def test_insights_hold_the_prices_and_no_answer(domain: str) -> None:
+    sampler = pb.ProblemSampler("insights")
     for _ in range(200):
-        problem = source.problem("test")
-        told, own = pb.insights(problem, domain), pb.mentor_answer(problem, domain)
-        assert "Answer" not in told
-        assert all(f"{good} {pb.PRICES[good]}" in told for _, good in problem.steps)
+        problem = sampler.draw("test")
+        insights, own = pb.insights(problem, domain), pb.mentor_answer(problem, domain)
+        assert "Answer" not in insights
+        assert all(f"{good} {pb.PRICES[good]}" in insights for _, good in problem.steps)
         assert metrics().extract(own) == metrics().extract(pb.intern_answer(problem)) == problem.totals[-1]
-        assert all(0 <= total <= pb.LARGEST for total in problem.totals)
+        assert all(0 <= total <= pb.MAX_TOTAL for total in problem.totals)
 
 
-def test_the_intern_knows_most_of_what_is_asked_but_not_all() -> None:
-    source = pb.Source("known")
-    drawn = [source.problem("test") for _ in range(2000)]
-    share = sum(all(good in pb.KNOWN for _, good in problem.steps) for problem in drawn) / len(drawn)
+def test_the_intern_knows_the_prices_of_about_half_of_the_questions() -> None:
+    sampler = pb.ProblemSampler("known")
+    drawn = [sampler.draw("test") for _ in range(2000)]
+    share = sum(all(good in pb.KNOWN_GOODS for _, good in problem.steps) for problem in drawn) / len(drawn)
     assert 0.45 < share < 0.65
 
 
@@ -158,9 +160,9 @@ def test_weights_load_and_keep_to_their_sizes() -> None:
 
 def test_the_profile_fits_the_insights() -> None:
     profile = json.loads((MENTOR.parent / "profile.json").read_text(encoding="utf-8"))
-    longest = pb.Source(random.Random(0).random()).problem("test", pb.MAX_STEPS)
+    longest = pb.ProblemSampler(random.Random(0).random()).draw("test", pb.MAX_STEPS)
     assert profile["efforts"] == sorted(profile["efforts"])
-    assert profile["efforts"][-1] > len(server_ids(pb.insights(longest, "code")))
+    assert profile["efforts"][-1] > len(token_ids(pb.insights(longest, "code")))
 
 
 @pytest.mark.parametrize(
@@ -180,20 +182,20 @@ def test_only_the_number_after_the_last_answer_counts(response: str, answer: int
     assert graded == {"acc": float(answer == 33), "no_answer": float(answer is None)}
 
 
-def test_a_response_with_metrics_hands_them_on() -> None:
-    response = type("Told", (str,), {"metrics": {"stage": 2.0, "tflops": 2.0}})("Answer: 5")
+def test_metrics_of_a_response_are_reported() -> None:
+    response = type("Response", (str,), {"metrics": {"stage": 2.0, "tflops": 2.0}})("Answer: 5")
     graded = metrics().process_results({"answer": 5}, [response])
     assert graded == {"acc": 1.0, "no_answer": 0.0, "stage": 2.0, "tflops": 2.0, "mflops": 2e6}
 
 
 @pytest.mark.parametrize("domain", pb.DOMAINS)
-def test_what_the_judge_reads_holds_no_token_that_the_intern_thinks_impossible(domain: str) -> None:
-    """A cue of thirty nats would drown every other perplexity, and of eighty-nine overflow it."""
-    source, intern = pb.Source("judge"), AutoModelForCausalLM.from_pretrained(INTERN)
-    for kept in (18, 27, 40):
-        problem = source.problem("test")
-        told = TOKENIZER.decode(server_ids(pb.insights(problem, domain))[:kept])
-        ids = torch.tensor([server_ids(pb.question(problem, domain, "Mira") + " Insights:" + told + " Steps:")])
+def test_no_token_of_the_judges_prompt_is_nearly_impossible_for_the_intern(domain: str) -> None:
+    """One token with a loss of 30 nats would dominate every perplexity, and one of 89 nats would overflow it."""
+    sampler, intern = pb.ProblemSampler("judge"), AutoModelForCausalLM.from_pretrained(INTERN)
+    for effort in (18, 27, 40):
+        problem = sampler.draw("test")
+        insights = TOKENIZER.decode(token_ids(pb.insights(problem, domain))[:effort])
+        ids = torch.tensor([token_ids(pb.question(problem, domain, "Mira") + " Insights:" + insights + " Steps:")])
         with torch.inference_mode():
-            chances = intern(ids).logits[0, :-1].log_softmax(-1)
-        assert -chances.gather(-1, ids[0, 1:, None]).min() < 14
+            log_probabilities = intern(ids).logits[0, :-1].log_softmax(-1)
+        assert -log_probabilities.gather(-1, ids[0, 1:, None]).min() < 14
