@@ -1,7 +1,8 @@
-"""Documents of the tasks: from the hub, or with one setting from JSON-lines files on this machine.
+"""Loads the documents of the tasks in `task_configs`, from the Hugging Face hub or from local JSON-lines files.
 
-`TANDEM_DATA=<folder>` makes every task of this project read `<folder>/<task name>.jsonl`, whose rows have the fields of
-the task's dataset on the hub. A task without a file there refuses; it never goes to the hub behind the user's back.
+With the environment variable TANDEM_DATA=<folder>, every task of this project reads `<folder>/<task name>.jsonl`, whose
+rows have the fields of the task's dataset on the hub. If a task has no file there, loading it is an error; it never
+uses the hub instead.
 """
 
 from __future__ import annotations
@@ -17,26 +18,32 @@ from lm_eval_tandem import errors
 from lm_eval_tandem.errors import ArgumentError
 
 VARIABLE = "TANDEM_DATA"
+"""Environment variable that names the folder of local files."""
 
 
 def load(task: str, path: str, name: str | None, split: str) -> dict[str, datasets.Dataset]:
-    """The documents of a task as `{split: documents}`, which is what lm-eval's `custom_dataset` returns.
+    """Load the documents of a task.
 
     Parameters
     ----------
     task
-        The task's name, which is also that of its local file without `.jsonl`.
+        The task's name, which is also the name of its local file, without `.jsonl`.
     path
-        Dataset id on the hub.
+        Id of the dataset on the hub.
     name
-        Configuration of that dataset, if it has several.
+        Configuration of the dataset, if it has several.
     split
-        Split of that dataset.
+        Split of the dataset.
+
+    Returns
+    -------
+    dict of str to Dataset
+        The documents under the name of the split, as lm-eval expects them from a task's `custom_dataset`.
 
     Raises
     ------
     ArgumentError
-        TANDEM_DATA is set, and the file is missing, empty or not JSON lines.
+        TANDEM_DATA is set, and the file is missing, holds no document, or holds a line that is not a JSON object.
     """
     errors.print_plainly()
     folder = os.environ.get(VARIABLE)
@@ -45,14 +52,14 @@ def load(task: str, path: str, name: str | None, split: str) -> dict[str, datase
     file = Path(folder).expanduser() / f"{task}.jsonl"
     if not file.is_file():
         raise ArgumentError(
-            f"{VARIABLE}={folder} holds no {file.name}, which {task} reads there; put the rows of {path}"
-            f"{f' ({name})' if name else ''}, split {split}, into it as JSON lines, or unset {VARIABLE} to use the hub."
+            f"{VARIABLE}={folder} holds no {file.name}, which the task {task} needs; write the rows of {path}"
+            f"{f' ({name})' if name else ''}, split {split}, to it as JSON lines, or unset {VARIABLE} to use the hub."
         )
     return {split: datasets.Dataset.from_list(_rows(file))}
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue

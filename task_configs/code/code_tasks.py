@@ -1,4 +1,8 @@
-"""Documents, prompts and metrics of the code tasks. All replies to a task are graded at once, in the filter."""
+"""The code tasks: their documents, prompts, filters and metrics.
+
+All responses to a task are graded at once, in the filter, because the sandbox runs as many in parallel as there are
+cores. The grading itself is in `lm_eval_tandem/grading/code`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +14,12 @@ from lm_eval_tandem.harness import task_data
 
 
 def humaneval(**_: Any) -> dict[str, datasets.Dataset]:
-    """HumanEval's 164 documents; refuses where code cannot be run safely."""
+    """Load the 164 documents of HumanEval. Raises SandboxError where the sandbox does not work."""
     return _documents("tandem_humaneval", "openai/openai_humaneval", None)
 
 
 def mbpp(**_: Any) -> dict[str, datasets.Dataset]:
-    """MBPP's sanitized test split, 257 documents; refuses where code cannot be run safely."""
+    """Load the 257 documents of MBPP's sanitized test split. Raises SandboxError where the sandbox does not work."""
     return _documents("tandem_mbpp", "google-research-datasets/mbpp", "sanitized")
 
 
@@ -26,7 +30,7 @@ def _documents(task: str, path: str, name: str | None) -> dict[str, datasets.Dat
 
 
 def humaneval_prompt(doc: dict[str, Any]) -> str:
-    """The function to complete, in a fence, after one sentence."""
+    """Return the instruction and, in a fence, the function to complete."""
     return (
         "Complete the following Python function. Reply with the whole function, and the imports it needs, "
         f"in one ```python block.\n\n```python\n{doc['prompt'].strip()}\n```\n"
@@ -34,7 +38,7 @@ def humaneval_prompt(doc: dict[str, Any]) -> str:
 
 
 def mbpp_prompt(doc: dict[str, Any]) -> str:
-    """The problem and its tests, which name the function."""
+    """Return the problem and its tests, from which the model learns the function's name."""
     tests = "\n".join([*doc["test_imports"], *doc["test_list"]])
     return (
         f"{doc['prompt'].strip()}\n\nYour code should pass these tests:\n\n```python\n{tests}\n```\n\n"
@@ -42,16 +46,16 @@ def mbpp_prompt(doc: dict[str, Any]) -> str:
     )
 
 
-def grade_humaneval(replies: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
-    """A filter: every reply becomes its grade."""
-    return grader.grade_repeats([grader.humaneval(doc) for doc in docs], replies)
+def grade_humaneval(responses: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
+    """Filter of lm-eval: replace every response by its grade, as JSON."""
+    return grader.grade_repeats([grader.humaneval(doc) for doc in docs], responses)
 
 
-def grade_mbpp(replies: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
-    """A filter: every reply becomes its grade."""
-    return grader.grade_repeats([grader.mbpp(doc) for doc in docs], replies)
+def grade_mbpp(responses: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str]]:
+    """Filter of lm-eval: replace every response by its grade, as JSON."""
+    return grader.grade_repeats([grader.mbpp(doc) for doc in docs], responses)
 
 
 def process_results(_: dict[str, Any], results: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The document's metrics from the grades of its replies."""
+    """Return a document's metrics from the grades of its responses."""
     return grader.document_metrics(results[0])

@@ -1,4 +1,7 @@
-"""The math tasks: documents from the hub or from local files, both graders' scores, what a tandem's answers cost."""
+"""The mathematics tasks: their documents, the grading of all responses by both graders, and their metrics.
+
+`_tandem_math` names this module's functions for all tasks; each task's YAML file adds its dataset.
+"""
 
 import logging
 from collections.abc import Callable
@@ -17,42 +20,45 @@ from lm_eval_tandem.harness import task_data
 log = logging.getLogger(__name__)
 
 FILTER = "none"
+"""Name that the harness gives the only filter, and so the suffix of each metric's name."""
 COSTS = ("truncated", "length", "mentor_tokens", "tflops", "dollars", "stage")
-"""What a tandem's answers carry (`response.metrics`); left out for other models, which tell nothing of the kind."""
+"""Metrics that the responses of a tandem have (`response.metrics`); not reported for other models."""
 GOLD: dict[str, Callable[[str], str | None]] = {
     "written": lambda text: text.strip(),
     "boxed": answer.boxed,
     "hashed": lambda text: text.rpartition("####")[2].strip() if "####" in text else None,
 }
-"""How a dataset gives its gold answer: as it is, in the last box of a solution, or after the solution's `####`."""
+"""How to get the gold answer from a dataset's field: as it is, from a solution's last box, or after its last `####`."""
+MAX_SHARE_WITHOUT_GOLD = 0.01
+"""Share of documents that may have no gold answer; they are left out with a warning. More are an error."""
 
 
-class Graded(str):
-    """The answer found in a response ("" for none), as the sample log shows it, with its metrics."""
+class GradedAnswer(str):
+    """The answer found in a response, as the sample log shows it ("" for none), with the response's metrics."""
 
     metrics: dict[str, float]
 
     @classmethod
-    def of(cls, grade: grader.Grade, response: str) -> "Graded":
-        """The answer of a response with its grades and, of a tandem's, its costs."""
+    def from_grade(cls, grade: grader.Grade, response: str) -> "GradedAnswer":
+        """Combine the grade of a response with the costs that the response of a tandem has."""
         graded = cls(grade.answer or "")
-        told = getattr(response, "metrics", {})
+        costs = getattr(response, "metrics", {})
         graded.metrics = {
             "acc": float(grade.verified),
             "acc_normalised": float(grade.normalised),
             "disagree": float(grade.disagree),
             "no_answer": float(grade.answer is None),
             "grader_failed": float(grade.failed),
-            **{name: float(told[name]) for name in COSTS if name in told},
+            **{name: float(costs[name]) for name in COSTS if name in costs},
         }
         return graded
 
 
 class MathTask(ConfigurableTask):
-    """A task whose documents have `problem` and `gold` besides the dataset's own fields.
+    """A task of lm-eval whose documents have the fields `problem` and `gold` besides those of their dataset.
 
-    `dataset_kwargs` names the fields: problem, the question; gold, the answer or the solution that ends in it; form,
-    a key of `GOLD`. All responses are graded together, in parallel, and repeats count by their mean.
+    In the YAML file, `dataset_kwargs` names the dataset's fields: `problem`, the question; `gold`, the answer or a
+    solution that ends with it; and `form`, a key of `GOLD`. All responses of a task are graded together, in parallel.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -61,17 +67,17 @@ class MathTask(ConfigurableTask):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Read the documents of the split that is evaluated; up to 1 % without a gold answer are left out, aloud.
+        """Load the documents of the split that is evaluated.
 
         Raises
         ------
         ArgumentError
-            The file, or a field, or the gold answer of more documents, is missing.
+            The local file or a field is missing, or more than 1 % of the documents have no gold answer.
         """
         config, fields = self.config, dataset_kwargs or {}
         loaded = task_data.load(config.task, config.dataset_path, config.dataset_name, config.test_split)
         rows = loaded[config.test_split]
-        documents, without = [], []
+        documents, without_gold = [], []
         for number, row in enumerate(rows, 1):
             for field in (fields["problem"], fields["gold"]):
                 if row.get(field) is None:
@@ -80,47 +86,60 @@ class MathTask(ConfigurableTask):
             if gold:
                 documents.append({**row, "problem": row[fields["problem"]], "gold": gold})
             else:
-                without.append(number)
-        if without:
-            lack = f"{config.task}: the {fields['gold']} of {len(without)} of {len(rows)} documents, "
-            lack += f"the first is number {without[0]}, shows no {fields['form']} answer"
-            if len(without) > len(rows) / 100:
-                raise ArgumentError(f"{lack}; check the file's fields.")
-            log.warning("%s; they are left out.", lack)
+                without_gold.append(number)
+        if without_gold:
+            message = f"{config.task}: the {fields['gold']} of {len(without_gold)} of {len(rows)} documents, "
+            message += f"the first is number {without_gold[0]}, has no {fields['form']} answer"
+            if len(without_gold) / len(rows) > MAX_SHARE_WITHOUT_GOLD:
+                raise ArgumentError(f"{message}; check the file's fields.")
+            log.warning("%s; they are left out.", message)
         self.dataset = {config.test_split: datasets.Dataset.from_list(documents)}
 
     def apply_filters(self) -> list[Instance]:
-        """Grade every response, as many at once as there are cores; lists of `Graded` take the place of filters."""
+        """Grade all responses, as many in parallel as there are cores. This takes the place of lm-eval's filters.
+
+        The filtered responses of each instance are a list of `GradedAnswer`.
+        """
         instances: list[Instance] = self.instances
-        closing = any(thought.CLOSE in (response or "") for instance in instances for response in instance.resps)
-        found = [
+        any_closed = any(thought.CLOSE in (response or "") for instance in instances for response in instance.resps)
+        pairs = [
             (
                 instance.doc["gold"],
-                None if cut_off(instance.args[0], response, closing) else answer.extract(response or ""),
+                None if is_cut_off(instance.args[0], response, any_closed) else answer.extract(response or ""),
             )
             for instance in instances
             for response in instance.resps
         ]
-        grades = iter(grader.grade_all(found))
+        grades = iter(grader.grade_all(pairs))
         for instance in instances:
-            instance.filtered_resps[FILTER] = [Graded.of(next(grades), response) for response in instance.resps]
+            graded = [GradedAnswer.from_grade(next(grades), response) for response in instance.resps]
+            instance.filtered_resps[FILTER] = graded
         return instances
 
 
-def process_results(doc: dict[str, Any], results: list[list[Graded]]) -> dict[str, float]:
-    """The document's metrics, each the mean over its responses (one, unless `repeats` is more)."""
-    told = [graded.metrics for graded in results[0]]
-    return {name: sum(metrics[name] for metrics in told) / len(told) for name in told[0]}
+def process_results(doc: dict[str, Any], results: list[list[GradedAnswer]]) -> dict[str, float]:
+    """Return a document's metrics: means over its responses, of which there is one unless `repeats` is larger."""
+    metrics = [graded.metrics for graded in results[0]]
+    return {name: sum(one[name] for one in metrics) / len(metrics) for name in metrics[0]}
 
 
-def cut_off(prompt: object, response: str | None, closing: bool) -> bool:
-    """Whether a response is nothing but a thought that the prompt opened.
+def is_cut_off(prompt: object, response: str | None, any_closed: bool) -> bool:
+    """Return whether a response is only part of a thought that the prompt opened.
 
-    Some chat templates end in `<think>`, so the response holds no opening tag. Without a closing one it is a thought
-    that was cut off, unless the backend takes thoughts away itself: then no response of the run shows the tag
-    (`closing` is false). A tandem takes nothing away, and says which of its answers ended at the limit.
+    Some chat templates end with `<think>`, so the response has no opening tag. If it has no closing tag either, it is a
+    thought that was cut off, except where the backend removes thoughts itself. In that case no response of the run has
+    the closing tag. A tandem never removes thoughts, and marks the answers that reached the token limit.
+
+    Parameters
+    ----------
+    prompt
+        The prompt; anything but text (a chat) opens no thought.
+    response
+        The response.
+    any_closed
+        Whether any response of the run has the closing tag.
     """
     if not isinstance(prompt, str) or prompt.rfind(thought.OPEN) <= prompt.rfind(thought.CLOSE):
         return False
     truncated = bool(getattr(response, "metrics", {}).get("truncated", 0))
-    return thought.CLOSE not in (response or "") and (closing or truncated)
+    return thought.CLOSE not in (response or "") and (any_closed or truncated)
