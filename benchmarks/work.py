@@ -23,7 +23,7 @@ from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import Prompts, Question, Wording
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.engines import Engine, Prompt, Sampling, Work
+from lm_eval_tandem.engines import Engine, EngineWork, Prompt, Sampling
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.ledger import Record
 
@@ -167,7 +167,7 @@ class Run:
     wall: float
     seconds: list[float]
     records: list[Record]
-    work: dict[str, Work]
+    work: dict[str, EngineWork]
     classified: float
 
     @property
@@ -214,7 +214,7 @@ class Bench:
         jobs = [lambda c=c, t=t: c.answer(t) for c, t in zip(cascades, asked, strict=True)]
         wall, found = asyncio.run(in_flight(jobs, places, name))
         after = self._work()
-        work = {role: Work(*(b - a for a, b in zip(before[role], after[role], strict=True))) for role in after}
+        work = {role: EngineWork(*(b - a for a, b in zip(before[role], after[role], strict=True))) for role in after}
         return Run(name, wall, [s for s, _ in found], [record for _, (_, record) in found], work, sum(clock))
 
     def apart(self, count: int, places: int, scale: float = 1.0) -> tuple[float, float]:

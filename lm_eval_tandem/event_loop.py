@@ -1,4 +1,8 @@
-"""An event loop in a thread of its own: the harness's synchronous calls work in scripts, notebooks and servers."""
+"""An event loop in its own thread, so that synchronous code can run coroutines.
+
+The harness calls a model synchronously, from scripts, notebooks and servers; some of these already run an event loop,
+in which `asyncio.run` is not allowed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,20 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+SHUTDOWN_TIMEOUT = 30.0
+"""Seconds that cancelled tasks may take to end."""
+
 
 class EventLoopThread:
-    """Runs coroutines from synchronous code. An interrupt cancels what runs, waits for it, and is raised."""
+    """Runs coroutines for synchronous callers.
+
+    Examples
+    --------
+    >>> loop = EventLoopThread()
+    >>> loop.run(asyncio.sleep(0.1, "done"))
+    'done'
+    >>> loop.close()
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -19,29 +34,32 @@ class EventLoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result, or its error."""
+        """The coroutine's result, or its exception.
+
+        An interrupt of the caller (Ctrl-C) cancels all tasks of the loop, waits for their end, and is raised again.
+        """
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except BaseException:
             if not future.done():
                 future.cancel()
-                asyncio.run_coroutine_threadsafe(self._cancelled(), self._loop).result(timeout=30)
+                asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self._loop).result(timeout=SHUTDOWN_TIMEOUT)
             raise
 
-    async def _cancelled(self) -> None:
+    async def _cancel_tasks(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _ended(self) -> None:
-        await self._cancelled()
+    async def _shut_down(self) -> None:
+        await self._cancel_tasks()
         await self._loop.shutdown_asyncgens()
 
     def close(self) -> None:
-        """End the thread, and what still runs in it."""
-        asyncio.run_coroutine_threadsafe(self._ended(), self._loop).result(timeout=30)
+        """Cancel all tasks and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(timeout=SHUTDOWN_TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=SHUTDOWN_TIMEOUT)
         self._loop.close()

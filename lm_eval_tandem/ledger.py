@@ -33,7 +33,7 @@ class Judgement:
     answer_ids: list[int] | None = None
     """Those tokens, where the intern's engine reads drafts: what a refused probe costs depends on them."""
     prompt_end: list[int] | None = None
-    """With them the last tokens of the prompt (`engines.PROMPT_TAIL`), -1 before its beginning."""
+    """With them the last tokens of the prompt (`engines.drafts.PROMPT_TAIL`), -1 before its beginning."""
     parts: list[float] | None = None
     """Statistics of question and insights apart (`sufficiency.features.parts`), for ablations."""
     probe_tokens: int = 0

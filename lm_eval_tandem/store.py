@@ -1,8 +1,10 @@
-"""Finished generations on disk: what a killed run had finished is not generated again.
+"""Finished calls on disk, so that a run that was killed continues without computing them again.
 
-One SQLite file. A row is written when its generation has ended, in one transaction, so a killed process leaves either
-the whole row or nothing. The key covers everything that can change the output; a row carries a checksum over key and
-value, and one that does not fit is refused and generated anew. Failures are never stored.
+A store is one SQLite file. A row is written in one transaction when its call has finished, so a killed process leaves
+either the whole row or none. The key covers everything that can change the output. Each row has a checksum of key and
+value; a row whose checksum does not match is ignored and computed again. Failures are never stored.
+
+`engines.cached.CachedEngine` puts a store in front of an engine.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from typing import Any
 
 from lm_eval_tandem.errors import StoreError
 
-APPLICATION = 0x74616E64
-"""SQLite's application_id of our files ("tand")."""
+APPLICATION_ID = 0x74616E64
+"""SQLite's application_id of a store ("tand"); it tells a store from other programs' files."""
 VERSION = 1
-WAIT = 60.0
-"""Seconds to wait for another process that writes."""
+"""Version of the file format."""
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for another process that is writing."""
+LOCK_POLL = 0.02
+"""Seconds between two attempts to open a file that another process has locked."""
 
 log = logging.getLogger(__name__)
 
@@ -34,49 +39,66 @@ def key_of(parts: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """A durable mapping from keys (`key_of`) to JSON values. Safe for several processes and threads at once.
+    """A durable mapping from keys (`key_of`) to JSON values, safe for several processes and threads at once.
+
+    Parameters
+    ----------
+    path
+        The file; it and its folder are created where they do not exist.
+
+    Attributes
+    ----------
+    corrupted_rows
+        Number of rows read since the store was opened whose checksum did not match.
+    failed_writes
+        Number of values that could not be written since the store was opened, because the disk is full or fails.
 
     Raises
     ------
     StoreError
-        The file is no store, is damaged, or was written by another version.
+        The file is not a store, is damaged, or was written by another version.
+
+    Examples
+    --------
+    >>> store = Store("run.sqlite")
+    >>> store.put(key_of({"prompt": "1 + 1 ="}), {"text": " 2"})
+    >>> store.get(key_of({"prompt": "1 + 1 ="}))
+    {'text': ' 2'}
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.refused = 0
-        """Rows whose checksum did not fit since this store was opened."""
-        self.unkept = 0
-        """Values that could not be written since this store was opened: the disk is full, or failed."""
+        self.corrupted_rows = 0
+        self.failed_writes = 0
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
             self._open_when_free()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"store={self.path} cannot be used as a store ({error}); "
-                "name a new file, or remove this one if it may be lost."
+                "name a new file, or delete this one if you do not need it."
             ) from error
 
     def _open_when_free(self) -> None:
-        # SQLite's own timeout does not cover the switch to WAL, which another process may be making just now.
-        deadline = time.monotonic() + WAIT
+        # SQLite's own timeout does not cover the switch to WAL mode, which another process may be making right now.
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 return self._open()
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
-                time.sleep(0.02)
+                time.sleep(LOCK_POLL)
 
     def _open(self) -> None:
-        fresh = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        is_new = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if not fresh and application != APPLICATION:
+        if not is_new and application != APPLICATION_ID:
             raise StoreError(f"store={self.path} is an SQLite file of another program; name a new file.")
-        if not fresh and version != VERSION:
+        if not is_new and version != VERSION:
             raise StoreError(
                 f"store={self.path} was written by store version {version}, this package reads version {VERSION}; "
                 "name a new file."
@@ -87,39 +109,46 @@ class Store:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(
-            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
             "CREATE TABLE IF NOT EXISTS finished (key TEXT PRIMARY KEY, value TEXT NOT NULL, digest TEXT NOT NULL)"
             " WITHOUT ROWID; COMMIT;"
         )
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The value stored under `key`, or None. A row whose checksum does not fit is refused: None, and a warning."""
+        """The value stored under `key`, or None.
+
+        A row whose checksum does not match counts as missing and is logged as a warning.
+        """
         with self._lock:
             row = self._db.execute("SELECT value, digest FROM finished WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         value, digest = row
         if _digest(key, value) != digest:
-            self.refused += 1
-            log.warning("store=%s: entry %s is corrupted; it is not used and will be generated again.", self.path, key)
+            self.corrupted_rows += 1
+            log.warning("store=%s: entry %s is corrupted; it is ignored and will be computed again.", self.path, key)
             return None
-        found: dict[str, Any] = json.loads(value)
-        return found
+        stored: dict[str, Any] = json.loads(value)
+        return stored
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
-        """Keep a finished value; the row is whole on disk when this returns.
+        """Write a finished value; the whole row is on disk when this returns.
 
-        Where the disk is full or fails the run goes on without: the value is in the caller's hands, and what was kept
-        before stays. The first time a warning says so, and `unkept` counts.
+        A disk that is full or fails does not stop the run, since the caller has the value and earlier rows stay
+        intact: `failed_writes` is increased, and the first failure is logged as a warning.
         """
         text = json.dumps(value, separators=(",", ":"))
         try:
             with self._lock:
                 self._db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?)", (key, text, _digest(key, text)))
         except sqlite3.OperationalError as error:
-            self.unkept += 1
-            if self.unkept == 1:
-                log.warning("store=%s cannot be written (%s); the run goes on without keeping more.", self.path, error)
+            self.failed_writes += 1
+            if self.failed_writes == 1:
+                log.warning(
+                    "store=%s cannot be written (%s); the run continues without storing further calls.",
+                    self.path,
+                    error,
+                )
 
     def __len__(self) -> int:
         with self._lock:

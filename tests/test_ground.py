@@ -107,7 +107,7 @@ def test_a_corrupted_entry_is_refused_and_can_be_replaced(tmp_path: Path) -> Non
     with sqlite3.connect(tmp_path / "store.sqlite") as db:
         db.execute("UPDATE finished SET value = replace(value, 'right', 'wrong')")
     assert store.get("k") is None
-    assert store.refused == 1
+    assert store.corrupted_rows == 1
     store.put("k", {"text": "right"})
     assert store.get("k") == {"text": "right"}
 

@@ -21,16 +21,14 @@ from lm_eval_tandem.cascade.prompts import Prompts
 from lm_eval_tandem.cascade.question_run import Insight, QuestionRun, Task
 from lm_eval_tandem.engines import (
     DEFAULT_VIEW,
-    PROMPT_TAIL,
     Completion,
     Engine,
     Prompt,
     Sampling,
     ScoringView,
     TokenStats,
-    common_prefix,
-    strip_prompt_overlap,
 )
+from lm_eval_tandem.engines.drafts import PROMPT_TAIL, common_prefix_length, strip_prompt_overlap
 from lm_eval_tandem.judge.features import features, parts
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
 from lm_eval_tandem.ledger import Judgement, Record
@@ -150,7 +148,7 @@ class Cascade:
         found = await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone", measured=True)
         look.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
         look.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
-        if answer.engine.drafts:
+        if answer.engine.reads_drafts:
             look.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])
             look.prompt_end = ([-1] * PROMPT_TAIL + answer.engine.encode(answer.prompt.text))[-PROMPT_TAIL:]
         look.parts = parts(stats, self._question_tokens(walk)).tolist()
@@ -162,7 +160,7 @@ class Cascade:
         """Leading tokens of the intern's prompt that it would see without insights as well."""
         assert self.intern is not None
         texts = [self.prompts.intern(self.intern, walk.task.question, told) for told in ("", walk.insight.text)]
-        return common_prefix(*map(self.intern.encode, texts))
+        return common_prefix_length(*map(self.intern.encode, texts))
 
     async def _grow(self, walk: QuestionRun, stage: int) -> None:
         """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""

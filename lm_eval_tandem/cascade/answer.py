@@ -82,7 +82,7 @@ class PartialAnswer:
                 self._whole = completion.text
                 if completion.logprob is not None and completion.entropy is not None:
                     self.logprob, self.entropy = completion.logprob, completion.entropy
-        return self.engine.text(self.ids, self.sampling.stop) if self._whole is None else self._whole
+        return self.engine.answer_text(self.ids, self.sampling.stop) if self._whole is None else self._whole
 
     async def _write(self, tokens: int, measured: bool, max_entropy: float = math.inf) -> Completion:
         left = self.sampling.max_tokens - len(self.ids)
@@ -90,11 +90,11 @@ class PartialAnswer:
             self.sampling,
             max_tokens=min(tokens, left),
             seed=self.sampling.seed + len(self.ids) if self.sampling.temperature else self.sampling.seed,
-            measured=measured,
+            return_token_stats=measured,
             max_entropy=max_entropy if math.isfinite(max_entropy) else None,
         )
         draft: tuple[int, ...] = ()
-        if self.engine.drafts and self.draft[: len(self.ids)] == self.ids:
+        if self.engine.reads_drafts and self.draft[: len(self.ids)] == self.ids:
             draft = self.draft[len(self.ids) :][: sampling.max_tokens - 1]
         completion = await self.engine.generate(replace(self.prompt, continued=self.ids, draft=draft), sampling)
         self.count(self.ids, completion, draft)

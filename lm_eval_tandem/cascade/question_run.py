@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from lm_eval_tandem.accounting import Prices, Tokens, sum_known
 from lm_eval_tandem.cascade.prompts import Question, without_think_marks
-from lm_eval_tandem.engines import Completion, Engine, Sampling, accepted_draft_tokens, common_prefix
+from lm_eval_tandem.engines import Completion, Engine, Sampling
+from lm_eval_tandem.engines.drafts import accepted_draft_tokens, common_prefix_length
 from lm_eval_tandem.ledger import Judgement
 
 
@@ -79,7 +80,7 @@ class QuestionRun:
 
     def new_tokens(self, role: str, ids: list[int]) -> int:
         """How many of a prompt's tokens the role has not read yet; from now on it has."""
-        new = len(ids) - common_prefix(self.read.get(role, []), ids)
+        new = len(ids) - common_prefix_length(self.read.get(role, []), ids)
         self.read[role] = ids
         return new
 
@@ -124,7 +125,7 @@ class QuestionRun:
         draft: tuple[int, ...] = (),
     ) -> float | None:
         """What a call cost, or would at the role's prices; what an earlier one had read or written is cached."""
-        cached = common_prefix(self.paid.get(role, []), ids)
+        cached = common_prefix_length(self.paid.get(role, []), ids)
         self.paid[role] = ids if completion is None else ids + list(completion.token_ids)
         prices = self.prices.get("intern" if role == "judge" else role)
         if prices is None or completion is None:

@@ -1,4 +1,4 @@
-"""An engine whose finished work is kept in a store, and found there again by a later run or another policy."""
+"""An engine with a store in front of it: finished calls are read from the store by later runs and other policies."""
 
 from __future__ import annotations
 
@@ -19,79 +19,96 @@ from lm_eval_tandem.engines import (
     Sampling,
     ScoringView,
     TokenStats,
-    Unused,
+    UnreadOutput,
 )
 from lm_eval_tandem.store import Store, key_of
 
-MEASURED_ARRAYS = ("logprob", "entropy")
-SCORED_ARRAYS = (*MEASURED_ARRAYS, "hidden")
-SAMPLING_KEYS = {"max_entropy": "doubt"}
-"""Fields of `Sampling` that keys call by the name of version 0.1, so that the stores of that version stay valid."""
+COMPLETION_ARRAYS = ("logprob", "entropy")
+SCORE_ARRAYS = (*COMPLETION_ARRAYS, "hidden")
+SAMPLING_KEYS = {"return_token_stats": "measured", "max_entropy": "doubt"}
+"""Fields of `Sampling` whose name in a key is that of version 0.1, so that stores of that version stay valid."""
 
 
 class CachedEngine:
-    """The same contract as the engine inside; equal calls that run at the same time are made once."""
+    """An engine (see `engines.Engine`) that answers a call from the store where it can.
+
+    Equal calls that run at the same time are computed once.
+
+    Parameters
+    ----------
+    engine
+        Computes what the store does not have.
+    store
+        Of finished calls; it is shared and stays open when this engine is closed.
+
+    Attributes
+    ----------
+    hits
+        Number of calls answered from the store.
+    """
 
     def __init__(self, engine: Engine, store: Store) -> None:
         self.engine = engine
         self.store = store
         self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
-        self.lm, self.max_concurrency, self.drafts = engine.lm, engine.max_concurrency, engine.drafts
+        self.lm, self.max_concurrency, self.reads_drafts = engine.lm, engine.max_concurrency, engine.reads_drafts
         self.identity, self.work = engine.identity, engine.work
-        self.found = 0
-        """Calls answered from the store."""
-        self._model = key_of(dict(engine.identity))
-        self._under_way: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self.hits = 0
+        self._model_key = key_of(dict(engine.identity))
+        self._in_flight: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
 
-        async def fresh() -> dict[str, Any]:
+        async def compute() -> dict[str, Any]:
             value = asdict(await self.engine.generate(prompt, sampling))
-            return value | {name: packed(value[name]) for name in MEASURED_ARRAYS if value[name] is not None}
+            return value | {name: to_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
 
         call = {SAMPLING_KEYS.get(name, name): value for name, value in asdict(sampling).items()}
-        value = await self._once({"generate": call}, prompt, fresh)
-        arrays = {name: unpacked(value[name]) for name in MEASURED_ARRAYS if value[name] is not None}
+        value = await self._once({"generate": call}, prompt, compute)
+        arrays = {name: from_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
         return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
-        """See `Engine.score`. Each view has entries of its own."""
+        """See `Engine.score`. Each view has separate entries in the store."""
 
-        async def fresh() -> dict[str, Any]:
+        async def compute() -> dict[str, Any]:
             value = asdict(await self.engine.score(prompt, view))
-            return value | {name: packed(value[name]) for name in SCORED_ARRAYS if value[name] is not None}
+            return value | {name: to_base64(value[name]) for name in SCORE_ARRAYS if value[name] is not None}
 
-        viewed = {} if view == DEFAULT_VIEW else {"view": asdict(view)}
-        value = await self._once({"score": "float32", **viewed}, prompt, fresh)
-        arrays = {name: unpacked(value[name]) for name in SCORED_ARRAYS if value.get(name) is not None}
+        view_key = {} if view == DEFAULT_VIEW else {"view": asdict(view)}
+        value = await self._once({"score": "float32", **view_key}, prompt, compute)
+        arrays = {name: from_base64(value[name]) for name in SCORE_ARRAYS if value.get(name) is not None}
         return TokenStats(**{**value, **arrays})
 
     async def _once(
-        self, call: dict[str, Any], prompt: Prompt, fresh: Callable[[], Awaitable[dict[str, Any]]]
+        self, call: dict[str, Any], prompt: Prompt, compute: Callable[[], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
-        key = key_of({"model": self._model, "text": prompt.text, "continued": list(prompt.continued), **call})
-        found = self.store.get(key)
-        if found is not None:
-            self.found += 1
-            return found
-        if key in self._under_way:
-            return await asyncio.shield(self._under_way[key])
+        """The stored value of the call; otherwise that of an equal call in flight, or a new one, which is stored."""
+        key = key_of({"model": self._model_key, "text": prompt.text, "continued": list(prompt.continued), **call})
+        stored = self.store.get(key)
+        if stored is not None:
+            self.hits += 1
+            return stored
+        if key in self._in_flight:
+            return await asyncio.shield(self._in_flight[key])
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._under_way[key] = future
+        self._in_flight[key] = future
         try:
-            value = await fresh()
+            value = await compute()
             self.store.put(key, value)
             future.set_result(value)
             return value
         except BaseException as error:
             future.set_exception(error)
-            future.exception()  # whoever waits beside us sees it; nobody waiting is no fault
+            # Equal calls that wait for the future get the error. Reading it here keeps asyncio from warning about an
+            # error that was never retrieved where no equal call waits.
+            future.exception()
             raise
         finally:
-            del self._under_way[key]
+            del self._in_flight[key]
 
-    def release(self, session: str) -> Unused | None:
+    def release(self, session: str) -> UnreadOutput | None:
         """See `Engine.release`."""
         return self.engine.release(session)
 
@@ -107,20 +124,20 @@ class CachedEngine:
         """See `Engine.decode`."""
         return self.engine.decode(token_ids)
 
-    def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
-        """See `Engine.text`."""
-        return self.engine.text(token_ids, stop)
+    def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.answer_text`."""
+        return self.engine.answer_text(token_ids, stop)
 
     def close(self) -> None:
-        """Close the engine; the store belongs to whoever opened it."""
+        """Close the engine. The store stays open: it belongs to the caller."""
         self.engine.close()
 
 
-def packed(array: np.ndarray[Any, Any]) -> str:
-    """float32 values as base64 text, little endian."""
+def to_base64(array: np.ndarray[Any, Any]) -> str:
+    """float32 values as base64 text, little-endian."""
     return base64.b64encode(array.astype("<f4").tobytes()).decode()
 
 
-def unpacked(text: str) -> np.ndarray[Any, Any]:
-    """The float32 array that `packed` wrote."""
+def from_base64(text: str) -> np.ndarray[Any, Any]:
+    """The float32 array that `to_base64` encoded."""
     return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)

@@ -1,4 +1,8 @@
-"""Entropies of generated tokens: from the log-probabilities that vLLM hands on, and what is too small to be told."""
+"""Entropies of tokens where an engine does not see the logits, and which tokens count as near-certain.
+
+vLLM's workers put exact entropies among the log-probabilities that vLLM returns (`vllm.worker_extension`); from other
+servers an entropy can only be estimated from the K most likely tokens. All values are in nats.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +15,49 @@ from numpy.typing import NDArray
 from lm_eval_tandem.errors import ArgumentError
 
 Values = NDArray[np.float32]
-COLUMNS = 2
-"""Logprobs to ask for where entropies are exact: the most likely token's, and the entropy in place of the second's."""
-MARK = -1
-"""The token id in the column that holds an entropy."""
-SMALL = 2**12
-"""Tokens of a vocabulary that is looked through faster than a softmax of it is taken; no model of use has so few."""
-CERTAIN = 0.2
-"""Nats: over a SMALL vocabulary a generated token of less entropy counts as certain, so few have to be measured."""
+LOGPROB_COLUMNS = 2
+"""Number of logprobs to request where entropies are exact: the entropy takes the place of the second most likely."""
+ENTROPY_TOKEN_ID = -1
+"""The token id that marks a column as holding an entropy."""
+SMALL_VOCABULARY = 2**12
+"""Up to this many tokens, finding near-certain tokens by comparing logits is cheaper than a softmax over all of them.
+No model in practical use has so few; the bundled pair has."""
+NEAR_CERTAIN = 0.2
+"""Nats: over a small vocabulary, a generated token with a lower entropy counts as certain, so that few tokens need
+their exact entropy computed."""
 
 
-def told(logprob: Values, entropy: Values, vocabulary: int) -> tuple[Values, Values]:
-    """Log-probabilities and entropies [n] of generated tokens as every engine tells them; 0 and 0 for certain ones."""
-    if vocabulary > SMALL:
+def zero_near_certain(logprob: Values, entropy: Values, vocabulary: int) -> tuple[Values, Values]:
+    """Log-probabilities and entropies of generated tokens as every engine reports them; both 0 for near-certain ones.
+
+    Parameters
+    ----------
+    logprob, entropy
+        float32 of shape (n,), in nats.
+    vocabulary
+        Number of tokens of the vocabulary. Above `SMALL_VOCABULARY` the values are returned unchanged.
+    """
+    if vocabulary > SMALL_VOCABULARY:
         return logprob, entropy
-    certain = entropy < CERTAIN
+    certain = entropy < NEAR_CERTAIN
     return np.where(certain, np.float32(0), logprob), np.where(certain, np.float32(0), entropy)
 
 
 @dataclass(frozen=True)
-class Entropy:
-    """How the entropy of a token is found: exactly in vLLM's workers, or from the `top` most likely tokens."""
+class EntropyMethod:
+    """How a token's entropy is obtained: exactly in vLLM's workers, or estimated from the most likely tokens.
+
+    Attributes
+    ----------
+    top
+        Number K of most likely tokens that an estimate uses; None for exact entropies.
+    """
 
     top: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Entropy:
-        """From "exact" or "topk:K".
+    def parse(cls, text: str) -> EntropyMethod:
+        """The method that the argument `entropy=` names: "exact" or "topk:K".
 
         Raises
         ------
@@ -56,30 +76,46 @@ class Entropy:
 
     @property
     def columns(self) -> int:
-        """Logprobs to ask vLLM for."""
-        return COLUMNS if self.top is None else self.top
+        """Number of logprobs to request for each token."""
+        return LOGPROB_COLUMNS if self.top is None else self.top
 
     def read(self, flat: Any, vocabulary: int) -> tuple[Values, Values, NDArray[np.bool_]]:
-        """Log-probabilities, entropies and whether they were measured, each [n], from vLLM's `FlatLogprobs`."""
+        """Statistics of n tokens from vLLM's `FlatLogprobs`.
+
+        Returns
+        -------
+        logprob, entropy : float32 of shape (n,)
+        valid : bool of shape (n,)
+            False where vLLM has left a row unwritten, so that its values mean nothing.
+        """
         shape = (-1, self.columns + 1)
         values = np.array(flat.logprobs, dtype=np.float32).reshape(shape)
         if self.top is None:
-            marks = np.array(flat.token_ids, dtype=np.int64).reshape(shape)[:, COLUMNS]
-            return values[:, 0], values[:, COLUMNS], marks == MARK
-        return values[:, 0], estimate(values[:, 1:], vocabulary), np.ones(len(values), dtype=bool)
+            marks = np.array(flat.token_ids, dtype=np.int64).reshape(shape)[:, LOGPROB_COLUMNS]
+            return values[:, 0], values[:, LOGPROB_COLUMNS], marks == ENTROPY_TOKEN_ID
+        return values[:, 0], estimate_entropy(values[:, 1:], vocabulary), np.ones(len(values), dtype=bool)
 
 
-def estimate(top: Values, vocabulary: int) -> Values:
-    """Entropies [n] from the logprobs [n, K] of the K most likely tokens: the middle of what they leave possible."""
-    least, most = bounds(top, vocabulary)
+def estimate_entropy(top: Values, vocabulary: int) -> Values:
+    """Entropies (n,) from the logprobs (n, K) of the K most likely tokens: the middle of `entropy_bounds`."""
+    least, most = entropy_bounds(top, vocabulary)
     return np.asarray((least + most) / 2, dtype=np.float32)
 
 
-def bounds(top: Values, vocabulary: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The least and the largest entropy [n], in nats, that distributions with these K most likely tokens can have.
+def entropy_bounds(top: Values, vocabulary: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the largest entropy (n,) of any distribution with these K most likely tokens, in nats.
 
-    The mass m of the others adds at most m log((V - K) / m), where all of them are alike, and at least
-    m log(1 / p_K), since none is more likely than the K-th.
+    Parameters
+    ----------
+    top
+        Logprobs of shape (n, K), the most likely token first.
+    vocabulary
+        Number V of tokens of the vocabulary.
+
+    Notes
+    -----
+    Let m be the probability mass of the V - K other tokens. They add at most m log((V - K) / m), where all of them are
+    equally likely, and at least m log(1 / p_K), because none of them is more likely than the K-th.
     """
     logprobs = top.astype(np.float64)
     p = np.exp(logprobs)

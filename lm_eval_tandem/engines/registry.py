@@ -1,4 +1,8 @@
-"""Which engine runs a role: chosen by its backend's name, and imported only when it is used."""
+"""From a role's backend to its engine: `hf`, `vllm`, `openai`, or any other model registered with lm_eval.
+
+An engine's module is imported only when a role uses it, so vLLM, openai and peft stay optional. Everything that can be
+refused before a model is loaded is refused here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from lm_eval_tandem.errors import ArgumentError, ClassifierError
 
 BACKENDS = ("hf", "vllm", "openai")
 SCORING_VIEW_BACKENDS = ("hf",)
-"""Backends whose engines know other views of a prompt than the plain one: hidden states, adapters."""
+"""Backends whose engines support other views of a prompt than the default one: hidden states and adapters."""
 FROM_PRETRAINED = (
     "attn_implementation",
     "device_map",
@@ -26,16 +30,16 @@ FROM_PRETRAINED = (
     "use_safetensors",
     "variant",
 )
-"""What HFLM hands on to transformers beside its own arguments."""
+"""Arguments that lm-eval's HFLM passes to transformers beside those in its own signature."""
 
 
 def arguments(backend: str) -> Collection[str] | None:
-    """Names of the arguments that a backend takes; None where any will do.
+    """Names of the arguments that a backend accepts; None where it accepts any.
 
     Raises
     ------
     ArgumentError
-        No backend has this name, or what it needs is not installed.
+        No backend has this name, or a package that it needs is not installed.
     """
     if backend == "hf":
         from lm_eval.models.huggingface import HFLM
@@ -49,17 +53,17 @@ def arguments(backend: str) -> Collection[str] | None:
                 "backend=openai needs the package openai; install it with pip install 'lm-eval-tandem[openai]'."
             )
         return {*Options.names(), *IGNORED}
-    from lm_eval_tandem.engines.http.registered import accepted
+    from lm_eval_tandem.engines.http.registered import constructor_arguments
 
-    named = accepted(backend)
-    if named is None:
+    accepted = constructor_arguments(backend)
+    if accepted is None:
         known = ", ".join(BACKENDS)
         raise ArgumentError(f"backend={backend} is not known; use one of {known}, or a registered model of lm_eval.")
-    return {*named, *IGNORED, "parameters"} - {"pretrained", "model"}
+    return {*accepted, *IGNORED, "parameters"} - {"pretrained", "model"}
 
 
 def vllm_arguments() -> set[str]:
-    """What lm-eval's `vllm` model and vLLM's engine take, and how entropies are found."""
+    """Names of the arguments that backend=vllm accepts; refuses it where vLLM cannot be imported."""
     try:
         from lm_eval_tandem.engines.vllm.arguments import names
     except ImportError as error:
@@ -71,12 +75,18 @@ def vllm_arguments() -> set[str]:
 
 
 def load(role: Role) -> Engine:
-    """The engine of one role, its model loaded.
+    """The engine of a role, with its model loaded.
 
     Raises
     ------
     EngineError
-        The model cannot be loaded.
+        The model cannot be loaded, or no server offers it.
+    ArgumentError
+        An argument has a wrong value.
+
+    Examples
+    --------
+    >>> engine = load(Role("Qwen/Qwen3-0.6B", "hf", {"dtype": "bfloat16"}, label="Qwen3-0.6B"))
     """
     if role.backend == "vllm":
         from lm_eval_tandem.engines.vllm.engine import VLLMEngine
@@ -96,47 +106,73 @@ def load(role: Role) -> Engine:
 
 
 def check_view(view: ScoringView, backend: str, who: str) -> None:
-    """Before a model is loaded: can an intern of this backend look at prompts as `who` (a clause) wants it to?
+    """Refuse, before a model is loaded, a view that an intern of this backend does not support.
+
+    Parameters
+    ----------
+    view
+        What the judge needs from the intern.
+    backend
+        The intern's.
+    who
+        What needs the view, as the subject of the error message: "classifier=…", "collect --hidden".
 
     Raises
     ------
     ClassifierError
-        It cannot, or what that needs is not installed.
+        The backend does not support the view, or peft is missing.
     """
     if view != DEFAULT_VIEW and backend not in SCORING_VIEW_BACKENDS:
         raise ClassifierError(
-            f"{who} needs the intern's hidden states, which intern_backend={backend} does not tell; "
+            f"{who} needs the intern's hidden states, which intern_backend={backend} does not report; "
             f"use intern_backend={SCORING_VIEW_BACKENDS[0]}, or other inputs (fit --inputs statistics, for example)."
         )
     if view.adapter is not None:
-        need_peft(who)
+        require_peft(who)
 
 
-def need_peft(who: str) -> None:
-    """Raises ClassifierError where peft is not installed, which `who` (a clause) needs."""
+def require_peft(who: str) -> None:
+    """Refuse what needs the package peft where it is not installed; `who` is the subject of the error message.
+
+    Raises
+    ------
+    ClassifierError
+        The package is missing.
+    """
     if find_spec("peft") is None:
         raise ClassifierError(f"{who} needs the package peft; install it with pip install 'lm-eval-tandem[peft]'.")
 
 
 def prepare(intern: Engine, view: ScoringView, width: int | None, adapter: Path | None, who: str) -> None:
-    """After the models are loaded: the intern is ready for this view of prompts.
+    """Make a loaded intern ready for a view: check the width of its hidden states and load the view's adapter.
 
-    width: D, where the hidden state has to be of so many numbers. adapter: the folder of the view's adapter.
+    Parameters
+    ----------
+    intern
+        An engine of a backend that `check_view` has accepted.
+    view
+        What the judge needs from the intern.
+    width
+        D, the expected size of a hidden state; None for any.
+    adapter
+        Folder of the view's LoRA adapter.
+    who
+        What needs the view, as the subject of the error message.
 
     Raises
     ------
     ClassifierError
-        Its hidden states are others, or the adapter is not for it.
+        The intern has hidden states of another size or none, or the adapter was trained for another model.
     """
     if view == DEFAULT_VIEW:
         return
     from lm_eval_tandem.engines.hf.engine import HFEngine
 
     assert isinstance(intern, HFEngine)
-    if intern.width is None or width not in (None, intern.width):
+    if intern.hidden_size is None or width not in (None, intern.hidden_size):
         raise ClassifierError(
             f"{who} reads hidden states of {width or 'any'} numbers, but {intern.name} has "
-            f"{intern.width or 'no output layer to take them from, so none'}; use the intern that it was fitted on."
+            f"{intern.hidden_size or 'no known output layer, so none'}; use the intern that it was fitted on."
         )
     if view.adapter is not None and adapter is not None:
-        intern.adapt(adapter, view.adapter)
+        intern.load_adapter(adapter, view.adapter)

@@ -77,9 +77,9 @@ def computed(engines: Engines, wrapped: Iterable[Engine | None], store: Store | 
         "computed": {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
     }
     if store is not None:
-        found["found_in_store"] = sum(engine.found for engine in wrapped if isinstance(engine, CachedEngine))
-        found["refused_in_store"] = store.refused
-        found["unkept_in_store"] = store.unkept
+        found["found_in_store"] = sum(engine.hits for engine in wrapped if isinstance(engine, CachedEngine))
+        found["refused_in_store"] = store.corrupted_rows
+        found["unkept_in_store"] = store.failed_writes
     return found
 
 

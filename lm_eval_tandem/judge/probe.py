@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines import PROMPT_TAIL
+from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError
 
 PROBE_NAMES: tuple[str, ...] = (
@@ -153,7 +153,7 @@ def refusals(lengths: Ints, answers: Ints, ids: Tokens | None, ends: Tokens | No
 def repeated(ends: Tokens, drafts: Ints) -> Ints:
     """How many leading tokens of each draft (Q, P) repeat the end of its prompt (Q, 8).
 
-    See `engines.strip_prompt_overlap`.
+    See `engines.drafts.strip_prompt_overlap`.
     """
     found = np.zeros(len(ends), dtype=np.int64)
     for n in range(1, PROMPT_TAIL + 1):

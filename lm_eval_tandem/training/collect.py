@@ -19,7 +19,8 @@ import numpy as np
 
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.engines import PROMPT_TAIL, ScoringView, registry
+from lm_eval_tandem.engines import ScoringView, registry
+from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.grading.math import answer
 from lm_eval_tandem.grading.math.normalise import normalise

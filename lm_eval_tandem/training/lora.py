@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines.hf.engine import loaded
+from lm_eval_tandem.engines.hf.engine import load_hflm
 from lm_eval_tandem.engines.hf.kv_cache import Network
-from lm_eval_tandem.engines.hf.lora_adapter import Adapter, Shape
+from lm_eval_tandem.engines.hf.lora_adapter import Adapter, LoraShape
 
 States = NDArray[np.float32]
 Prompts = list[NDArray[np.int32]]
@@ -27,7 +27,7 @@ Prompts = list[NDArray[np.int32]]
 class Plan:
     """How the adapter is trained: its shape, AdamW's step sizes, prompts a step, passes over them, longest gradient."""
 
-    shape: Shape = Shape(rank=8, alpha=16, dropout=0.05)
+    shape: LoraShape = LoraShape(rank=8, alpha=16, dropout=0.05)
     lr: float = 2e-4
     head_lr: float = 2e-3
     rows: int = 16
@@ -66,7 +66,7 @@ class Finetuning:
         prompts: (Q, T) of token ids. labels: 0 or 1, (Q, T). held_out: (Q,), the questions that only choose the epoch.
         Torch's global random state stays as it was.
         """
-        lm = loaded(self.arguments)
+        lm = load_hflm(self.arguments)
         network = Network(lm.model, lm.tokenizer.pad_token_id or 0)
         cards = [network.device] if network.device.type == "cuda" else []
         rows, truth = list(prompts.ravel()), labels.ravel().astype(np.float32)
@@ -76,7 +76,7 @@ class Finetuning:
             head = Head(self._states(network, [rows[place] for place in np.flatnonzero(learns)]), network.device)
             adapter = Adapter(network.model, self.plan.shape)
             self._train(network, adapter, head, rows, truth, learns)
-        with adapter.on():
+        with adapter.enabled():
             found = self._states(network, rows)
         self.files = adapter.files(self.base)
         return found.reshape(*labels.shape, -1)
@@ -96,7 +96,7 @@ class Finetuning:
         adam = torch.optim.AdamW(groups, weight_decay=0.0)
         best: tuple[float, float] = (-1.0, 0.0)
         kept: dict[str, torch.Tensor] = {}
-        with adapter.on():
+        with adapter.enabled():
             for epoch in range(1, plan.epochs + 1):
                 adapter.train(True)
                 order = places[torch.randperm(len(places)).numpy()]
@@ -115,7 +115,7 @@ class Finetuning:
                 if reached > best:
                     best, kept = reached, {name: p.detach().clone() for name, p in adapter.weights.items()}
                     self.told = {"epoch": epoch, "accuracy": reached[0], "loss": -reached[1]}
-        adapter.set(kept)
+        adapter.load(kept)
 
     def _step(self, network: Network, head: Head, rows: Prompts, truth: States, places: NDArray[np.int64]) -> None:
         """Gradients of the mean loss over some prompts."""
@@ -179,7 +179,7 @@ def read(network: Network, rows: Prompts) -> torch.Tensor:
     arguments: dict[str, Any] = {"logits_to_keep": 1} if network.takes_last else {}
     if network.takes_positions:
         arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0).to(network.device)
-    with network.hidden() as caught:
+    with network.capture_hidden() as caught:
         network.model(
             input_ids=ids.to(network.device), attention_mask=mask.to(network.device), use_cache=False, **arguments
         )

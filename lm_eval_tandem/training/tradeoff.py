@@ -97,7 +97,7 @@ def finetuning(data: Collected, description: dict[str, Any], together: int, devi
     ClassifierError
         Peft is missing, or the questions were collected without what this needs.
     """
-    registry.need_peft("fit --inputs lora")
+    registry.require_peft("fit --inputs lora")
     data.tokens()
     told = description["intern"]
     model, arguments = told["model"], dict(told.get("arguments", {}))

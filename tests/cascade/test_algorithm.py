@@ -18,7 +18,8 @@ from lm_eval_tandem.cascade.answer import PartialAnswer
 from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Question, Wording
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.engines import Prompt, Sampling, accepted_draft_tokens
+from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines.drafts import accepted_draft_tokens
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, features

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import Engine, Prompt, Sampling
-from lm_eval_tandem.engines.entropy import CERTAIN
+from lm_eval_tandem.engines.entropy import NEAR_CERTAIN
 from lm_eval_tandem.errors import ContextError
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class EngineConformance:
             assert completion.prompt_tokens == len(engine.encode(text))
 
     def test_measured_tokens_are_scored_as_a_prompt_would_be(self, engine: Engine, reference: Reference) -> None:
-        asked = Sampling(6, measured=True)
+        asked = Sampling(6, return_token_stats=True)
         found = run(together(*(engine.generate(Prompt(text), asked) for text in TEXTS[:4])))
         plain = run(engine.generate(Prompt(TEXTS[0]), Sampling(6)))
         assert plain.logprob is None
@@ -82,7 +82,7 @@ class EngineConformance:
             assert completion.entropy is not None
             logprob, entropy = reference.stats(text, completion.token_ids)
             n = len(completion.token_ids)
-            certain = entropy[-n:] < CERTAIN
+            certain = entropy[-n:] < NEAR_CERTAIN
             assert (completion.entropy[certain] == 0).all()
             assert (completion.logprob[certain] == 0).all()
             np.testing.assert_allclose(completion.logprob[~certain], logprob[-n:][~certain], atol=1e-4)
@@ -91,9 +91,9 @@ class EngineConformance:
     def test_max_entropy_ends_a_generation_with_the_token_that_exceeds_it(
         self, engine: Engine, reference: Reference
     ) -> None:
-        whole = run(together(*(engine.generate(Prompt(text), Sampling(12, measured=True)) for text in TEXTS)))
+        whole = run(together(*(engine.generate(Prompt(text), Sampling(12, return_token_stats=True)) for text in TEXTS)))
         limits = [float(np.sort(one.entropy)[len(one.token_ids) // 2]) for one in whole]  # type: ignore[arg-type]
-        asked = [Sampling(12, measured=True, max_entropy=limit) for limit in limits]
+        asked = [Sampling(12, return_token_stats=True, max_entropy=limit) for limit in limits]
         found = run(together(*(engine.generate(Prompt(t, (), t), s) for t, s in zip(TEXTS, asked, strict=True))))
         for text, limit, one, other in zip(TEXTS, limits, whole, found, strict=True):
             assert one.entropy is not None

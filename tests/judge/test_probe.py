@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lm_eval_tandem.engines import PROMPT_TAIL, accepted_draft_tokens, strip_prompt_overlap
+from lm_eval_tandem.engines.drafts import PROMPT_TAIL, accepted_draft_tokens, strip_prompt_overlap
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_NAMES, Probe, refusals, statistics
 

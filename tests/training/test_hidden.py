@@ -170,19 +170,19 @@ class TestRefusedInOneSentence:
             raise AssertionError("a model was loaded")
 
         monkeypatch.setattr(registry, "load", loaded)
-        monkeypatch.setattr(hf_engine, "loaded", loaded)
+        monkeypatch.setattr(hf_engine, "load_hflm", loaded)
 
     @pytest.mark.usefixtures("no_model")
     @pytest.mark.parametrize("inputs", ["hidden", "lora"])
     def test_an_intern_behind_a_server(self, inputs: str, classifiers: dict[str, Path]) -> None:
-        with pytest.raises(ClassifierError, match="classifier=.* needs .* intern_backend=openai does not tell") as said:
+        with pytest.raises(ClassifierError, match="classifier=.* needs .* intern_backend=openai does not report") as said:
             TandemLM(mentor="big", intern="small", backend="openai", classifier=str(classifiers[inputs]))
         assert "\n" not in str(said.value)
 
     @pytest.mark.usefixtures("no_model")
     def test_collecting_from_a_server(self, tmp_path: Path) -> None:
         arguments = {"mentor": "big", "intern": "small", "intern_backend": "openai"}
-        with pytest.raises(ClassifierError, match="collect --hidden needs .* intern_backend=openai does not tell"):
+        with pytest.raises(ClassifierError, match="collect --hidden needs .* intern_backend=openai does not report"):
             collect(arguments, ["tandem_pair_math_train"], tmp_path / "c", [], hidden=True)
 
     @pytest.mark.usefixtures("no_model")

@@ -1,69 +1,134 @@
-"""The batch that is being generated: rows join and leave between two steps."""
+"""The batch that is being decoded: rows join and leave between two steps, each with its own stop, limit and sampler."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_tandem.engines import DEFAULT_VIEW, Prompt, Sampling, ScoringView, Work, common_prefix
-from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry, best_of, measured
-from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose
+from lm_eval_tandem.engines import DEFAULT_VIEW, EngineWork, Prompt, Sampling, ScoringView
+from lm_eval_tandem.engines.drafts import common_prefix_length
+from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
+from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose_tokens
+from lm_eval_tandem.engines.hf.token_stats import argmax_tokens, generated_token_stats
+
+TokenPair = tuple[float, float]
+"""Log-probability and entropy of one token, in nats."""
 
 
 @dataclass(eq=False)
-class GenerationJob:
-    """One call of an engine that waits or runs: the prompt's tokens and, for a generation, what it wrote so far; for a
-    judge's look at a prompt its view.
+class Job:
+    """One call of the engine, waiting or running.
+
+    Attributes
+    ----------
+    prompt
+        The call's prompt.
+    ids
+        Token ids of its text and of what follows it.
+    future
+        Gets the result, in the caller's event loop.
+    submitted
+        `time.perf_counter` at the call.
+    sampling
+        Of a generation; None for a call of `score`.
+    view
+        Of a call of `score`.
+    new
+        Tokens generated so far.
+    stats
+        Statistics of each of them, for `Sampling.return_token_stats`.
+    draft
+        Tokens that the generation may start with; they are read together with the prompt.
+    cached
+        Leading tokens of `ids` that were computed before.
+    finish_reason
+        "" until the generation has ended.
     """
 
     prompt: Prompt
     ids: list[int]
     future: asyncio.Future[Any]
-    since: float
+    submitted: float
     sampling: Sampling | None = None
+    view: ScoringView = DEFAULT_VIEW
     new: list[int] = field(default_factory=list)
-    measures: list[tuple[float, float]] = field(default_factory=list)
-    """Log-probability and entropy of each new token, for `Sampling.measured`."""
+    stats: list[TokenPair] = field(default_factory=list)
     draft: tuple[int, ...] = ()
-    """Tokens that the row may begin with, read together with its prompt."""
     cached: int = 0
     finish_reason: str = ""
-    view: ScoringView = DEFAULT_VIEW
 
-    def add(self, token: int, measured: tuple[float, float] | None) -> None:
-        """Write a token, with its log-probability and entropy where they are asked for."""
+    @property
+    def wants_stats(self) -> bool:
+        """Whether the statistics of the generated tokens are requested."""
+        return self.sampling is not None and self.sampling.return_token_stats
+
+    def add(self, token: int, pair: TokenPair | None) -> None:
+        """Append a generated token, with its statistics where they are requested."""
         self.new.append(token)
-        if measured is not None:
-            self.measures.append(measured)
+        if pair is not None:
+            self.stats.append(pair)
 
 
-def wants_measures(job: GenerationJob | None) -> bool:
-    """Whether the job asks what the model thinks of each token that it writes."""
-    return job is not None and job.sampling is not None and job.sampling.measured
+def take_jobs(queue: deque[Job], n: int) -> list[Job]:
+    """Remove up to n jobs from the queue whose callers still wait."""
+    jobs: list[Job] = []
+    while queue and len(jobs) < n:
+        job = queue.popleft()
+        if not job.future.cancelled():
+            jobs.append(job)
+    return jobs
+
+
+def resolve(results: list[tuple[Job, Any]]) -> None:
+    """Set results, or exceptions, as those of the jobs' futures, from any thread."""
+
+    def settle() -> None:
+        for job, result in results:
+            if job.future.done():
+                continue
+            if isinstance(result, Exception):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)
+
+    if results:
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+            results[0][0].future.get_loop().call_soon_threadsafe(settle)
 
 
 class StopChecker:
-    """Says when a row has ended: an end token, a stop string in its text, or its limit."""
+    """Decides after each token whether a generation has ended.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+    Parameters
+    ----------
+    tokenizer
+        Decodes tokens to search them for stop strings.
+    end_tokens
+        Token ids that end a generation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Collection[int]) -> None:
         self.tokenizer = tokenizer
-        self.ends = frozenset(ends)
-        self._pieces: dict[int, str] = {}
+        self.end_tokens = frozenset(end_tokens)
+        self._characters: dict[int, str] = {}
 
-    def reason(self, job: GenerationJob) -> str:
-        """ "stop", "length", "max_entropy", or "" while the row goes on. Looks at the newest token alone."""
+    def finish_reason(self, job: Job) -> str:
+        """The reason "stop", "length" or "max_entropy" for which the newest token is the last; "" if it is not."""
         assert job.sampling is not None
         token = job.new[-1]
-        if token in self.ends:
+        if token in self.end_tokens:
             return "stop"
         stops = job.sampling.stop
-        if stops and any(stop[-1] in self._piece(token) for stop in stops):
+        # Decoding the text's tail is needed only if the newest token can complete a stop string.
+        if stops and any(stop[-1] in self._possible_characters(token) for stop in stops):
             tail = job.new[-(max(map(len, stops)) + 2) :]
             text = self.tokenizer.decode(tail)
             if any(stop in text for stop in stops):
@@ -71,178 +136,201 @@ class StopChecker:
         if len(job.new) >= job.sampling.max_tokens:
             return "length"
         limit = job.sampling.max_entropy
-        return "max_entropy" if limit is not None and job.measures and job.measures[-1][1] > limit else ""
+        return "max_entropy" if limit is not None and job.stats and job.stats[-1][1] > limit else ""
 
-    def _piece(self, token: int) -> str:
-        """All characters that the token may add to a text: a lone piece may be shown without its space or byte."""
-        if token not in self._pieces:
+    def _possible_characters(self, token: int) -> str:
+        """All characters that a token may add to a text; decoded alone it may lack its leading space."""
+        if token not in self._characters:
             raw = self.tokenizer.convert_ids_to_tokens(token) or ""
             text = str(self.tokenizer.decode([token]))
-            hidden = " " if raw[:1] in ("\N{LOWER ONE EIGHTH BLOCK}", "Ġ") else ""
-            self._pieces[token] = raw + text + hidden
-        return self._pieces[token]
+            space = " " if raw[:1] in ("\N{LOWER ONE EIGHTH BLOCK}", "Ġ") else ""
+            self._characters[token] = raw + text + space
+        return self._characters[token]
 
 
 class DecodingBatch:
-    """Rows that are being generated, in one cache, each with its own stops, limit and random stream."""
+    """The generations that are running, in one key-value cache.
 
-    def __init__(self, network: Network, stops: StopChecker, prefixes: PrefixCache, work: Work) -> None:
+    Parameters
+    ----------
+    network
+        The model.
+    stops
+        Decides when a row ends.
+    prefixes
+        Where computed prefixes of sessions are found and put.
+    work
+        Totals that the batch adds to.
+
+    Attributes
+    ----------
+    slots
+        The job of each row of the cache; None for a row that has ended and is still in the cache.
+    stats_seconds
+        Time spent on the statistics of generated tokens, which counts as judging. `work.judge_seconds` cannot be read
+        for it, because other threads add to it as well.
+    """
+
+    def __init__(self, network: Network, stops: StopChecker, prefixes: PrefixCache, work: EngineWork) -> None:
         self.network = network
         self.stops = stops
         self.prefixes = prefixes
         self.work = work
-        self.measuring_seconds = 0.0
-        """What went into measuring tokens; `work.judge_seconds` grows in other threads too."""
+        self.stats_seconds = 0.0
         self.clear()
 
     def clear(self) -> None:
-        """Forget all rows."""
-        self.rows = BatchedCache(self.network)
-        self.slots: list[GenerationJob | None] = []
-        """The job of each row of the cache; None where it has ended and its cells are still there."""
-        self._choosers: list[TokenSampler] = []
+        """Remove all rows."""
+        self.cache = BatchedCache(self.network)
+        self.slots: list[Job | None] = []
+        self._samplers: list[TokenSampler] = []
 
     @property
-    def live(self) -> list[GenerationJob]:
-        """The jobs that go on."""
+    def running(self) -> list[Job]:
+        """The jobs that have not ended."""
         return [job for job in self.slots if job is not None]
 
     @property
-    def sparse(self) -> bool:
-        """Half of the cells or more belong to rows that have ended, and may be let go."""
-        live = len(self.live)
-        return not live or (self.network.stackable and len(self.slots) >= 2 * live)
+    def mostly_ended(self) -> bool:
+        """Whether half of the rows or more have ended and can be removed from the cache."""
+        running = len(self.running)
+        return not running or (self.network.stackable and len(self.slots) >= 2 * running)
 
-    def admit(self, jobs: list[GenerationJob]) -> None:
-        """Let the cells of ended rows go and take new rows in; reads their prompts and writes their first token."""
-        live = [row for row, job in enumerate(self.slots) if job is not None]
-        old = [self.rows.take(row) for row in live]
-        slots: list[GenerationJob | None] = [self.slots[row] for row in live]
-        choosers = [self._choosers[row] for row in live]
-        fresh = BatchedCache(self.network)
+    def admit(self, jobs: list[Job]) -> None:
+        """Remove ended rows and add new ones: read their prompts and generate their first tokens."""
+        running = [row for row, job in enumerate(self.slots) if job is not None]
+        old_rows = [self.cache.copy_row(row) for row in running]
+        slots: list[Job | None] = [self.slots[row] for row in running]
+        samplers = [self._samplers[row] for row in running]
+        new_cache = BatchedCache(self.network)
         if jobs:
-            new_choosers = self._read(fresh, jobs)
+            new_samplers = self._prefill(new_cache, jobs)
             slots += jobs
-            choosers += new_choosers
-        if old:
-            self.rows.stack(old + [fresh.take(row) for row in range(len(jobs))])
+            samplers += new_samplers
+        if old_rows:
+            self.cache.stack(old_rows + [new_cache.copy_row(row) for row in range(len(jobs))])
         else:
-            self.rows = fresh
-        self.slots, self._choosers = slots, choosers
+            self.cache = new_cache
+        self.slots, self._samplers = slots, samplers
 
-    def _read(self, rows: BatchedCache, jobs: list[GenerationJob]) -> list[TokenSampler]:
-        layers, choosers = [], []
+    def _prefill(self, cache: BatchedCache, jobs: list[Job]) -> list[TokenSampler]:
+        """Read the jobs' prompts and drafts into the cache and generate their first tokens."""
+        rows, samplers = [], []
         for job in jobs:
             assert job.sampling is not None
-            kept = self.prefixes.get(job.prompt.session)
-            shared = common_prefix(kept.ids, job.ids) if kept is not None else 0
-            job.cached = min(shared, len(job.ids) - 1)
+            entry = self.prefixes.get(job.prompt.session)
+            shared = common_prefix_length(entry.ids, job.ids) if entry is not None else 0
+            job.cached = min(shared, len(job.ids) - 1)  # the last token is read again, for the logits after it
             self.work.recomputed_tokens += shared - job.cached
             self.work.prefill_tokens += len(job.ids) - job.cached + len(job.draft)
-            layers.append(kept.cut(job.cached) if kept is not None else [])
-            choosers.append(TokenSampler(job.sampling, self.network.model.generation_config, self.network.device))
-        rows.stack(layers)
+            rows.append(entry.prefix(job.cached) if entry is not None else [])
+            samplers.append(TokenSampler(job.sampling, self.network.model.generation_config, self.network.device))
+        cache.stack(rows)
         unread = [[*job.ids[job.cached :], *job.draft] for job in jobs]
-        logits = rows.read(unread, last=1 + max(len(job.draft) for job in jobs))
-        self._begin(jobs, choosers, logits)
+        logits = cache.read(unread, last=1 + max(len(job.draft) for job in jobs))
+        self._generate_first(jobs, samplers, logits)
         for row, job in enumerate(jobs):
-            rows.forget(row, len(job.draft) - (len(job.new) - 1))
-        return choosers
+            cache.discard_newest(row, len(job.draft) - (len(job.new) - 1))
+        return samplers
 
-    def _begin(self, jobs: list[GenerationJob], choosers: list[TokenSampler], logits: torch.Tensor) -> None:
-        """Each row's first tokens: of its draft those that it writes itself, and the one after them.
+    def _generate_first(self, jobs: list[Job], samplers: list[TokenSampler], logits: torch.Tensor) -> None:
+        """Append each job's first tokens: those of its draft that it generates itself, and the one after them.
 
-        logits [B, K, V]: the last of a row is that after all it has read, its draft included.
+        Parameters
+        ----------
+        logits
+            Shape (B, K, V): after the last K tokens of each row's prompt and draft.
         """
         starts = [logits.shape[1] - 1 - len(job.draft) for job in jobs]
-        begun: list[list[int]] = []
-        for row, (job, chooser) in enumerate(zip(jobs, choosers, strict=True)):
-            own = logits[row, starts[row] :]
-            best, written, ids = best_of(own), [], list(job.ids)
-            for place, expected in enumerate((*job.draft, None)):
-                token = best[place] if chooser.plain else chooser.choose(ids, own[place])
-                written.append(token)
-                ids.append(token)
-                if token != expected:
-                    break
-            begun.append(written)
-        pairs: dict[int, list[tuple[float, float]]] = {}
-        asked = [row for row, job in enumerate(jobs) if wants_measures(job)]
-        single = [row for row in asked if len(begun[row]) == 1]
-        if single:
-            places = [row * logits.shape[1] + starts[row] for row in single]
-            thought = self._thought(logits.flatten(0, 1), [begun[row][0] for row in single], places)
-            pairs = {row: [pair] for row, pair in zip(single, thought, strict=True)}
-        for row in asked:
+        generated = [
+            _accepted(job, sampler, logits[row, start:])
+            for row, (job, sampler, start) in enumerate(zip(jobs, samplers, starts, strict=True))
+        ]
+        pairs: dict[int, list[TokenPair]] = {}
+        requested = [row for row, job in enumerate(jobs) if job.wants_stats]
+        single = [row for row in requested if len(generated[row]) == 1]
+        if single:  # the rows with one token are computed together
+            positions = [row * logits.shape[1] + starts[row] for row in single]
+            stats = self._token_stats(logits.flatten(0, 1), [generated[row][0] for row in single], positions)
+            pairs = {row: [pair] for row, pair in zip(single, stats, strict=True)}
+        for row in requested:
             if row not in pairs:
-                own = logits[row, starts[row] : starts[row] + len(begun[row])]
-                pairs[row] = self._thought(own, begun[row])
+                own = logits[row, starts[row] : starts[row] + len(generated[row])]
+                pairs[row] = self._token_stats(own, generated[row])
         for row, job in enumerate(jobs):
-            for place, token in enumerate(begun[row]):
-                job.add(token, pairs[row][place] if row in pairs else None)
-                if self.stops.reason(job):  # what follows in a draft is not written any more
+            for i, token in enumerate(generated[row]):
+                job.add(token, pairs[row][i] if row in pairs else None)
+                if self.stops.finish_reason(job):  # the rest of a draft comes after the end
                     break
 
     def step(self) -> None:
-        """One more token for every row."""
+        """Generate one more token for every running row."""
         last = [[job.new[-1]] if job is not None else [self.network.pad] for job in self.slots]
-        logits = self.rows.read(last)[:, 0]
-        self.work.decode_tokens += len(self.live)
-        written = [job.ids + job.new if job is not None else [] for job in self.slots] if self._picky else []
-        tokens = choose(self._choosers, written, logits)
-        asked = [row for row, job in enumerate(self.slots) if wants_measures(job)]
-        pairs: dict[int, tuple[float, float]] = {}
-        if asked:
-            # Picking rows out costs more than the others would, unless these are many.
-            if 2 * len(asked) > len(logits):
-                pairs = dict(enumerate(self._thought(logits, tokens)))
+        logits = self.cache.read(last)[:, 0]
+        self.work.decode_tokens += len(self.running)
+        all_argmax = all(sampler.takes_argmax for sampler in self._samplers)
+        previous = [] if all_argmax else [job.ids + job.new if job is not None else [] for job in self.slots]
+        tokens = choose_tokens(self._samplers, previous, logits)
+        requested = [row for row, job in enumerate(self.slots) if job is not None and job.wants_stats]
+        pairs: dict[int, TokenPair] = {}
+        if requested:
+            # Selecting rows costs more than computing the others as well, unless most rows are others.
+            if 2 * len(requested) > len(logits):
+                pairs = dict(enumerate(self._token_stats(logits, tokens)))
             else:
-                pairs = dict(zip(asked, self._thought(logits, [tokens[row] for row in asked], asked), strict=True))
+                stats = self._token_stats(logits, [tokens[row] for row in requested], requested)
+                pairs = dict(zip(requested, stats, strict=True))
         for row, job in enumerate(self.slots):
             if job is not None:
                 job.add(tokens[row], pairs.get(row))
 
-    def _thought(
+    def _token_stats(
         self, logits: torch.Tensor, tokens: Sequence[int], rows: Sequence[int] | None = None
-    ) -> list[tuple[float, float]]:
-        """Log-probability and entropy of each token [N], a pair each, of these rows of logits [B, V] or of all.
-
-        What it takes is judging time. The logits may be overwritten.
-        """
-        clock = time.thread_time if logits.device.type == "cpu" else time.perf_counter  # others' turns are not judging
-        began = clock()
+    ) -> list[TokenPair]:
+        """`generated_token_stats` of these rows of logits (B, V), or of all; the time counts as judging."""
+        # On a CPU only this thread's own time counts, not that of other engines.
+        clock = time.thread_time if logits.device.type == "cpu" else time.perf_counter
+        started = clock()
         if rows is not None:
             logits = logits.index_select(0, torch.tensor(rows, device=logits.device))
-        pairs = measured(logits, tokens)
-        self.measuring_seconds += clock() - began
+        pairs = generated_token_stats(logits, tokens)
+        self.stats_seconds += clock() - started
         return pairs
 
-    @property
-    def _picky(self) -> bool:
-        return any(not chooser.plain for chooser in self._choosers)
-
-    def _keep(self, row: int, job: GenerationJob) -> None:
-        """Keep what was computed for the job's session, with the statistics of what was scored of its prompt."""
-        session = job.prompt.session
-        assert session is not None
-        before = self.prefixes.get(session)
-        kept = PrefixEntry(job.ids + job.new[:-1], self.rows.take(row))
-        if before is not None and before.logprob is not None and before.entropy is not None:
-            shared = min(common_prefix(before.ids, job.ids), len(before.logprob))
-            kept = replace(kept, logprob=before.logprob[:shared], entropy=before.entropy[:shared])
-        self.prefixes.put(session, kept)
-
-    def settle(self) -> list[GenerationJob]:
-        """The jobs that have just ended; what was computed for their sessions is kept."""
+    def take_ended(self) -> list[Job]:
+        """The jobs that have ended since the last call; what was computed for their sessions is kept."""
         ended = []
         for row, job in enumerate(self.slots):
             if job is None:
                 continue
-            job.finish_reason = self.stops.reason(job)
+            job.finish_reason = self.stops.finish_reason(job)
             if not job.finish_reason:
                 continue
             if job.prompt.session is not None and self.network.stackable:
-                self._keep(row, job)
+                self._keep_prefix(row, job)
             self.slots[row] = None
             ended.append(job)
         return ended
+
+    def _keep_prefix(self, row: int, job: Job) -> None:
+        """Keep what was computed for the job's session, with the statistics of those of its tokens that were scored."""
+        session = job.prompt.session
+        assert session is not None
+        before = self.prefixes.get(session)
+        entry = PrefixEntry(job.ids + job.new[:-1], self.cache.copy_row(row))  # the newest token was never read
+        if before is not None and before.logprob is not None and before.entropy is not None:
+            shared = min(common_prefix_length(before.ids, job.ids), len(before.logprob))
+            entry = replace(entry, logprob=before.logprob[:shared], entropy=before.entropy[:shared])
+        self.prefixes.put(session, entry)
+
+
+def _accepted(job: Job, sampler: TokenSampler, logits: torch.Tensor) -> list[int]:
+    """The tokens that a job generates itself, up to the first that differs from its draft, from logits (K, V)."""
+    best, generated, ids = argmax_tokens(logits), [], list(job.ids)
+    for position, expected in enumerate((*job.draft, None)):
+        token = best[position] if sampler.takes_argmax else sampler.choose(ids, logits[position])
+        generated.append(token)
+        ids.append(token)
+        if token != expected:
+            break
+    return generated

@@ -1,7 +1,8 @@
-"""Whose pass is next where several engines share the same cores: that of the fullest batch.
+"""Scheduler for engines on the same CPU cores: one forward pass at a time, the fullest batch first.
 
-A pass over few rows costs nearly as much as one over many. If two engines simply took turns, each would go on with the
-few rows that the other has just sent it; here the emptier one waits while rows gather. No answer depends on it.
+A pass over few rows costs nearly as much as one over many. If two engines took turns, each would run with the few rows
+that the other has just sent to it; here the engine with the emptier batch waits while its rows gather. The order of
+passes changes no result.
 """
 
 from __future__ import annotations
@@ -10,37 +11,44 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Fill = Callable[[], float]
+FillLevel = Callable[[], float]
+"""How full an engine's next batch would be: 0 for nothing to do, up to 1."""
 
 
 class CpuScheduler:
-    """Engines that compute one at a time. Each is known by its function that says how full its next batch would be.
+    """Lets registered engines compute one at a time. Each engine is identified by its function `FillLevel`.
 
-    A fill of 0 says that the engine has nothing to do; any other, that it is about to ask for a turn.
+    An engine whose fill level is above 0 is expected to wait for a turn soon, if it does not wait already.
+
+    Examples
+    --------
+    >>> with scheduler.registered(fill):
+    ...     with scheduler.turn(fill):
+    ...         model(**batch)
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._members: list[Fill] = []
-        """The least recently served first, which goes first among equals."""
-        self._waiting: list[Fill] = []
-        self._served: Fill | None = None
+        self._engines: list[FillLevel] = []
+        """The least recently served first; it is preferred among equally full ones."""
+        self._waiting: list[FillLevel] = []
+        self._served: FillLevel | None = None
 
     @contextmanager
-    def member(self, fill: Fill) -> Iterator[None]:
-        """While it lasts, others wait for this engine when its batch is fuller."""
+    def registered(self, fill: FillLevel) -> Iterator[None]:
+        """Within the block, other engines wait for this one while its batch is fuller."""
         with self._changed:
-            self._members.append(fill)
+            self._engines.append(fill)
         try:
             yield
         finally:
             with self._changed:
-                self._members.remove(fill)
+                self._engines.remove(fill)
                 self._serve()
 
     @contextmanager
-    def turn(self, fill: Fill) -> Iterator[None]:
-        """Wait for this member's turn; it lasts until the block ends."""
+    def turn(self, fill: FillLevel) -> Iterator[None]:
+        """Wait until this engine may compute; its turn lasts until the block ends."""
         with self._changed:
             self._waiting.append(fill)
             self._serve()
@@ -54,12 +62,12 @@ class CpuScheduler:
                 self._serve()
 
     def _serve(self) -> None:
-        """Let the fullest go. Where it has not asked yet it soon will, and whoever is the fullest then is served."""
-        if self._served is None and self._members:
-            fullest = max(self._members, key=lambda fill: fill())
+        """Give the turn to the fullest engine, if it waits. If it does not, it soon will, and that calls this again."""
+        if self._served is None and self._engines:
+            fullest = max(self._engines, key=lambda fill: fill())
             if fullest in self._waiting:
                 self._waiting.remove(fullest)
-                self._members.remove(fullest)
-                self._members.append(fullest)
+                self._engines.remove(fullest)
+                self._engines.append(fullest)
                 self._served = fullest
                 self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Which token comes next: greedy or sampled, one random stream a row, the model's own generation defaults kept."""
+"""Which token comes next: greedy or sampled, with the model's own generation defaults where a value is not set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ from transformers import (
 )
 
 from lm_eval_tandem.engines import Sampling
-from lm_eval_tandem.engines.hf.kv_cache import best_of
+from lm_eval_tandem.engines.hf.token_stats import argmax_tokens
 
 
 class TokenSampler:
-    """Chooses the tokens of one row. Two rows never share randomness, so a batch's make-up changes nothing."""
+    """Chooses the tokens of one row.
+
+    Every row has its own random numbers, so that the other rows of its batch change nothing.
+
+    Parameters
+    ----------
+    sampling
+        Of the row's call.
+    defaults
+        The model's own, for values that `sampling` leaves open.
+    device
+        Of the logits.
+    """
 
     def __init__(self, sampling: Sampling, defaults: GenerationConfig, device: torch.device) -> None:
         def setting(name: str) -> Any:
-            asked = getattr(sampling, name)
-            return getattr(defaults, name, None) if asked is None else asked
+            value = getattr(sampling, name)
+            return getattr(defaults, name, None) if value is None else value
 
         self.processors = LogitsProcessorList()
         self.generator: torch.Generator | None = None
@@ -42,22 +54,23 @@ class TokenSampler:
                 self.processors.append(MinPLogitsWarper(float(min_p)))
 
     @property
-    def plain(self) -> bool:
-        """Greedy with nothing to change: the batch's argmax will do."""
+    def takes_argmax(self) -> bool:
+        """Whether the next token is simply the most likely one, which is found for a whole batch at once."""
         return not self.processors
 
     def choose(self, ids: list[int], logits: torch.Tensor) -> int:
-        """The next token after `ids`, from its logits [V]."""
-        seen = torch.tensor([ids], device=logits.device)
-        scores: Any = self.processors(seen, logits.float().unsqueeze(0))
+        """The next token after `ids` (prompt and new tokens), from its logits (V,)."""
+        previous = torch.tensor([ids], device=logits.device)
+        scores: Any = self.processors(previous, logits.float().unsqueeze(0))
         if self.generator is None:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
 
 
-def choose(choosers: list[TokenSampler], ids: list[list[int]], logits: torch.Tensor) -> list[int]:
-    """One token for each row of logits [B, V]."""
-    best: list[int] = best_of(logits)
+def choose_tokens(samplers: list[TokenSampler], ids: list[list[int]], logits: torch.Tensor) -> list[int]:
+    """The next token of each row of logits (B, V); `ids` are the tokens before it, for rows that do not take argmax."""
+    best = argmax_tokens(logits)
     return [
-        best[row] if chooser.plain else chooser.choose(ids[row], logits[row]) for row, chooser in enumerate(choosers)
+        best[row] if sampler.takes_argmax else sampler.choose(ids[row], logits[row])
+        for row, sampler in enumerate(samplers)
     ]

@@ -1,44 +1,51 @@
-"""Calls to servers of the OpenAI protocol: which server, what it does without, what its errors mean."""
+"""The connections to the servers of one model: which server a call goes to, and which parameters it understands."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import openai
 
-from lm_eval_tandem.engines import Work
+from lm_eval_tandem.engines import EngineWork
 from lm_eval_tandem.engines.http.options import Options
-from lm_eval_tandem.engines.http.retries import Failure, Reachability, Retries
-from lm_eval_tandem.errors import EngineError
+from lm_eval_tandem.engines.http.retries import ErrorReader, Failure, Reachability, Retries
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-CHAT, TEXT = "/chat/completions", "/completions"
-CONNECT = 10.0
-"""Seconds until a connection has to stand."""
-AGAIN = (408, 409, 425, 429)
-OPTIONAL = ("temperature", "seed", "stop", "top_p", "stream_options", "return_token_ids", "max_tokens")
-"""Parameters that some models refuse; they do without, max_tokens becomes max_completion_tokens."""
-SILENT = ("stream_options", "return_token_ids", "max_tokens", "stop")
-"""Those of them whose lack changes no output: stop strings are cut at here."""
-REFUSED = ("unsupported", "not support", "unrecognized", "unknown", "not permitted", "not allowed", "unexpected")
-TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio")
-"""Packages whose errors mean that a connection broke."""
+CHAT_PATH, COMPLETIONS_PATH = "/chat/completions", "/completions"
+CONNECT_TIMEOUT = 10.0
+"""Seconds within which a connection has to be established."""
+DROPPABLE = ("temperature", "seed", "stop", "top_p", "stream_options", "return_token_ids", "max_tokens")
+"""Parameters that some models refuse. A refused one is left out of all further requests; max_tokens is sent as
+max_completion_tokens instead."""
+DROPPED_SILENTLY = ("stream_options", "return_token_ids", "max_tokens", "stop")
+"""Those of them without which no output changes (stop strings are applied to the reply as well), so that leaving one
+out needs no warning."""
+REFUSAL_WORDS = ("unsupported", "not support", "unrecognized", "unknown", "not permitted", "not allowed", "unexpected")
+"""Words by which a server's error is recognised as the refusal of a parameter."""
 
 
 @dataclass
-class CallWork(Work):
-    """What was asked of servers: calls, those of them that failed, and dollars (where prices are known)."""
+class ServerWork(EngineWork):
+    """Totals of an engine behind a server.
+
+    Attributes
+    ----------
+    calls
+        Requests sent.
+    failed_calls
+        Attempts that failed.
+    dollars
+        Charged so far, where prices are known.
+    """
 
     calls: int = 0
     failed_calls: int = 0
@@ -46,97 +53,135 @@ class CallWork(Work):
 
 
 class ServerPool:
-    """The servers of one model. Connections are made in the event loop that is running, anew in another one.
+    """The servers of one model.
 
-    left_out: parameters that they turned out not to know. can_complete: they take plain texts, not conversations alone.
+    Connections belong to the event loop that is running; when the pool is used from another loop, it connects anew.
+
+    Parameters
+    ----------
+    options
+        Of the model; `options.urls` are the servers.
+    key
+        The API key, "" for none.
+    work
+        Totals that the pool adds its calls to.
+
+    Attributes
+    ----------
+    unsupported
+        Parameters that a server has refused and that are no longer sent.
+    has_completions
+        Whether the servers continue plain text (`COMPLETIONS_PATH`); otherwise it is sent as a user's message.
+    reachability, errors
+        Shared by all calls.
     """
 
-    def __init__(self, options: Options, key: str, work: CallWork) -> None:
+    def __init__(self, options: Options, key: str, work: ServerWork) -> None:
         self.options, self.work = options, work
-        self.left_out: set[str] = set()
-        self.line = Reachability(options.model, options.give_up)
+        self.unsupported: set[str] = set()
+        self.has_completions = True
+        self.reachability = Reachability(options.model, options.give_up)
+        self.errors = ErrorReader(options, key, self.reachability)
         self._key = key
-        self.can_complete = True
         self._loop: asyncio.AbstractEventLoop | None = None
         self._clients: list[openai.AsyncOpenAI] = []
         self._slots = asyncio.Semaphore(options.concurrency)
 
-    async def listed(self, attempt: int) -> dict[str, Any]:
-        """The server's entry for the model, with vLLM its window; {} where it lists none."""
+    async def model_entry(self, attempt: int) -> dict[str, Any]:
+        """The server's entry for the model in its list of models; {} where it has none.
+
+        A vLLM server reports the window there (`max_model_len`).
+        """
         try:
             models: Any = await self._client("", attempt).get("/models", cast_to=object)
             return next((entry for entry in models["data"] if entry.get("id") == self.options.model), {})
         except (KeyError, TypeError, AttributeError) as error:
             raise Failure("the list of models cannot be read") from error
-        except Exception as error:  # as in posted
-            failure = self.failure(error)
-            if failure.again:
+        except Exception as error:  # the client raises many kinds of exceptions; `failure` tells them apart
+            failure = self.errors.failure(error)
+            if failure.retryable:
                 raise failure from error
             return {}  # not every server lists its models
 
-    async def persist(
-        self, attempt: Callable[[int], Awaitable[T]], tries: Retries, lost: list[Failure], place: bool = True
-    ) -> T:
-        """The result of the first attempt that has one; those that failed are added to `lost`.
+    async def retry(self, attempt: Callable[[int], Awaitable[T]], retries: Retries, takes_connection: bool = True) -> T:
+        """The result of the first successful attempt; `retries` holds the failed ones.
 
-        place: each attempt takes a place among the connections.
+        Parameters
+        ----------
+        attempt
+            Gets the number of failed attempts before it, and raises `Failure` where it fails.
+        retries
+            Of this call.
+        takes_connection
+            Whether an attempt counts towards `options.concurrency`; not where it opens a stream, which counts itself.
 
         Raises
         ------
         CallError
-            There shall be no other attempt.
+            The last attempt has failed.
         UnreachableError
-            No server has been reached for long.
+            No server has been reached for `options.give_up` seconds.
         """
         while True:
             try:
-                async with self._place() if place else nullcontext():
-                    tries.begin()
-                    return await attempt(len(tries.failures))
+                async with self._slot() if takes_connection else nullcontext():
+                    retries.start()
+                    return await attempt(len(retries.failures))
             except Failure as failure:
                 self.work.failed_calls += 1
-                lost.append(failure)
-                await tries.after(failure)
+                await retries.wait_after(failure)
 
-    async def posted(self, path: str, body: dict[str, Any], session: str, attempt: int) -> Any:
-        """What a server replies; parameters that it refuses but can do without are left out."""
+    async def post(self, path: str, body: dict[str, Any], session: str, attempt: int) -> Any:
+        """A server's JSON reply to one request; parameters that it refuses are left out if it works without them.
+
+        Raises
+        ------
+        Failure
+            No reply.
+        EngineError
+            No call can succeed.
+        """
         while True:
-            if path == TEXT and not self.can_complete:
-                path, body = CHAT, as_question(body)
-            sent = self._accepted(body)
+            if path == COMPLETIONS_PATH and not self.has_completions:
+                path, body = CHAT_PATH, as_chat(body)
+            sent = self._supported(body)
             self.work.calls += 1
             try:
-                posted = self._client(session, attempt).post(path, body=sent, cast_to=object)
-                reply = await asyncio.wait_for(posted, self.options.timeout)
-            except Exception as error:  # what the client raises is told apart in failure
-                if self._does_without(error, sent):
+                request = self._client(session, attempt).post(path, body=sent, cast_to=object)
+                reply = await asyncio.wait_for(request, self.options.timeout)
+            except Exception as error:  # the client raises many kinds of exceptions; `failure` tells them apart
+                if self._drop_refused(error, sent):
                     continue
-                if path == TEXT and self._has_no_completions(error, body):
+                if path == COMPLETIONS_PATH and self._lacks_completions(error, body):
                     continue
-                raise self.failure(error) from error
-            self.line.reached()
+                raise self.errors.failure(error) from error
+            self.reachability.report_reply()
             return reply
 
-    async def chunks(
-        self, started: asyncio.Event, body: dict[str, Any], session: str, tries: Retries
+    async def stream(
+        self, started: asyncio.Event, body: dict[str, Any], session: str, retries: Retries
     ) -> AsyncGenerator[Any, None]:
-        """The pieces of a stream, which keeps its place until its end; `started` is set when it has one."""
-        async with self._place():
-            tries.begin()
+        """The chunks of a streamed chat completion as JSON objects.
+
+        The stream occupies one connection until its end; `started` is set once it has one. Exceptions are those of the
+        client library.
+        """
+        async with self._slot():
+            retries.start()
             started.set()
             while True:
-                sent = self._accepted(body)
+                sent = self._supported(body)
                 self.work.calls += 1
-                client = self._client(session, len(tries.failures))
+                client = self._client(session, len(retries.failures))
                 try:
                     opened: Any = await client.post(
-                        CHAT, body=sent, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+                        CHAT_PATH, body=sent, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
                     )
                     break
                 except openai.APIStatusError as error:
-                    if not self._does_without(error, sent):
+                    if not self._drop_refused(error, sent):
                         raise
-            self.line.reached()
+            self.reachability.report_reply()
             try:
                 async for chunk in opened:
                     yield chunk
@@ -144,129 +189,77 @@ class ServerPool:
                 await opened.close()
 
     def _client(self, session: str, attempt: int) -> openai.AsyncOpenAI:
-        """The server of a session, where its prefix is cached; another one with each attempt."""
-        self._settle_in()
+        """The same server for all calls of a session, because it has their prefix cached; another one at a retry."""
+        self._bind_to_loop()
         return self._clients[(zlib.crc32(session.encode()) + attempt) % len(self._clients)]
 
-    def _place(self) -> asyncio.Semaphore:
-        self._settle_in()
+    def _slot(self) -> asyncio.Semaphore:
+        self._bind_to_loop()
         return self._slots
 
-    def _settle_in(self) -> None:
-        """Connections belong to an event loop; the engine may be used from another one later."""
+    def _bind_to_loop(self) -> None:
+        """Make the clients for the running event loop, unless they are there."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         self._loop = loop
         self._slots = asyncio.Semaphore(self.options.concurrency)
-        limit = openai.Timeout(self.options.timeout, connect=CONNECT)
+        timeout = openai.Timeout(self.options.timeout, connect=CONNECT_TIMEOUT)
         self._clients = [
-            openai.AsyncOpenAI(base_url=url, api_key=self._key or "none", max_retries=0, timeout=limit)
+            openai.AsyncOpenAI(base_url=url, api_key=self._key or "none", max_retries=0, timeout=timeout)
             for url in self.options.urls
         ]
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections, from any thread."""
         if self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.hang_up(), self._loop).result(timeout=CONNECT)
+            asyncio.run_coroutine_threadsafe(self.disconnect(), self._loop).result(timeout=CONNECT_TIMEOUT)
 
-    async def hang_up(self) -> None:
-        """End the connections, in the loop that made them."""
+    async def disconnect(self) -> None:
+        """Close the connections, in the event loop that opened them."""
         for client in self._clients:
             await client.close()
 
-    def _accepted(self, body: dict[str, Any]) -> dict[str, Any]:
-        sent = {name: value for name, value in body.items() if name not in self.left_out}
-        if "max_tokens" in self.left_out:
+    def _supported(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request without the parameters that have been refused."""
+        sent = {name: value for name, value in body.items() if name not in self.unsupported}
+        if "max_tokens" in self.unsupported:
             sent["max_completion_tokens"] = body["max_tokens"]
         return sent
 
-    def _does_without(self, error: Exception, sent: Mapping[str, Any]) -> bool:
-        """Whether the server refused a parameter that it can do without; it is left out from now on."""
+    def _drop_refused(self, error: Exception, sent: Mapping[str, Any]) -> bool:
+        """Whether the error refuses a parameter that can be left out; it is left out from now on."""
         if not isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
             return False
-        said = self._said(error)
-        if not any(word in said.lower() for word in REFUSED):
+        message = self.errors.message(error)
+        if not any(word in message.lower() for word in REFUSAL_WORDS):
             return False
-        here = [name for name in OPTIONAL if name in sent]
-        found = [error.param] if error.param in here else [name for name in here if re.search(rf"\b{name}\b", said)]
-        if not found:
+        droppable = [name for name in DROPPABLE if name in sent]
+        if error.param in droppable:
+            named = [error.param]
+        else:
+            named = [name for name in droppable if re.search(rf"\b{name}\b", message)]
+        if not named:
             return False
-        self.left_out.add(found[0])
-        if found[0] not in SILENT:
+        self.unsupported.add(named[0])
+        if named[0] not in DROPPED_SILENTLY:
             log.warning(
-                "%s takes no %s; its own default is used (the server says: %s)", self.options.model, found[0], said
+                "%s does not accept %s; the server's default is used (its reply: %s)",
+                self.options.model,
+                named[0],
+                message,
             )
         return True
 
-    def _has_no_completions(self, error: Exception, body: Mapping[str, Any]) -> bool:
-        """Whether the server has chat alone; then a plain text is asked as a question from now on."""
+    def _lacks_completions(self, error: Exception, body: Mapping[str, Any]) -> bool:
+        """Whether the servers offer chat alone, so that plain text is sent as a user's message from now on."""
         missing = isinstance(error, openai.APIStatusError) and error.status_code in (404, 405, 501)
         if missing and isinstance(body["prompt"], str):
-            self.can_complete = False
-        return not self.can_complete
-
-    def failure(self, error: Exception) -> Failure:
-        """What an error of the client means. Raises EngineError where no call can succeed."""
-        if isinstance(error, Failure):
-            return error
-        if isinstance(error, EngineError):
-            raise error
-        seconds = self.options.timeout
-        if isinstance(error, (TimeoutError, asyncio.TimeoutError, openai.APITimeoutError)):
-            connected = "Connect" not in type(error.__cause__).__name__
-            return Failure(f"no reply within {seconds:g} seconds", billed=connected, lost=not connected)
-        if isinstance(error, openai.APIConnectionError):
-            return Failure(f"the connection failed: {self._clean(error.__cause__ or error)}", lost=True)
-        if type(error).__module__.partition(".")[0] in TRANSPORT:
-            return Failure(f"the connection broke: {self._clean(error)}", billed=True)
-        if isinstance(error, openai.APIStatusError):
-            self.line.reached()
-            return self._status(error)
-        if isinstance(error, (openai.APIError, ValueError)):
-            return Failure(f"the reply cannot be read: {self._clean(error)}", billed=True)
-        raise error
-
-    def _status(self, error: openai.APIStatusError) -> Failure:
-        status, said = error.status_code, self._said(error)
-        if status == 401:
-            raise EngineError(
-                f"{self.options.urls[0]} refuses the key in {self.options.api_key_env} (401): {said}; "
-                "set the environment variable to a valid one."
-            )
-        if error.code == "insufficient_quota" or status == 402:
-            raise EngineError(f"the account at {self.options.urls[0]} is used up ({status}): {said}")
-        again = status in AGAIN or status >= 500
-        return Failure(f"the server says {status}: {said}", again=again, wait=wait_of(error) if again else None)
-
-    def _said(self, error: openai.APIStatusError) -> str:
-        body = error.body
-        message = body.get("message") if isinstance(body, dict) else None
-        return self._clean(message or error.message)
-
-    def _clean(self, words: object) -> str:
-        """A message as one line, never with the key in it."""
-        text = " ".join(str(words).split())
-        return (text.replace(self._key, "…") if self._key else text)[:300]
+            self.has_completions = False
+        return not self.has_completions
 
 
-def as_question(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A request for a text's continuation, made to a server that knows conversations only."""
-    asked = {name: value for name, value in body.items() if name != "prompt"}
-    return {**asked, "messages": [{"role": "user", "content": body["prompt"]}]}
-
-
-def wait_of(error: openai.APIStatusError) -> float | None:
-    """Seconds that the server asks to wait."""
-    headers = error.response.headers
-    try:
-        if "retry-after-ms" in headers:
-            return float(headers["retry-after-ms"]) / 1000
-        said = headers.get("retry-after")
-        if said is None:
-            return None
-        if said.replace(".", "", 1).isdigit():
-            return float(said)
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except (TypeError, ValueError):  # a header that is neither: our own wait
-        return None
+def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request to continue plain text, rewritten as a chat request with the text as the user's message."""
+    others = {name: value for name, value in body.items() if name != "prompt"}
+    return {**others, "messages": [{"role": "user", "content": body["prompt"]}]}

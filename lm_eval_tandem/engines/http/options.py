@@ -1,86 +1,124 @@
-"""Calls over a network: what a user may set, how often and how long to try, when to give up."""
+"""The options of a model behind a server, with their types, defaults and descriptions, and their checks."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from lm_eval_tandem.accounting import Prices
 from lm_eval_tandem.errors import ArgumentError
 
-PUBLIC = "https://api.openai.com/v1"
-RESUME = ("auto", "ids", "prefix", "stream")
+PUBLIC_URL = "https://api.openai.com/v1"
+RESUME_MODES = ("auto", "ids", "prefix", "stream")
 UNKNOWN_WINDOW = 1_000_000
-"""Where neither the server nor the user says: then the server itself refuses what is too long."""
+"""The window in tokens where neither server nor user gives one: the server itself then refuses a prompt that is too
+long."""
 IGNORED = ("batch_size", "max_batch_size", "device")
-"""The harness gives these to every model; here they mean nothing."""
+"""Arguments that the harness gives to every model and that have no effect on a server's."""
+
+
+def option(default: Any, description: str) -> Any:
+    """A field of `Options` with its default value and its description in one sentence."""
+    return field(default=default, metadata={"description": description})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may set for a model behind a server, as mentor_<name>= or intern_<name>=.
+    """What a user may set for a model behind a server, each as mentor_<name>= or intern_<name>=.
 
-    model: its name at the server. base_url: one or several, with ";" between them: they share the load.
-    api_key_env: the environment variable that holds the key.
-    resume: how the mentor goes on in its text: "ids" (the server tells token ids and takes them: vLLM), "prefix"
-        (it goes on in the last message: `continue_final_message`), "stream" (one stream a question is kept open),
-        "auto" (ids where the server tells them, otherwise stream).
-    tokenizer: folder or hub id, to count prompts; without it 4 bytes are taken for a token.
-    parameters: of the model, for Eq. 12. max_length: its window in tokens. max_gen_toks: an answer's default length.
-    concurrency: connections at once. retries: of one call. timeout: seconds without a reply (of a stream: without a
-        piece of it). total_timeout: seconds of one call with everything tried. give_up: seconds in which no call
-        reaches any server until the run ends.
-    price_input, price_cached, price_output: dollars per million tokens.
-    enable_thinking, reasoning_effort, extra_body: go to the server (extra_body as JSON text or a dictionary).
-    think_end_token: ends the thinking in an answer, where the server does not part the two itself.
-    entropy: "topk:K" bounds the intern's entropy from the K likeliest tokens where the server has no exact one.
+    `described` lists the options with their types, defaults and descriptions.
+
+    Attributes
+    ----------
+    model
+        Name of the model at the server.
     """
 
     model: str
-    base_url: str = PUBLIC
-    api_key_env: str = "OPENAI_API_KEY"
-    resume: str = "auto"
-    tokenizer: str | None = None
-    parameters: float | None = None
-    max_length: int | None = None
-    max_gen_toks: int = 256
-    concurrency: int = 16
-    retries: int = 12
-    timeout: float = 300.0
-    total_timeout: float = 3600.0
-    give_up: float = 30.0
-    price_input: float | None = None
-    price_cached: float | None = None
-    price_output: float | None = None
-    enable_thinking: bool | None = None
-    reasoning_effort: str | None = None
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    think_end_token: str | None = None
-    entropy: str | None = None
+    base_url: str = option(
+        PUBLIC_URL, "Address of the server; several, separated by semicolons, share the load of one model."
+    )
+    api_key_env: str = option("OPENAI_API_KEY", "Name of the environment variable that holds the API key.")
+    resume: str = option(
+        "auto",
+        "How the mentor continues its text from stage to stage: ids (the server returns token ids and accepts them as "
+        "a prompt, as vLLM does), prefix (the server continues the last message, continue_final_message), stream (one "
+        "stream per question is kept open), or auto (ids where the server returns them, otherwise stream).",
+    )
+    tokenizer: str | None = option(
+        None, "Folder or hub id of the tokenizer that counts tokens; without one, 4 bytes count as one token."
+    )
+    parameters: float | None = option(None, "Number of the model's parameters, for Eq. 12 (TFLOPs).")
+    max_length: int | None = option(
+        None, "Context window in tokens, where the server does not report it or a shorter one is wanted."
+    )
+    max_gen_toks: int = option(256, "Largest number of tokens of an answer where the task sets none.")
+    concurrency: int = option(16, "Number of connections that are open at the same time.")
+    retries: int = option(12, "Number of times that a failed call is tried again.")
+    timeout: float = option(300.0, "Seconds to wait for a reply, or for the next part of a stream.")
+    total_timeout: float = option(3600.0, "Seconds that one call may take with all its retries.")
+    give_up: float = option(30.0, "Seconds without any call reaching a server after which the run ends.")
+    price_input: float | None = option(None, "Dollars per million prompt tokens.")
+    price_cached: float | None = option(
+        None, "Dollars per million prompt tokens from the server's cache; without it they cost as much as others."
+    )
+    price_output: float | None = option(None, "Dollars per million generated tokens.")
+    enable_thinking: bool | None = option(
+        None, "Value of enable_thinking for the server's chat template; without it the template's own default."
+    )
+    reasoning_effort: str | None = option(None, "Value of reasoning_effort for models that have one, such as low.")
+    extra_body: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"description": "Further fields of every request, as JSON text or a dictionary."},
+    )
+    think_end_token: str | None = option(
+        None, "Text that ends the thinking in an answer, where the server does not separate the two itself."
+    )
+    entropy: str | None = option(
+        None,
+        "topk:K lets an intern behind a vLLM server score prompts, with entropies estimated from the K most likely "
+        "tokens.",
+    )
 
     @classmethod
     def names(cls) -> set[str]:
-        """The arguments, without the model's name."""
+        """The names of all options; the model's name is none of them."""
         return {entry.name for entry in fields(cls)} - {"model"}
 
     @classmethod
+    def described(cls) -> list[tuple[str, str, Any, str]]:
+        """All options for a table: name, type, default and description, in the order of their definition.
+
+        The type is that of a set value ("str", "int", "float", "bool" or "JSON object"); a default of None means that
+        the option is not set.
+        """
+        rows = []
+        for entry in fields(cls):
+            if entry.name != "model":
+                default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+                kind = str(entry.type).removesuffix(" | None")
+                kind = "JSON object" if kind.startswith("Mapping") else kind
+                rows.append((entry.name, kind, default, str(entry.metadata["description"])))
+        return rows
+
+    @classmethod
     def read(cls, model: str, arguments: Mapping[str, Any]) -> Options:
-        """The options with their types checked.
+        """The options of a model from its arguments, whose values may be text.
 
         Raises
         ------
         ArgumentError
-            One has no such value.
+            An option does not accept its value.
         """
         given = {name: value for name, value in arguments.items() if name not in IGNORED and value is not None}
         kinds = {entry.name: str(entry.type) for entry in fields(cls)}
-        options = cls(model, **{name: typed(name, value, kinds[name]) for name, value in given.items()})
-        if options.resume not in RESUME:
-            raise ArgumentError(f"resume={options.resume} is not known; use one of {', '.join(RESUME)}.")
+        options = cls(model, **{name: converted(name, value, kinds[name]) for name, value in given.items()})
+        if options.resume not in RESUME_MODES:
+            raise ArgumentError(f"resume={options.resume} is not known; use one of {', '.join(RESUME_MODES)}.")
         for url in options.urls:
             check_url(url)
         Prices.read(vars(options))
@@ -88,32 +126,32 @@ class Options:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers."""
+        """Base URLs of the servers."""
         return tuple(url.strip().rstrip("/") for url in self.base_url.split(";") if url.strip())
 
     @property
     def prices(self) -> Prices | None:
-        """What tokens cost; cached ones as much as others unless said otherwise."""
+        """Prices of the model's tokens; None where they are not given."""
         return Prices.read(vars(self))
 
     def key(self) -> str:
-        """The API key from the environment; servers of one's own need none.
+        """The API key from the environment; "" for a server that needs none.
 
         Raises
         ------
         ArgumentError
-            A key is needed and the variable is not set.
+            A key is needed, and the environment variable is not set.
         """
         key = os.environ.get(self.api_key_env, "").strip()
-        if not key and (self.api_key_env != "OPENAI_API_KEY" or PUBLIC in self.urls):
+        if not key and (self.api_key_env != "OPENAI_API_KEY" or PUBLIC_URL in self.urls):
             raise ArgumentError(
                 f"the environment variable {self.api_key_env} is not set; put the API key for {self.urls[0]} into it."
             )
         return key
 
 
-def typed(name: str, value: Any, kind: str) -> Any:
-    """The value as the option's type, said in `kind`."""
+def converted(name: str, value: Any, kind: str) -> Any:
+    """The value of an option, converted to the type that its annotation `kind` names."""
     try:
         if kind.startswith("int"):
             if float(value) != int(float(value)) or float(value) < (0 if name == "retries" else 1):
@@ -134,13 +172,13 @@ def typed(name: str, value: Any, kind: str) -> Any:
 
 
 def check_url(url: str) -> None:
-    """Refuse what is no web address, or holds a secret that would be printed and kept with the results."""
+    """Refuse what is not a web address, or contains a secret that would be printed and stored with the results."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ArgumentError(f"base_url={url} is no web address; give one like http://127.0.0.1:8000/v1.")
     secrets = [name for name, _ in parse_qsl(parts.query) if any(word in name.lower() for word in ("key", "token"))]
     if parts.password or parts.username or secrets:
         raise ArgumentError(
-            f"base_url of {parts.hostname} holds a secret that would be printed and kept with the results; "
+            f"base_url of {parts.hostname} contains a secret that would be printed and stored with the results; "
             "leave it out and set the environment variable OPENAI_API_KEY (or the one named by api_key_env=)."
         )

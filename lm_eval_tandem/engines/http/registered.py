@@ -1,9 +1,10 @@
-"""Any other model of the harness as a mentor, through its own `generate_until`: text in, text out.
+"""The engine for any other model that is registered with lm_eval, as a mentor, through its own `generate_until`.
 
-Its text grows by calls with the prompt and the text so far, each with the stage's own budget, so it really stops
-early. A model that takes conversations as JSON alone is asked in a next turn to go on. Such models tell neither tokens
-nor why they ended: tokens are counted by their tokenizer (else 4 bytes are taken for one), and a text of less than
-four fifths of its budget counts as ended.
+A stage is continued by a call with the prompt and the text so far and with the stage's own budget, so the mentor
+really stops early. A model that accepts only conversations as JSON is asked in a further message to continue.
+
+Such models report neither tokens nor why they stopped. Tokens are counted by the model's tokenizer, otherwise
+estimated (`text.BYTES_PER_TOKEN`); a text of less than `ENDED_SHARE` of its budget counts as ended.
 """
 
 from __future__ import annotations
@@ -21,77 +22,93 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.api_models import JsonChatStr
 
-from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Messages, Prompt, Sampling, ScoringView, TokenStats, Work
+from lm_eval_tandem.engines import (
+    DEFAULT_VIEW,
+    Completion,
+    EngineWork,
+    Messages,
+    Prompt,
+    Sampling,
+    ScoringView,
+    TokenStats,
+)
 from lm_eval_tandem.engines.http.options import IGNORED, UNKNOWN_WINDOW
 from lm_eval_tandem.engines.http.text import (
     CONTINUE_REQUEST,
-    Counter,
-    TextLM,
-    cut,
+    TextOnlyLM,
+    TokenCounter,
+    answer_part,
     decode_chat,
     decode_reply,
     encode_chat,
     encode_reply,
+    plain_text,
 )
-from lm_eval_tandem.errors import CallError, ContextError, EngineError
+from lm_eval_tandem.engines.limits import check_window
+from lm_eval_tandem.errors import CallError, EngineError
 
 log = logging.getLogger(__name__)
 
-BATCH = 16
-"""Questions handed over at once to a model that has no batch size of its own."""
-ENDED = 0.8
-"""A text of less than this share of its budget has ended by itself."""
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+DEFAULT_BATCH = 16
+"""Number of questions in one call of a model that has no batch size."""
+ENDED_SHARE = 0.8
+"""A text of less than this share of its budget has ended by itself; estimates are not exact enough for more."""
+NAMED_PARAMETERS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def accepted(backend: str) -> set[str] | None:
-    """Arguments that the model registered as `backend` names in its constructors; None where none is registered."""
+def constructor_arguments(backend: str) -> set[str] | None:
+    """Names of the arguments of the registered model's constructors; None where no model is registered as `backend`."""
     try:
         model = get_model(backend)
     except (ValueError, ImportError):
         return None
-    named: set[str] = set()
+    names: set[str] = set()
     for kind in model.__mro__:
         if "__init__" in vars(kind):
-            named |= {name for name, one in inspect.signature(kind.__init__).parameters.items() if one.kind in NAMED}
-    return named - {"self"}
+            parameters = inspect.signature(kind.__init__).parameters
+            names |= {name for name, parameter in parameters.items() if parameter.kind in NAMED_PARAMETERS}
+    return names - {"self"}
 
 
 class RegisteredEngine:
-    """An engine (see `engines.Engine`) on a registered model of the harness; it cannot score.
+    """An engine (see `engines.Engine`) on a model registered with lm_eval; it cannot score.
+
+    Calls that wait are handed to the model in one batch, one batch after the other, in a worker thread.
 
     Parameters
     ----------
     backend
-        The name under which it is registered.
+        Name under which the model is registered.
     model
-        Goes to its argument `pretrained` or `model`, if it has one.
+        Value of its argument `pretrained` or `model`, if it has one of them.
     arguments
-        Its own, and `parameters` (of the model, for Eq. 12).
+        The model's own arguments, and `parameters` (number of its parameters, for Eq. 12).
 
     Raises
     ------
     EngineError
-        The model cannot be made.
+        The model cannot be loaded.
     """
 
-    drafts = False
+    reads_drafts = False
 
     def __init__(self, backend: str, model: str, arguments: Mapping[str, Any]) -> None:
         self.name, self.backend = model, backend
-        known = accepted(backend) or set()
-        given = {name: value for name, value in arguments.items() if name in known}
-        place = next((name for name in ("pretrained", "model") if name in known), None)
+        accepted = constructor_arguments(backend) or set()
+        given = {name: value for name, value in arguments.items() if name in accepted}
+        name_argument = next((name for name in ("pretrained", "model") if name in accepted), None)
+        named = {name_argument: model} if name_argument else {}
         try:
-            self._model: Any = get_model(backend)(**({place: model} if place else {}), **given)
-        except Exception as error:  # any model of the harness, with errors of any kind
+            self._model: Any = get_model(backend)(**named, **given)
+        except Exception as error:  # models of lm_eval raise exceptions of any kind
             reason = " ".join(str(error).split())[:300]
-            raise EngineError(f"the model {model} (backend={backend}) could not be made: {reason}") from error
+            raise EngineError(f"the model {model} (backend={backend}) could not be loaded: {reason}") from error
         self.parameters = parameters_of(self._model, arguments.get("parameters"))
         self.window = int(getattr(self._model, "max_length", None) or UNKNOWN_WINDOW)
-        size = str(getattr(self._model, "batch_size", BATCH))
-        self.max_concurrency = max(int(size) if size.isdigit() else BATCH, int(getattr(self._model, "_concurrent", 1)))
-        self.work = Work()
+        size = str(getattr(self._model, "batch_size", DEFAULT_BATCH))
+        batch_size = int(size) if size.isdigit() else DEFAULT_BATCH
+        self.max_concurrency = max(batch_size, int(getattr(self._model, "_concurrent", 1)))
+        self.work = EngineWork()
         self.identity = {
             "engine": f"lm_eval {backend}",
             "lm_eval": version("lm_eval"),
@@ -99,60 +116,60 @@ class RegisteredEngine:
             "arguments": {name: str(value) for name, value in sorted(given.items()) if name not in IGNORED},
         }
         self.lm = RegisteredLM(model, self._model, self.window)
-        self._counter = Counter()
+        self._counter = TokenCounter()
         self._tokenizer = tokenizer_of(self._model)
-        self._waiting: list[tuple[Instance, asyncio.Future[str]]] = []
-        self._running: asyncio.Task[None] | None = None
+        self._queue: list[tuple[Instance, asyncio.Future[str]]] = []
+        self._task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"tandem {model}")
 
-    # For coroutines
-
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """See `Engine.generate`. Raises CallError when the model fails or writes nothing."""
-        if sampling.measured:
-            raise EngineError(f"{self.name} (backend={self.backend}) tells no entropy of generated tokens.")
+        """See `Engine.generate`. Raises CallError when the model fails or generates nothing."""
+        if sampling.return_token_stats:
+            raise EngineError(f"{self.name} (backend={self.backend}) reports no entropy of generated tokens.")
         started = time.perf_counter()
-        written = decode_reply(prompt.continued)
-        size = len(self.encode(prompt.text)) + self._count(written)
-        if size + sampling.max_tokens > self.window:
-            raise ContextError(
-                f"a prompt of {size} tokens and {sampling.max_tokens} tokens to generate exceed the window of "
-                f"{self.name}, {self.window} tokens; lower max_gen_toks or the efforts, or use another model."
-            )
-        text = await self._submit(self._context(prompt.text, written), sampling)
-        if not text and not written:
-            raise CallError(f"{self.name} (backend={self.backend}) wrote nothing.")
+        so_far = decode_reply(prompt.continued)
+        prompt_tokens = len(self.encode(prompt.text)) + self._count(so_far)
+        check_window(self.name, self.window, prompt_tokens, sampling.max_tokens)
+        text = await self._submit(self._context(prompt.text, so_far), sampling)
+        if not text and not so_far:
+            raise CallError(f"{self.name} (backend={self.backend}) generated no text.")
         new = min(self._count(text), sampling.max_tokens)
-        ended = not text or new < ENDED * sampling.max_tokens
-        self.work.prefill_tokens += size
-        self.work.recomputed_tokens += size if written else 0
+        ended = not text or new < ENDED_SHARE * sampling.max_tokens
+        self.work.prefill_tokens += prompt_tokens
+        self.work.recomputed_tokens += prompt_tokens if so_far else 0
         self.work.decode_tokens += new
-        seconds = time.perf_counter() - started
-        return Completion(text, encode_reply(text), "stop" if ended else "length", size, 0, seconds, counted=new)
+        return Completion(
+            text=text,
+            token_ids=encode_reply(text),
+            finish_reason="stop" if ended else "length",
+            prompt_tokens=prompt_tokens,
+            cached_tokens=0,
+            seconds=time.perf_counter() - started,
+            counted=new,
+        )
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
-        """See `Engine.score`: raises EngineError, these models tell no entropies."""
+        """See `Engine.score`. Always raises EngineError, because these models report no entropies."""
         raise EngineError(self.cannot_score)
 
     @property
     def cannot_score(self) -> str:
-        """Why this engine cannot judge."""
+        """Why this engine cannot score prompts."""
         return (
-            f"backend={self.backend} gives text alone, so the judge cannot read with {self.name}; "
+            f"backend={self.backend} returns text alone, so {self.name} cannot be the intern of a judge; "
             "run the intern with intern_backend=hf or vllm, or use policy=stage:N, which needs no judge."
         )
 
     def release(self, session: str) -> None:
-        """See `Engine.release`: nothing is kept."""
+        """See `Engine.release`. Nothing is kept for a session."""
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
-        """See `Engine.render`: the conversation itself, rendered when it is asked."""
+        """See `Engine.render`: the messages as `text.encode_chat` represents them; `generate` applies the template."""
         return encode_chat(messages, generation_prompt)
 
     def encode(self, text: str) -> list[int]:
-        """See `Engine.encode`: by the model's tokenizer, or estimated."""
-        messages, begun = decode_chat(text)
-        plain = begun if messages is None else "\n".join(content for _, content in messages) + begun
+        """See `Engine.encode`: by the model's tokenizer, otherwise an estimate."""
+        plain = plain_text(*decode_chat(text))
         ids = self._tokens(plain)
         return self._counter.encode(plain) if ids is None else ids
 
@@ -160,9 +177,9 @@ class RegisteredEngine:
         """See `Engine.decode`."""
         return decode_reply(token_ids)
 
-    def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
-        """See `Engine.text`."""
-        return cut(decode_reply(token_ids), stop)[0]
+    def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.answer_text`."""
+        return answer_part(decode_reply(token_ids), stop)[0]
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -177,50 +194,48 @@ class RegisteredEngine:
             return None
         return list(self._tokenizer.encode(text)) if text else []
 
-    def _context(self, text: str, written: str) -> Any:
-        """The prompt as the model takes it, with what it wrote before."""
-        messages, begun = decode_chat(text)
+    def _context(self, prompt_text: str, so_far: str) -> Any:
+        """The prompt in the form that the model accepts, with the text generated so far."""
+        messages, partial_answer = decode_chat(prompt_text)
         if messages is None:
-            return text + written
+            return prompt_text + so_far
         history = [{"role": role, "content": content} for role, content in messages]
-        rendered = self._rendered(history)
+        rendered = self._apply_template(history)
         if not isinstance(rendered, JsonChatStr):
-            return rendered + begun + written
-        if begun:
-            raise EngineError(f"backend={self.backend} cannot go on in an answer that has begun; use another policy.")
-        if written:
-            turns = [{"role": "assistant", "content": written}, {"role": "user", "content": CONTINUE_REQUEST}]
-            rendered = self._rendered([*history, *turns])
+            return rendered + partial_answer + so_far
+        if partial_answer:
+            raise EngineError(f"backend={self.backend} cannot continue a partial answer; use another policy.")
+        if so_far:
+            turns = [{"role": "assistant", "content": so_far}, {"role": "user", "content": CONTINUE_REQUEST}]
+            rendered = self._apply_template([*history, *turns])
         return rendered
 
-    def _rendered(self, history: list[dict[str, str]]) -> Any:
+    def _apply_template(self, history: list[dict[str, str]]) -> Any:
         try:
             return self._model.apply_chat_template(history, add_generation_prompt=True)
         except NotImplementedError as error:
-            raise EngineError(
-                f"backend={self.backend} has no chat template; leave --apply_chat_template out."
-            ) from error
+            raise EngineError(f"backend={self.backend} has no chat template; omit --apply_chat_template.") from error
 
     # One batch after the other, in one thread
 
     async def _submit(self, context: Any, sampling: Sampling) -> str:
-        request = Instance("generate_until", {}, (context, arguments_of(sampling)), 0)
+        request = Instance("generate_until", {}, (context, generation_arguments(sampling)), 0)
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.ensure_future(self._work_off())
+        self._queue.append((request, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._process_queue())
         return await future
 
-    async def _work_off(self) -> None:
-        await asyncio.sleep(0)  # those that are ready in the same turn of the loop come along
-        while self._waiting:
-            batch = [entry for entry in self._waiting if not entry[1].done()]
-            self._waiting = []
+    async def _process_queue(self) -> None:
+        await asyncio.sleep(0)  # calls that become ready in the same iteration of the event loop join the first batch
+        while self._queue:
+            batch = [entry for entry in self._queue if not entry[1].done()]
+            self._queue = []
             requests = [request for request, _ in batch]
             started = time.perf_counter()
             try:
-                texts = await asyncio.get_running_loop().run_in_executor(self._worker, self._generate, requests)
-            except Exception as error:  # each question of the batch gets it; the others go on
+                texts = await asyncio.get_running_loop().run_in_executor(self._worker, self._run_batch, requests)
+            except Exception as error:  # models of lm_eval raise exceptions of any kind; only this batch fails
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 failed = CallError(f"{self.name} (backend={self.backend}): {reason}")
                 for _, future in batch:
@@ -233,32 +248,40 @@ class RegisteredEngine:
                 if not future.done():
                     future.set_result(text)
 
-    def _generate(self, requests: list[Instance]) -> list[str]:
-        found = self._model.generate_until(requests, disable_tqdm=True) if requests else []
-        return [text or "" for text in found]
+    def _run_batch(self, requests: list[Instance]) -> list[str]:
+        texts = self._model.generate_until(requests, disable_tqdm=True) if requests else []
+        return [text or "" for text in texts]
 
 
-class RegisteredLM(TextLM):
-    """What the harness asks the answering model for; likelihoods by the model itself, where it has them."""
+class RegisteredLM(TextOnlyLM):
+    """lm-eval's model interface for a registered model; likelihoods and chat template are its own, where it has them.
+
+    Parameters
+    ----------
+    name, window
+        See `TextOnlyLM`.
+    model
+        The registered model.
+    """
 
     def __init__(self, name: str, model: Any, window: int) -> None:
         super().__init__(name, window, int(getattr(model, "max_gen_toks", 256)))
         self._model = model
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The model's own."""
+        """See `lm_eval.api.model.LM`."""
         own = getattr(self._model, "chat_template", None)
         return str(own(chat_template) or "") if callable(own) else ""
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """See `lm_eval.api.model.LM`."""
-        return self._asked("loglikelihood", requests, disable_tqdm)
+        return self._likelihoods("loglikelihood", requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
         """See `lm_eval.api.model.LM`."""
-        return self._asked("loglikelihood_rolling", requests, disable_tqdm)
+        return self._likelihoods("loglikelihood_rolling", requests, disable_tqdm)
 
-    def _asked(self, method: str, requests: Any, disable_tqdm: bool) -> Any:
+    def _likelihoods(self, method: str, requests: Any, disable_tqdm: bool) -> Any:
         try:
             return getattr(self._model, method)(requests, disable_tqdm=disable_tqdm)
         except NotImplementedError:
@@ -266,28 +289,30 @@ class RegisteredLM(TextLM):
 
 
 def tokenizer_of(model: Any) -> Any:
-    """The model's own tokenizer, None where it has none, or none that can be had here."""
+    """The model's own tokenizer; None where it has none, or none that can be loaded here."""
     try:
-        found: Any = getattr(model, "tokenizer", None)
-    except OSError as error:  # some fetch it when it is first asked for
-        log.warning("the tokenizer of %s cannot be had (%s); tokens are estimated.", type(model).__name__, error)
+        tokenizer: Any = getattr(model, "tokenizer", None)
+    except OSError as error:  # some models download it at the first access
+        log.warning(
+            "the tokenizer of %s cannot be loaded (%s); numbers of tokens are estimated.", type(model).__name__, error
+        )
         return None
-    return found if callable(getattr(found, "encode", None)) else None
+    return tokenizer if callable(getattr(tokenizer, "encode", None)) else None
 
 
 def parameters_of(model: Any, given: Any) -> int | None:
-    """Parameters of the model: as given, or counted where it is one of torch's."""
+    """Number of parameters: as given, or counted if the model holds a torch module; otherwise None."""
     if given is not None:
         return int(float(given))
     network: Any = getattr(model, "model", None)
     return sum(one.numel() for one in network.parameters()) if callable(getattr(network, "parameters", None)) else None
 
 
-def arguments_of(sampling: Sampling) -> dict[str, Any]:
-    """The sampling in the harness's own terms."""
+def generation_arguments(sampling: Sampling) -> dict[str, Any]:
+    """The sampling as `generation_kwargs` of lm-eval."""
     given: dict[str, Any] = {"until": list(sampling.stop), "max_gen_toks": sampling.max_tokens}
     if sampling.temperature == 0:
         return {**given, "do_sample": False, "temperature": 0.0}
-    more = {name: getattr(sampling, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
-    more = {name: value for name, value in more.items() if value is not None}
-    return {**given, "do_sample": True, "temperature": sampling.temperature, **more}
+    others = {name: getattr(sampling, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    others = {name: value for name, value in others.items() if value is not None}
+    return {**given, "do_sample": True, "temperature": sampling.temperature, **others}

@@ -1,7 +1,12 @@
-"""What engines share that see only text: conversations carried in a prompt, answers in an alphabet, tokens estimated.
+"""Text in place of tokens: how conversations and generated text are represented for models that are reached as text.
 
-A rendered conversation is one JSON text sequence (RFC 7464): a record separator, the messages as JSON, a line feed;
-what follows is the beginning of the answer. So text can be added to it as to any rendered prompt.
+The cascade passes prompts as text and generated tokens as integers (`engines.Prompt`). Where only text is known:
+
+- a *rendered* conversation is a record of a JSON text sequence (RFC 7464): a record separator, the messages as JSON
+  and a line feed. What follows is the start of the answer, so that text can be appended as to any rendered prompt;
+- *token ids* of generated text are its UTF-8 bytes, 0 to 255; if the server returns token ids, these come first, each
+  with `SERVER_ID_OFFSET` added;
+- the *number* of tokens is counted by a tokenizer, or estimated as one for every `BYTES_PER_TOKEN` bytes.
 """
 
 from __future__ import annotations
@@ -11,64 +16,110 @@ import math
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from lm_eval_tandem.engines import Messages
-from lm_eval_tandem.engines.tokenizer import ENCODED
+from lm_eval_tandem.engines.tokenizer import ENCODED_PROMPTS
 from lm_eval_tandem.errors import EngineError
 
-SEPARATOR = "\x1e"
+RECORD_SEPARATOR = "\x1e"
 SERVER_ID_OFFSET = 256
-"""Token ids below are UTF-8 bytes of the text; those above are a server's own ids, shifted by so much."""
+"""Token ids below are UTF-8 bytes; those from here on are a server's own ids plus this number."""
 BYTES_PER_TOKEN = 4
-"""The estimate where no tokenizer is given: English text has 4 to 5 bytes a token, most others have fewer."""
+"""The estimate without a tokenizer: English text has 4 to 5 bytes per token, most other languages fewer."""
 CONTINUE_REQUEST = (
     "Go on exactly where your last message breaks off. Repeat nothing of it and say nothing about going on."
 )
-"""Asks for the rest of a text where a server cannot go on in it."""
+"""The user's message that asks for the rest of a text where a server cannot continue a partial answer. It is part of
+the prompt, so another wording changes results."""
+Counting = Literal["by the server", "by pieces", "by a tokenizer", "by bytes"]
+"""How the tokens of a stream are counted while it runs: by the token ids that the server returns, by its chunks where
+each is one token, by a tokenizer, or by the length of the text. Part of a store's key."""
 
 
 def encode_chat(messages: Messages, generation_prompt: bool = True) -> str:
-    """A conversation as the text of a prompt; without a generation prompt its last turn is the answer's beginning."""
-    begun = ""
+    """A conversation as the text of a prompt.
+
+    Parameters
+    ----------
+    messages
+        (role, content) pairs.
+    generation_prompt
+        False: if the last message is the assistant's, it is the start of the answer.
+    """
+    partial_answer = ""
     if not generation_prompt and messages and messages[-1][0] == "assistant":
-        messages, begun = messages[:-1], messages[-1][1]
-    return f"{SEPARATOR}{json.dumps(messages, ensure_ascii=False)}\n{begun}"
+        messages, partial_answer = messages[:-1], messages[-1][1]
+    return f"{RECORD_SEPARATOR}{json.dumps(messages, ensure_ascii=False)}\n{partial_answer}"
 
 
 def decode_chat(text: str) -> tuple[Messages | None, str]:
-    """The conversation that `encode_chat` wrote (None for plain text), and the start of its answer (or the text)."""
-    if not text.startswith(SEPARATOR):
+    """The messages in a prompt's text and the text after them, which starts the answer.
+
+    For plain text, which `encode_chat` has not made, the messages are None and the text is the whole prompt.
+
+    Examples
+    --------
+    >>> decode_chat(encode_chat((("user", "1 + 1?"),)) + "It is")
+    ((('user', '1 + 1?'),), 'It is')
+    """
+    if not text.startswith(RECORD_SEPARATOR):
         return None, text
-    line, _, begun = text[1:].partition("\n")
-    return tuple((role, content) for role, content in json.loads(line)), begun
+    line, _, partial_answer = text[1:].partition("\n")
+    return tuple((role, content) for role, content in json.loads(line)), partial_answer
 
 
 def encode_reply(text: str, ids: Iterable[int] = ()) -> tuple[int, ...]:
-    """Generated text in the alphabet: the server's ids, where it tells them, then the bytes."""
+    """Generated text as token ids: the server's ids, if it returns them, then the text's bytes."""
     return (*(SERVER_ID_OFFSET + i for i in ids), *text.encode("utf-8", "replace"))
 
 
 def decode_reply(token_ids: Sequence[int]) -> str:
-    """The text in a sequence of letters; an incomplete last character is left out."""
+    """The text that `encode_reply` encoded, without an incomplete last character."""
     return bytes(i for i in token_ids if i < SERVER_ID_OFFSET).decode("utf-8", "ignore")
 
 
 def server_ids(token_ids: Sequence[int]) -> list[int]:
-    """The server's own ids in a sequence of letters."""
+    """The server's own token ids that `encode_reply` encoded."""
     return [i - SERVER_ID_OFFSET for i in token_ids if i >= SERVER_ID_OFFSET]
 
 
-def cut(text: str, stop: Sequence[str], think_end: str | None = None) -> tuple[str, bool]:
-    """The text after the thinking and before the first stop string, and whether one was found."""
+def answer_part(text: str, stop: Sequence[str], think_end: str | None = None) -> tuple[str, bool]:
+    """The part of a generated text that is the answer: after the thinking and before the first stop string.
+
+    Parameters
+    ----------
+    text
+        The generated text.
+    stop
+        Stop strings.
+    think_end
+        Text that ends the thinking; None where the text has none.
+
+    Returns
+    -------
+    answer : str
+    stopped : bool
+        Whether a stop string was found.
+    """
     if think_end:
         text = text.split(think_end)[-1].lstrip()
-    places = [place for place in (text.find(word) for word in stop if word) if place >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+    starts = [start for start in (text.find(word) for word in stop if word) if start >= 0]
+    return (text[: min(starts)], True) if starts else (text, False)
 
 
-class Counter:
-    """Token ids of prompts: by a tokenizer (folder or hub id), or about `BYTES_PER_TOKEN` bytes a token.
+class TokenCounter:
+    """Counts the tokens of prompts and generated texts.
+
+    Parameters
+    ----------
+    tokenizer
+        Folder or hub id; None to estimate by `BYTES_PER_TOKEN`.
+
+    Attributes
+    ----------
+    exact
+        Whether there is a tokenizer.
 
     Raises
     ------
@@ -88,27 +139,31 @@ class Counter:
             except (OSError, ValueError, ImportError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise EngineError(f"tokenizer={tokenizer} could not be loaded: {reason}") from error
-        self._encoded = lru_cache(ENCODED)(self._encode)
+        self._encoded = lru_cache(ENCODED_PROMPTS)(self._encode)
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens the tokenizer has; 0 without one."""
+        """Number of different tokens of the tokenizer; 0 without one."""
         return 0 if self._tokenizer is None else len(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt; without a tokenizer they mean nothing but their number, and equal beginnings are equal."""
+        """Token ids of a prompt's text.
+
+        Without a tokenizer the ids stand for `BYTES_PER_TOKEN` bytes each: their number is the estimate, and prompts
+        that start alike have ids that start alike.
+        """
         return list(self._encoded(text))
 
     def count(self, text: str) -> int:
-        """How many tokens a generated text has."""
+        """Number of tokens of a generated text."""
         if self._tokenizer is None:
             return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
         with self._lock:
             return len(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        messages, begun = decode_chat(text)
-        plain = begun if messages is None else "\n".join(content for _, content in messages) + begun
+        messages, partial_answer = decode_chat(text)
+        plain = plain_text(messages, partial_answer)
         if self._tokenizer is None:
             data = plain.encode("utf-8", "replace")
             return tuple(
@@ -117,13 +172,30 @@ class Counter:
         with self._lock:
             if messages is not None and self._tokenizer.chat_template:
                 history = [{"role": role, "content": content} for role, content in messages]
-                plain = self._tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=False) + begun
-                return tuple(self._tokenizer(plain, add_special_tokens=False).input_ids)
+                rendered = self._tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=False)
+                return tuple(self._tokenizer(rendered + partial_answer, add_special_tokens=False).input_ids)
             return tuple(self._tokenizer(plain).input_ids)
 
 
-class TextLM:
-    """What the harness asks the answering model for beside answers, where that model is reached as text alone."""
+def plain_text(messages: Messages | None, text: str) -> str:
+    """A prompt without any template, from what `decode_chat` returns: the messages' contents, then the text."""
+    return text if messages is None else "\n".join(content for _, content in messages) + text
+
+
+class TextOnlyLM:
+    """lm-eval's model interface (`lm_eval.api.model.LM`) for a model that is reached as text alone.
+
+    The harness uses it for everything but answers. What needs tokens or likelihoods is refused with an EngineError.
+
+    Parameters
+    ----------
+    name
+        Of the model.
+    max_length
+        Its window in tokens.
+    max_gen_toks
+        Largest number of tokens of an answer where the task sets none.
+    """
 
     tokenizer = None
     device = "cpu"
@@ -137,20 +209,20 @@ class TextLM:
         return self.name.replace("/", "__")
 
     def apply_chat_template(self, history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as it is: the server has the template."""
+        """The conversation as `encode_chat` represents it; the server applies the template."""
         return encode_chat(tuple((turn["role"], turn["content"]) for turn in history), add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """None of its own: the server has it."""
+        """An empty template, because the server has its own."""
         return ""
 
     @property
     def eot_token_id(self) -> int:
-        """Raises EngineError: no tokens are seen."""
+        """Refused: no tokens are known."""
         self._refuse("an end token")
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Raises EngineError: no likelihoods are seen."""
+        """Refused: no likelihoods are known."""
         self._refuse("likelihoods")
 
     loglikelihood_rolling: Any = loglikelihood

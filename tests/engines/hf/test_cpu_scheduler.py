@@ -13,8 +13,8 @@ from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 class Worker:
     """Does the jobs that it is given, `size` at once, and hands each on as many times as the job still says."""
 
-    def __init__(self, turns: CpuScheduler, size: int, log: list[tuple[str, int]], name: str) -> None:
-        self.turns, self.size, self.log, self.name = turns, size, log, name
+    def __init__(self, scheduler: CpuScheduler, size: int, log: list[tuple[str, int]], name: str) -> None:
+        self.scheduler, self.size, self.log, self.name = scheduler, size, log, name
         self.jobs: list[int] = []
         self.other: Worker | None = None
         self.wake = threading.Condition()
@@ -35,13 +35,13 @@ class Worker:
             self.wake.notify()
 
     def _run(self) -> None:
-        with self.turns.member(self.fill):
+        with self.scheduler.registered(self.fill):
             while True:
                 with self.wake:
                     self.wake.wait_for(lambda: self.closed or self.jobs)
                     if self.closed:
                         return
-                with self.turns.turn(self.fill):
+                with self.scheduler.turn(self.fill):
                     with self.wake:  # what is given meanwhile is not lost
                         done, self.jobs = self.jobs[: self.size], self.jobs[self.size :]
                     self.log.append((self.name, len(done)))
@@ -61,8 +61,8 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def test_the_fullest_goes_first_and_the_emptier_gathers() -> None:
-    turns, log = CpuScheduler(), []
-    one, two = (Worker(turns, 4, log, name) for name in ("one", "two"))
+    scheduler, log = CpuScheduler(), []
+    one, two = (Worker(scheduler, 4, log, name) for name in ("one", "two"))
     one.other, two.other = two, one
     one.give([0] * 12)
     two.give([0])
@@ -71,10 +71,10 @@ def test_the_fullest_goes_first_and_the_emptier_gathers() -> None:
     def mine() -> float:
         return 0.0 if left.is_set() else 2.0
 
-    with turns.member(mine), turns.turn(mine):  # until both wait for their turn
+    with scheduler.registered(mine), scheduler.turn(mine):  # until both wait for their turn
         for worker in (one, two):
             worker.thread.start()
-        eventually(lambda: len(turns._waiting) == 2)
+        eventually(lambda: len(scheduler._waiting) == 2)
         left.set()
     eventually(lambda: counted(log) == 13)
     one.close()
@@ -83,8 +83,8 @@ def test_the_fullest_goes_first_and_the_emptier_gathers() -> None:
 
 
 def test_all_work_gets_done_however_jobs_wander() -> None:
-    turns, log = CpuScheduler(), []
-    workers = [Worker(turns, size, log, str(size)) for size in (3, 8)]
+    scheduler, log = CpuScheduler(), []
+    workers = [Worker(scheduler, size, log, str(size)) for size in (3, 8)]
     workers[0].other, workers[1].other = workers[1], workers[0]
     rng = random.Random(0)
     jobs = [rng.randrange(20) for _ in range(300)]
@@ -102,10 +102,10 @@ def test_all_work_gets_done_however_jobs_wander() -> None:
 
 
 def test_who_has_left_holds_nobody_up() -> None:
-    turns, log = CpuScheduler(), []
-    with turns.member(lambda: 1.0):
+    scheduler, log = CpuScheduler(), []
+    with scheduler.registered(lambda: 1.0):
         pass
-    worker = Worker(turns, 4, log, "alone")
+    worker = Worker(scheduler, 4, log, "alone")
     worker.other = worker
     worker.give([0])
     worker.thread.start()

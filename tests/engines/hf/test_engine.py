@@ -15,7 +15,12 @@ from engines.conformance import TEXTS, EngineConformance, Reference, run, togeth
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
-from lm_eval_tandem.engines.hf.kv_cache import SURE, best_of, measured, measures
+from lm_eval_tandem.engines.hf.token_stats import (
+    CERTAIN_MARGIN,
+    argmax_tokens,
+    generated_token_stats,
+    logprob_and_entropy,
+)
 from lm_eval_tandem.errors import EngineError
 
 KINDS = ["llama", "qwen3", "gpt2"]
@@ -73,7 +78,7 @@ class TestHFEngine(EngineConformance):
         assert run(engine.generate(Prompt("x"), Sampling(3))).new_tokens >= 1
 
     def test_kept_prefixes_stay_within_their_room(self, engine: HFEngine) -> None:
-        engine._prefixes.room = 1
+        engine._prefixes.max_bytes = 1
         first = run(engine.score(Prompt(TEXTS[0], session="a")))
         again = run(engine.score(Prompt(TEXTS[0], session="a")))
         assert again.cached_tokens == 0
@@ -119,13 +124,13 @@ def test_tokens_are_measured_alike_in_numpy_and_torch(rows: slice, masked: bool,
     if masked:
         logits[2, 10:] = -torch.inf
     logits, tokens = logits[rows], [0, 3, 7, 1, 9, 4, 4][rows]
-    expected = torch.cat(measures(logits, torch.tensor(tokens).unsqueeze(-1)), dim=1)
+    expected = torch.cat(logprob_and_entropy(logits, torch.tensor(tokens).unsqueeze(-1)), dim=1)
     exact = torch.log_softmax(logits.double(), -1)
     np.testing.assert_allclose(expected[:, 1], torch.special.entr(exact.exp()).sum(-1), atol=1e-5)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = np.array(measured(logits.clone(), tokens))
+        found = np.array(generated_token_stats(logits.clone(), tokens))
     certain = np.arange(7)[rows] == 6
     assert (found[certain] == 0).all()
-    assert (expected[certain].abs() < 300 * np.exp(-SURE) * (1 + SURE)).all()
+    assert (expected[certain].abs() < 300 * np.exp(-CERTAIN_MARGIN) * (1 + CERTAIN_MARGIN)).all()
     np.testing.assert_allclose(found[~certain], expected[~certain], atol=1e-5)
-    assert best_of(logits) == logits.argmax(-1).tolist()
+    assert argmax_tokens(logits) == logits.argmax(-1).tolist()

@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from engines.conformance import TEXTS, run, together
 from lm_eval_tandem import pair
-from lm_eval_tandem.engines import DEFAULT_VIEW, Prompt, Sampling, ScoringView, registry, require_default_view
+from lm_eval_tandem.engines import DEFAULT_VIEW, Prompt, Sampling, ScoringView, registry
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.hf.engine import HFEngine
-from lm_eval_tandem.engines.hf.lora_adapter import CONFIG, WEIGHTS, Adapter, Shape
+from lm_eval_tandem.engines.hf.lora_adapter import CONFIG, WEIGHTS, Adapter, LoraShape
+from lm_eval_tandem.engines.limits import require_default_view
 from lm_eval_tandem.errors import ClassifierError, EngineError
 from lm_eval_tandem.store import Store
 
@@ -68,7 +69,7 @@ def test_the_hidden_state_is_that_of_one_prompt_alone(folder: Path, batch_size: 
     for text, found in zip(TEXTS, run(together(*map(grow, TEXTS))), strict=True):
         for stats in found:
             assert stats.hidden.dtype == np.float32
-            assert stats.hidden.shape == (engine.width,)
+            assert stats.hidden.shape == (engine.hidden_size,)
             np.testing.assert_allclose(stats.hidden, reference.hidden(text), atol=2e-4, rtol=1e-4)
     engine.close()
 
@@ -96,12 +97,12 @@ def test_the_store_keeps_views_apart(tmp_path: Path) -> None:
     store, engine = Store(tmp_path / "s"), opened(pair.INTERN)
     first = CachedEngine(engine, store)
     plain, seen = (run(first.score(Prompt(TEXTS[0]), view)) for view in (DEFAULT_VIEW, HIDDEN))
-    assert first.found == 0
+    assert first.hits == 0
     assert plain.hidden is None
     assert seen.hidden is not None
     again = CachedEngine(engine, store)
     same, known = (run(again.score(Prompt(TEXTS[0]), view)) for view in (DEFAULT_VIEW, HIDDEN))
-    assert again.found == 2
+    assert again.hits == 2
     assert same.hidden is None
     np.testing.assert_array_equal(known.hidden, seen.hidden)
     engine.close()
@@ -119,8 +120,8 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def trained(base: Path, folder: Path) -> Path:
     """An adapter that changes much, as if it had been trained."""
     torch.manual_seed(5)
-    adapter = Adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), Shape(4, 8))
-    adapter.set({name: 0.3 * torch.randn(parameter.shape) for name, parameter in adapter.weights.items()})
+    adapter = Adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraShape(4, 8))
+    adapter.load({name: 0.3 * torch.randn(parameter.shape) for name, parameter in adapter.weights.items()})
     folder.mkdir()
     for name, content in adapter.files(str(base)).items():
         (folder / name).write_bytes(content)
@@ -135,7 +136,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def adapted(base: Path, adapter: Path) -> Iterator[HFEngine]:
     engine = opened(base)
-    engine.adapt(adapter, "mine")
+    engine.load_adapter(adapter, "mine")
     yield engine
     engine.close()
 
@@ -188,7 +189,7 @@ def test_each_pass_of_a_session_goes_on_from_its_own_kind_alone(adapted: HFEngin
 def test_views_mixed_in_one_batch_are_each_their_own(base: Path, adapter: Path) -> None:
     engine, alone = opened(base, 16), opened(base, 1)
     for one in (engine, alone):
-        one.adapt(adapter, "mine")
+        one.load_adapter(adapter, "mine")
     views = [(DEFAULT_VIEW, HIDDEN, ADAPTED)[i % 3] for i in range(len(TEXTS))]
     mixed = run(together(*(engine.score(Prompt(text), view) for text, view in zip(TEXTS, views, strict=True))))
     for text, view, stats in zip(TEXTS, views, mixed, strict=True):
@@ -239,9 +240,9 @@ def test_an_adapter_of_other_weights_or_beside_another_is_refused(tmp_path: Path
     with pytest.raises(ClassifierError, match="holds no LoRA adapter"):
         Adapter.read(AutoModelForCausalLM.from_pretrained(base), folder, "x")
     engine = HFEngine({"pretrained": str(base), "peft": str(trained(base, tmp_path / "b")), "device": "cpu"})
-    with pytest.raises(ClassifierError, match="PEFT adapter of its own"):
-        engine.adapt(tmp_path / "b", "x")
-    with pytest.raises(EngineError, match="was given no adapter x"):
+    with pytest.raises(ClassifierError, match="is loaded with a PEFT adapter"):
+        engine.load_adapter(tmp_path / "b", "x")
+    with pytest.raises(EngineError, match="has no adapter x loaded"):
         run(engine.score(Prompt("Say"), ScoringView(True, "x")))
     engine.close()
 
@@ -249,10 +250,10 @@ def test_an_adapter_of_other_weights_or_beside_another_is_refused(tmp_path: Path
 def test_engines_that_tell_statistics_alone_refuse_before_and_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     require_default_view(DEFAULT_VIEW, "m")
     for view in (HIDDEN, ADAPTED):
-        with pytest.raises(EngineError, match="m runs where hidden states are not told"):
+        with pytest.raises(EngineError, match="m runs in an engine that reports no hidden states"):
             require_default_view(view, "m")
         for backend in ("vllm", "openai", "local-completions"):
-            with pytest.raises(ClassifierError, match=f"c needs .* intern_backend={backend} does not tell; use"):
+            with pytest.raises(ClassifierError, match=f"c needs .* intern_backend={backend} does not report; use"):
                 registry.check_view(view, backend, "c")
         registry.check_view(view, "hf", "c")
     monkeypatch.setattr(registry, "find_spec", lambda name: None)

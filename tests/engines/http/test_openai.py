@@ -63,17 +63,17 @@ def engine_of(server: ModelServer | FaultyProxy, **arguments: Any) -> APIEngine:
 
 
 async def grown(engine: APIEngine, question: str, budgets: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """The letters and tokens of a text that grows to each budget in turn."""
-    encode_reply: tuple[int, ...] = ()
+    """The token ids, and the number of tokens, of a text that is continued up to each budget in turn."""
+    ids: tuple[int, ...] = ()
     tokens = 0
     for budget in budgets:
-        prompt = Prompt(engine.render((("user", question),)), encode_reply, question, budgets[-1] - tokens)
+        prompt = Prompt(engine.render((("user", question),)), ids, question, budgets[-1] - tokens)
         part = await engine.generate(prompt, Sampling(budget - tokens))
-        encode_reply, tokens = encode_reply + part.token_ids, tokens + part.new_tokens
+        ids, tokens = ids + part.token_ids, tokens + part.new_tokens
         assert tokens <= budget
         if part.finish_reason == "stop":
             break
-    return encode_reply, tokens
+    return ids, tokens
 
 
 class TestATextThatGrows:
@@ -89,12 +89,12 @@ class TestATextThatGrows:
             assert engine.resume == resume.replace("auto", "stream")
             found = run(together(*(grown(engine, question, (4, 9, 24)) for question in QUESTIONS[:6])))
             engine.close()
-        for question, (encode_reply, tokens) in zip(QUESTIONS, found, strict=False):
+        for question, (ids, tokens) in zip(QUESTIONS, found, strict=False):
             expected = reference.greedy(question, 24)
-            assert engine.decode(encode_reply) == reference.tokenizer.decode(expected, skip_special_tokens=True)
+            assert engine.decode(ids) == reference.tokenizer.decode(expected, skip_special_tokens=True)
             assert tokens == len(expected), "tokens are those that the server counts"
             if way == "ids":
-                assert server_ids(encode_reply) == expected
+                assert server_ids(ids) == expected
 
     def test_a_server_that_streams_token_by_token_needs_no_tokenizer(self, folder: Path) -> None:
         with serving(folder, Manner(ids=False)) as server:
@@ -144,12 +144,12 @@ class TestAStreamIsClosed:
         """At 50 tokens a second and a judge of 20 ms, of which the server knows nothing."""
 
         async def judged(engine: APIEngine, question: str) -> tuple[int, int]:
-            encode_reply: tuple[int, ...] = ()
+            ids: tuple[int, ...] = ()
             read = 0
             for budget in (30, 60):
-                prompt = Prompt(engine.render((("user", question),)), encode_reply, question, 200 - read)
+                prompt = Prompt(engine.render((("user", question),)), ids, question, 200 - read)
                 part = await engine.generate(prompt, Sampling(budget - read))
-                encode_reply, read = encode_reply + part.token_ids, read + part.new_tokens
+                ids, read = ids + part.token_ids, read + part.new_tokens
                 await asyncio.sleep(0.02)
             unused = engine.release(question)
             await asyncio.sleep(0.3)
@@ -238,7 +238,7 @@ class TestWhatServersSay:
             assert server.requests[-1]["messages"] == [{"role": "user", "content": "0: x = 48"}]
             engine.close()
         assert engine.decode(found.token_ids) == reference.tokenizer.decode(reference.greedy("0: x = 48", 7))
-        assert "takes no temperature" in caplog.text
+        assert "does not accept temperature" in caplog.text
 
     def test_more_stop_strings_than_the_protocol_has_are_cut_at(self, folder: Path, reference: Reference) -> None:
         plain = reference.tokenizer.decode(reference.greedy(QUESTIONS[0], 12))
@@ -254,7 +254,7 @@ class TestWhatServersSay:
             engine = engine_of(server)
             with pytest.raises(ContextError, match="window of tiny, 256 tokens"):
                 run(engine.generate(Prompt("x"), Sampling(257)))
-            with pytest.raises(CallError, match="says 400: The context length"):
+            with pytest.raises(CallError, match="replied with status 400: The context length"):
                 run(engine.generate(Prompt("x y z " * 40), Sampling(150)))
             engine.close()
 
@@ -269,7 +269,7 @@ class TestWhatServersSay:
             engine_of(server, api_key_env="MY_KEY").close()
 
     def test_a_model_or_server_that_is_not_there_is_named_in_seconds(self, folder: Path) -> None:
-        with serving(folder) as server, pytest.raises(EngineError, match="huge: the server says 404"):
+        with serving(folder) as server, pytest.raises(EngineError, match="huge: the server replied with status 404"):
             APIEngine("huge", {"base_url": server.url})
         began = time.monotonic()
         with pytest.raises(EngineError, match="the connection failed"):
@@ -281,7 +281,7 @@ class TestWhatServersSay:
             with pytest.raises(EngineError, match="resume=ids needs a server"):
                 engine_of(server, resume="ids")
             engine = engine_of(server)
-            with pytest.raises(EngineError, match="cannot go on in an answer that has begun"):
+            with pytest.raises(EngineError, match="cannot continue a partial answer"):
                 run(engine.generate(Prompt(engine.render((("user", "x"),)) + "So"), Sampling(3)))
             with pytest.raises(EngineError, match="intern_backend=hf"):
                 run(engine.score(Prompt("x")))
@@ -524,7 +524,7 @@ def test_a_key_among_the_arguments_is_refused() -> None:
 def test_a_judge_that_needs_entropies_is_refused_before_the_run(folder: Path) -> None:
     with serving(folder) as server:
         given = {"intern": "tiny", "intern_backend": "openai", "intern_base_url": server.url}
-        with pytest.raises(EngineError, match="the judge cannot read with it"):
+        with pytest.raises(EngineError, match="cannot be the intern of a judge"):
             TandemLM(mentor=str(folder), policy="stage:1", record_features=True, device="cpu", **given)
 
 

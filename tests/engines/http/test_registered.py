@@ -62,7 +62,7 @@ def test_what_waits_is_one_batch(halting: RegisteredEngine) -> None:
 def test_a_failed_batch_fails_alone_and_nothing_is_no_insight(halting: RegisteredEngine) -> None:
     with pytest.raises(CallError, match="out of memory"):
         run(halting.generate(Prompt("fail"), Sampling(3)))
-    with pytest.raises(CallError, match="wrote nothing"):
+    with pytest.raises(CallError, match="generated no text"):
         run(halting.generate(Prompt("nothing"), Sampling(3)))
     assert run(halting.generate(Prompt("x"), Sampling(3))).text == "b" * 12
 
@@ -86,7 +86,7 @@ def test_a_model_of_transformers_grows_as_if_uninterrupted() -> None:
     assert engine.parameters == sum(p.numel() for p in engine._model.model.parameters())
     with pytest.raises(ContextError, match="window"):
         run(engine.generate(Prompt("x"), Sampling(engine.window + 1)))
-    with pytest.raises(EngineError, match="the judge cannot read"):
+    with pytest.raises(EngineError, match="cannot be the intern of a judge"):
         run(engine.score(Prompt("x")))
     engine.close()
 

@@ -1,0 +1,89 @@
+"""Scoring of prompts: one forward pass over what is new in each, the rest from the session's earlier calls."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lm_eval_tandem.engines import EngineWork, TokenStats
+from lm_eval_tandem.engines.drafts import common_prefix_length
+from lm_eval_tandem.engines.hf.batch import Job, resolve
+from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
+
+Values = NDArray[np.float32]
+
+
+def score_batch(jobs: list[Job], network: Network, prefixes: PrefixCache, work: EngineWork) -> None:
+    """Score the prompts of all jobs in one batch and resolve their futures with `TokenStats`.
+
+    Parameters
+    ----------
+    jobs
+        Calls of `score`.
+    network
+        The model, the jobs' adapter switched on if they have one.
+    prefixes
+        Where computed prefixes of sessions are found and put; those of this adapter only.
+    work
+        Totals that the batch adds to.
+    """
+    started = time.perf_counter()
+    entries = [prefixes.get(job.prompt.session) for job in jobs]
+    reused = [_reusable(job, entry, work) for job, entry in zip(jobs, entries, strict=True)]
+    cache = BatchedCache(network)
+    cache.stack([entry.prefix(n) if entry else [] for entry, n in zip(entries, reused, strict=True)])
+    hidden: list[Any] = [None] * len(jobs)
+    with network.capture_hidden() if any(job.view.hidden for job in jobs) else nullcontext() as captured:
+        # The last token of every prompt is among the new ones, so its hidden state is in the latest pass.
+        scored = cache.score([job.ids[n:] for job, n in zip(jobs, reused, strict=True)])
+    logprobs, entropies = (tensor.cpu().numpy() for tensor in scored)
+    if captured is not None:
+        states = _as_arrays(captured[0])
+        hidden = [state if job.view.hidden else None for job, state in zip(jobs, states, strict=True)]
+    arrays: list[tuple[Values, Values]] = []
+    for row, (job, entry, n) in enumerate(zip(jobs, entries, reused, strict=True)):
+        logprob = _joined(entry.logprob if entry else None, n, logprobs[row], len(job.ids))
+        entropy = _joined(entry.entropy if entry else None, n, entropies[row], len(job.ids))
+        arrays.append((logprob, entropy))
+        if job.prompt.session is not None and network.stackable:
+            prefixes.put(job.prompt.session, PrefixEntry(job.ids, cache.copy_row(row), logprob, entropy))
+    seconds = time.perf_counter() - started
+    work.judge_seconds += seconds
+    share = seconds / len(jobs)
+    stats = [TokenStats(*pair, n, share, state) for pair, n, state in zip(arrays, reused, hidden, strict=True)]
+    resolve(list(zip(jobs, stats, strict=True)))
+
+
+def _reusable(job: Job, entry: PrefixEntry | None, work: EngineWork) -> int:
+    """Number of the prompt's leading tokens that need not be read again.
+
+    The last token that prompt and entry share is read once more, because it predicts the first new one.
+    """
+    shared = 0
+    if entry is not None and entry.logprob is not None:
+        shared = min(common_prefix_length(entry.ids, job.ids), len(entry.logprob))
+    reused = max(0, min(shared, len(job.ids)) - 1)
+    work.recomputed_tokens += shared - reused
+    work.prefill_tokens += len(job.ids) - reused
+    return reused
+
+
+def _as_arrays(states: torch.Tensor) -> NDArray[np.float32]:
+    """Hidden states (B, D) as a float32 copy."""
+    return np.array(states.float().cpu().numpy())
+
+
+def _joined(before: Values | None, reused: int, new: Values, n: int) -> Values:
+    """Statistics of all n tokens: those known of the first `reused` + 1, then the new ones, aligned on the right."""
+    whole = np.full(n, np.nan, dtype=np.float32)
+    if before is not None and reused:
+        whole[: reused + 1] = before[: reused + 1]
+    n_new = n - reused - 1
+    if n_new:
+        whole[n - n_new :] = new[len(new) - n_new :]
+    return whole

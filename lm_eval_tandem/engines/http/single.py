@@ -1,0 +1,196 @@
+"""Calls that are one request and one reply: a text is continued by sending it along, where the server allows that.
+
+`SingleRequests.generate` builds the request, sends it through `client.ServerPool` until an attempt succeeds, reads the
+reply (`replies.Reply`) and makes a `Completion` of it. `stream` is the other way to generate.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+
+from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats
+from lm_eval_tandem.engines.entropy import EntropyMethod, estimate_entropy
+from lm_eval_tandem.engines.http.client import CHAT_PATH, COMPLETIONS_PATH, ServerPool
+from lm_eval_tandem.engines.http.options import Options
+from lm_eval_tandem.engines.http.replies import Reply, Usage, prompt_logprobs
+from lm_eval_tandem.engines.http.retries import Retries
+from lm_eval_tandem.engines.http.text import (
+    TokenCounter,
+    answer_part,
+    decode_chat,
+    decode_reply,
+    encode_reply,
+    server_ids,
+)
+from lm_eval_tandem.errors import EngineError
+
+MAX_STOP_STRINGS = 4
+"""Stop strings that the protocol allows; further ones are applied to the reply alone."""
+
+
+class SingleRequests:
+    """Generates and scores by one request for each call.
+
+    Parameters
+    ----------
+    servers
+        Where requests go; their options and totals are used.
+    counter
+        Counts tokens where the server does not.
+    resume
+        How a text is continued: "ids" (the token ids of prompt and text are the new prompt) or "prefix" (the text is
+        the start of the assistant's message). With "stream" a text cannot be continued here.
+    """
+
+    def __init__(self, servers: ServerPool, counter: TokenCounter, resume: str) -> None:
+        self._servers, self._counter, self._resume = servers, counter, resume
+        self._options, self._work = servers.options, servers.work
+        self._prompt_ids: dict[str, tuple[str, list[int]]] = {}
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """See `Engine.generate`."""
+        started = time.perf_counter()
+        path, body = await self._request(prompt, sampling)
+        name = call_name(prompt, sampling)
+        retries = Retries(self._options, self._servers.reachability, name)
+        reply = await self._reply(path, body, prompt.session or name, retries, may_be_empty=bool(prompt.continued))
+        if prompt.session is not None and not prompt.continued and reply.prompt_ids:
+            self._prompt_ids[prompt.session] = prompt.text, list(reply.prompt_ids)
+        text, stopped = answer_part(reply.content, sampling.stop, self._options.think_end_token)
+        usage = reply.usage or self._estimated_usage(prompt, reply)
+        dollars = self._charge(usage, billed_failures=sum(failure.billed for failure in retries.failures))
+        self._work.prefill_tokens += usage.prompt - usage.cached
+        self._work.decode_tokens += usage.new
+        seconds = time.perf_counter() - started
+        self._work.generate_seconds += seconds
+        return Completion(
+            text=text,
+            token_ids=encode_reply(reply.text, reply.ids),
+            finish_reason="stop" if stopped else reply.finish_reason,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            seconds=seconds,
+            counted=usage.new,
+            dollars=dollars,
+        )
+
+    async def score(self, prompt: Prompt, method: EntropyMethod) -> TokenStats:
+        """Statistics of a prompt from a vLLM server, with estimated entropies; see `Engine.score`."""
+        started = time.perf_counter()
+        path, body = await self._request(prompt, Sampling(max_tokens=1))
+        body |= {"prompt_logprobs": method.columns, "return_token_ids": True}
+
+        async def attempt(number: int) -> TokenStats:
+            reply = await self._servers.post(path, body, prompt.session or prompt.text, number)
+            logprob, top = prompt_logprobs(reply, method.columns)
+            entropy = np.concatenate([[np.nan], estimate_entropy(top, self._counter.vocabulary)]).astype(np.float32)
+            return TokenStats(logprob, entropy, 0, time.perf_counter() - started)
+
+        stats = await self._servers.retry(attempt, Retries(self._options, self._servers.reachability, "score"))
+        self._work.judge_seconds += stats.seconds
+        self._work.prefill_tokens += len(stats)
+        return stats
+
+    def forget(self, session: str) -> None:
+        """Free what is kept for the session."""
+        self._prompt_ids.pop(session, None)
+
+    async def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
+        """The request's path and body; what is generated already goes along as `resume` says."""
+        body = request_body(self._options, sampling, return_ids=self._resume == "ids")
+        # `text` is the partial answer after the messages or, without messages, the plain prompt.
+        messages, text = decode_chat(prompt.text)
+        if prompt.continued and self._resume == "ids":
+            ids = await self._ids_of_prompt(prompt) + server_ids(prompt.continued)
+            return COMPLETIONS_PATH, {**body, "prompt": ids}
+        if messages is None and not self._servers.has_completions:
+            messages, text = (("user", text),), ""
+        text += decode_reply(prompt.continued)
+        if messages is None:
+            return COMPLETIONS_PATH, {**body, "prompt": text}
+        turns = [{"role": role, "content": content} for role, content in messages]
+        if text and self._resume == "stream":
+            raise EngineError(
+                f"the server of {self._options.model} cannot continue a partial answer (resume=stream), "
+                "and this run needs it; use another policy or guidance, or resume=prefix where the server can."
+            )
+        if text:
+            turns.append({"role": "assistant", "content": text})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        return CHAT_PATH, {**body, "messages": turns}
+
+    async def _ids_of_prompt(self, prompt: Prompt) -> list[int]:
+        """The server's token ids of the prompt's text.
+
+        They are requested again where another process had made the session's first call and its result came from a
+        store.
+        """
+        text, ids = self._prompt_ids.get(prompt.session or "", ("", []))
+        if text != prompt.text:
+            path, body = await self._request(Prompt(prompt.text, session=prompt.session), Sampling(max_tokens=1))
+            retries = Retries(self._options, self._servers.reachability, "ids")
+            ids = list((await self._reply(path, body, prompt.session or "ids", retries)).prompt_ids)
+            if prompt.session is not None:
+                self._prompt_ids[prompt.session] = prompt.text, ids
+        return ids
+
+    async def _reply(
+        self, path: str, body: dict[str, Any], session: str, retries: Retries, may_be_empty: bool = False
+    ) -> Reply:
+        async def attempt(number: int) -> Reply:
+            return Reply.of(await self._servers.post(path, body, session, number), may_be_empty)
+
+        return await self._servers.retry(attempt, retries)
+
+    def _estimated_usage(self, prompt: Prompt, reply: Reply) -> Usage:
+        """For servers that report none."""
+        continued = self._counter.count(decode_reply(prompt.continued))
+        new = len(reply.ids) or self._counter.count(reply.text)
+        return Usage(len(self._counter.encode(prompt.text)) + continued, 0, new)
+
+    def _charge(self, usage: Usage, billed_failures: int) -> float | None:
+        """Dollars of a call; each failed attempt that the server bills costs its prompt. None without prices."""
+        prices = self._options.prices
+        if prices is None:
+            return None
+        dollars = prices.dollars(usage.prompt, usage.cached, usage.new)
+        dollars += prices.dollars(usage.prompt * billed_failures, 0, 0)
+        self._work.dollars += dollars
+        return dollars
+
+
+def request_body(options: Options, sampling: Sampling, return_ids: bool) -> dict[str, Any]:
+    """The body of a request without its prompt.
+
+    Parameters
+    ----------
+    options, sampling
+        What is sent; values of None are left out.
+    return_ids
+        Whether to request the server's token ids of prompt and reply.
+    """
+    body: dict[str, Any] = {
+        "model": options.model,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
+        "stop": list(sampling.stop[:MAX_STOP_STRINGS]) or None,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "reasoning_effort": options.reasoning_effort,
+        "return_token_ids": True if return_ids else None,
+    }
+    if options.enable_thinking is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": options.enable_thinking}
+    return {name: value for name, value in body.items() if value is not None} | dict(options.extra_body)
+
+
+def call_name(prompt: Prompt, sampling: Sampling) -> str:
+    """A name for a call that is the same in every run; it seeds the jitter of its retries."""
+    return f"{sampling.seed}/{zlib.crc32(prompt.text.encode('utf-8', 'replace'))}/{len(prompt.continued)}"
