@@ -1,6 +1,30 @@
-"""What every engine must pass. Subclass `EngineConformance` and give it `engine` and `reference` fixtures.
+"""The contract of `lm_eval_tandem.engines.Engine` as one suite of tests that every engine passes.
 
-`engine` is a fresh engine in float32 with batch size 4; `reference` the same weights and tokenizer in transformers.
+The contract, in the order of the tests:
+
+1. *Greedy generation* gives the tokens of the model alone, whatever else is in the batch.
+2. *Statistics of generated tokens* (`Sampling.return_token_stats`) are those that `score` gives for the same tokens
+   in a prompt, over the whole vocabulary and before any sampling; both are 0 for near-certain tokens. Requesting them
+   changes no token.
+3. *`max_entropy`* ends a generation with the first token whose entropy is higher. The call returns the tokens up to and
+   including that one, and a further call continues after them.
+4. *Drafts* change no output, whether all, some or none of their tokens are right; nothing of a refused draft is left in
+   the cache.
+5. *A text that grows* by several calls (`Prompt.continued`) is the text of one uninterrupted call, and no call reads
+   more than one block of known tokens again.
+6. *`score`* gives log-probability and entropy of every token as float32 in nats, exact over the whole vocabulary; entry
+   0 is NaN. A prompt that grows or changes within a session is scored as if it were read at once, but only its new part
+   is read; the answer then starts from the judge's pass.
+7. *Stop strings* end each generation of a batch by itself; the text is cut before them, and "stop" is the reason.
+8. *`max_tokens`* holds for each call by itself, and "length" is the reason.
+9. *Sampling* depends on the prompt and the seed alone, not on the rest of the batch.
+10. *The window*: a call that exceeds it raises ContextError with a message that says what to do; nothing is truncated.
+11. *Decoded text* has no special tokens.
+12. *A cancelled call* leaves the engine and all other calls unharmed.
+
+To test an engine, subclass `EngineConformance` in a test module that defines two fixtures: `engine`, an engine in
+float32 with batch size 4, and `reference`, the same weights and tokenizer in transformers (`Reference`). Set `block` if
+its prefix cache holds whole blocks. What an engine cannot do is skipped by name, with the reason, in its subclass.
 """
 
 from __future__ import annotations
@@ -34,17 +58,20 @@ TEXTS = [
 
 @dataclass
 class Reference:
+    """The model in transformers, one prompt at a time: what every engine has to agree with."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     def greedy(self, text: str, n: int) -> list[int]:
+        """The first n greedy tokens after the text, fewer if it ends before."""
         ids = self.tokenizer(text, return_tensors="pt").input_ids
         with torch.inference_mode():
             out = self.model.generate(ids, max_new_tokens=n, do_sample=False, pad_token_id=self.tokenizer.pad_token_id)
         return list(out[0, ids.shape[1] :].tolist())
 
     def stats(self, text: str, more: tuple[int, ...] = ()) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Log-probability and entropy of every token but the first, in float64; `more` are tokens after the text."""
+        """Log-probability and entropy of every token but the first, float64; `more` are tokens after the text."""
         ids = torch.tensor([self.tokenizer(text).input_ids + list(more)])
         with torch.inference_mode():
             log_p = torch.log_softmax(self.model(ids).logits[0, :-1].double(), -1)
@@ -60,18 +87,18 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 
 
 class EngineConformance:
-    """The promises of `lm_eval_tandem.engines.Engine`."""
+    """The contract; see this module. A subclass needs the fixtures `engine` and `reference`."""
 
     block = 1
-    """Tokens at the end of a known text that an engine may read again: its cache's block."""
+    """Number of known tokens that a call may read again: the block of the engine's prefix cache."""
 
-    def test_greedy_equals_one_prompt_alone(self, engine: Engine, reference: Reference) -> None:
+    def test_greedy_tokens_are_those_of_one_prompt_alone(self, engine: Engine, reference: Reference) -> None:
         found = run(together(*(engine.generate(Prompt(text), Sampling(12)) for text in TEXTS)))
         for text, completion in zip(TEXTS, found, strict=True):
             assert list(completion.token_ids) == reference.greedy(text, 12), text
             assert completion.prompt_tokens == len(engine.encode(text))
 
-    def test_measured_tokens_are_scored_as_a_prompt_would_be(self, engine: Engine, reference: Reference) -> None:
+    def test_stats_of_generated_tokens_are_those_of_a_scored_prompt(self, engine: Engine, reference: Reference) -> None:
         asked = Sampling(6, return_token_stats=True)
         found = run(together(*(engine.generate(Prompt(text), asked) for text in TEXTS[:4])))
         plain = run(engine.generate(Prompt(TEXTS[0]), Sampling(6)))
@@ -128,16 +155,18 @@ class EngineConformance:
                 )
                 on = run(engine.generate(Prompt(text, other.token_ids, text), Sampling(3)))
                 again = run(engine.generate(Prompt(text, other.token_ids), Sampling(3)))
-                assert on.token_ids == again.token_ids, "what was refused of a draft is still in the cache"
+                assert on.token_ids == again.token_ids, "a refused part of the draft is still in the cache"
                 engine.release(text)
 
-    def test_growing_equals_one_uninterrupted_run(self, engine: Engine, reference: Reference) -> None:
+    def test_a_text_that_grows_is_that_of_one_uninterrupted_call(self, engine: Engine, reference: Reference) -> None:
         async def grow(text: str) -> tuple[int, ...]:
             ids: tuple[int, ...] = ()
             for budget in (3, 7, 15):
                 completion = await engine.generate(Prompt(text, ids, text), Sampling(budget - len(ids)))
                 if ids and not 1 <= completion.prompt_tokens - completion.cached_tokens <= self.block:
-                    raise AssertionError(f"read {completion.prompt_tokens - completion.cached_tokens} tokens again")
+                    raise AssertionError(
+                        f"{completion.prompt_tokens - completion.cached_tokens} tokens were read again"
+                    )
                 ids += completion.token_ids
                 if completion.finish_reason == "stop":
                     break
@@ -158,7 +187,7 @@ class EngineConformance:
             np.testing.assert_allclose(stats.logprob[1:], logprob, atol=2e-4)
             np.testing.assert_allclose(stats.entropy[1:], entropy, atol=2e-4)
 
-    def test_a_grown_prompt_is_scored_as_if_read_at_once(self, engine: Engine, reference: Reference) -> None:
+    def test_a_prompt_that_grows_is_scored_as_if_read_at_once(self, engine: Engine, reference: Reference) -> None:
         async def grow(text: str) -> Any:
             half = text[: len(text) // 2]
             await engine.score(Prompt(half + " end", session=text))
@@ -178,9 +207,9 @@ class EngineConformance:
             )
             assert list(answer.token_ids) == reference.greedy(text, 9)
 
-    def test_each_row_stops_at_its_own_stop(self, engine: Engine, reference: Reference) -> None:
+    def test_each_generation_ends_at_its_own_stop_string(self, engine: Engine, reference: Reference) -> None:
         plain = [reference.tokenizer.decode(reference.greedy(text, 20), skip_special_tokens=True) for text in TEXTS]
-        # What is no text, being bytes of broken characters, cannot be looked for either.
+        # A stop string cannot be found in a text with incomplete characters, so these have none.
         stops = ["" if "\N{REPLACEMENT CHARACTER}" in text else text[len(text) // 2 :][:3] for text in plain]
         samplings = [Sampling(20, (stop,) if stop else ()) for stop in stops]
         found = run(together(*(engine.generate(Prompt(t), s) for t, s in zip(TEXTS, samplings, strict=True))))
@@ -190,13 +219,13 @@ class EngineConformance:
             if stop:
                 assert completion.finish_reason == "stop"
 
-    def test_the_limit_is_per_row_and_named(self, engine: Engine) -> None:
+    def test_max_tokens_holds_for_each_call_and_is_named(self, engine: Engine) -> None:
         found = run(together(*(engine.generate(Prompt(t), Sampling(i + 1)) for i, t in enumerate(TEXTS))))
         for i, completion in enumerate(found):
             assert completion.new_tokens <= i + 1
             assert completion.finish_reason == ("stop" if completion.new_tokens < i + 1 else completion.finish_reason)
 
-    def test_sampling_depends_on_its_seed_alone(self, engine: Engine) -> None:
+    def test_sampling_depends_on_prompt_and_seed_alone(self, engine: Engine) -> None:
         def sampling(seed: int) -> Sampling:
             return Sampling(16, temperature=1.5, top_k=0, top_p=1.0, seed=seed)
 
@@ -206,7 +235,7 @@ class EngineConformance:
         assert crowd[3].token_ids == alone.token_ids
         assert other.token_ids != alone.token_ids
 
-    def test_what_exceeds_the_window_is_refused(self, engine: Engine) -> None:
+    def test_a_call_that_exceeds_the_window_is_refused(self, engine: Engine) -> None:
         long = Prompt("word " * (engine.window + 1))
         with pytest.raises(ContextError, match="window"):
             run(engine.generate(long, Sampling(1)))
@@ -216,7 +245,7 @@ class EngineConformance:
             run(engine.generate(Prompt("x"), Sampling(engine.window + 1)))
         assert run(engine.generate(Prompt("x"), Sampling(2))).new_tokens >= 1
 
-    def test_decoded_text_leaves_special_tokens_out(self, engine: Engine) -> None:
+    def test_decoded_text_has_no_special_tokens(self, engine: Engine) -> None:
         completion = run(engine.generate(Prompt(TEXTS[0]), Sampling(30)))
         assert engine.decode(completion.token_ids).startswith(completion.text.rstrip("\N{REPLACEMENT CHARACTER}"))
 

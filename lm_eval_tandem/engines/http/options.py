@@ -52,7 +52,7 @@ class Options:
     tokenizer: str | None = option(
         None, "Folder or hub id of the tokenizer that counts tokens; without one, 4 bytes count as one token."
     )
-    parameters: float | None = option(None, "Number of the model's parameters, for Eq. 12 (TFLOPs).")
+    parameters: float | None = option(None, "Number of the model's parameters, from which its TFLOPs are computed.")
     max_length: int | None = option(
         None, "Context window in tokens, where the server does not report it or a shorter one is wanted."
     )
@@ -80,7 +80,7 @@ class Options:
     )
     entropy: str | None = option(
         None,
-        "topk:K lets an intern behind a vLLM server score prompts, with entropies estimated from the K most likely "
+        "Setting topk:K lets an intern behind a vLLM server score prompts, with entropies estimated from the K most likely "
         "tokens.",
     )
 

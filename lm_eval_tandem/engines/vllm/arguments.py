@@ -1,4 +1,4 @@
-"""The arguments of `backend=vllm`. Importing this loads vLLM's own list of them, no engine."""
+"""Names of the arguments of `backend=vllm`. Importing this module loads vLLM's definitions, but no model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 
 def names() -> set[str]:
-    """What lm-eval's `vllm` model and vLLM's engine take, and how entropies are found."""
-    own = set(inspect.signature(VLLM.__init__).parameters) - {"self", "kwargs"}
+    """The arguments of lm-eval's `vllm` model, those of vLLM's engine, and `entropy`."""
+    harness = set(inspect.signature(VLLM.__init__).parameters) - {"self", "kwargs"}
     engine = {field.name for field in fields(AsyncEngineArgs)} - {"model", "hf_token"}
-    return own | engine | {"device", "swap_space", "entropy"}
+    return harness | engine | {"device", "swap_space", "entropy"}

@@ -1,8 +1,8 @@
-"""A model in vLLM, loaded through lm-eval's own class, its calls run in an event loop of its own.
+"""A model in vLLM whose event loop runs in its own thread, loaded through lm-eval's class.
 
-lm-eval's `VLLM` turns the arguments of `--model vllm` into vLLM's, renders chats and answers likelihoods. It wants an
-`LLM`; it gets a `Served`, which answers the same calls from an `AsyncLLM`, so one set of weights serves the harness's
-requests and the cascade's coroutines.
+lm-eval's `VLLM` turns the arguments of `--model vllm` into vLLM's, renders chats and answers likelihoods. It expects an
+`LLM` of vLLM; here it gets an `AsyncLLMThread`, which answers the same calls from an `AsyncLLM`, so that one set of
+weights serves the harness's requests and the cascade's coroutines.
 """
 
 from __future__ import annotations
@@ -33,42 +33,51 @@ T = TypeVar("T")
 VERSION = version("vllm")
 ON_CPU = bool(current_platform.is_cpu())
 STEP_TOKENS = 1024
-"""Tokens of a step: the judge holds the logits of as many, 0.6 GB for a vocabulary of 152k."""
+"""Largest number of tokens in one step of vLLM. A judge pass has the logits of all of them in memory: 0.6 GB for a
+vocabulary of 152k."""
 CPU_BLOCK = 32
-"""Tokens of a cache block on a CPU, where vLLM's own default of 128 would have a grown text read again in large parts;
-its kernels want a multiple of 32."""
+"""Tokens in a block of the prefix cache on a CPU. vLLM's own default is 128, with which much of a text that grows would
+be read again; its kernels need a multiple of 32."""
 CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-"""The model runs in the engine's own process. Where it has one to itself, which is vLLM's default on a CPU, the engine
-keeps a core busy with waiting for it; two engines at once take four cores so, of which two do nothing."""
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Runs the model in the engine's own process. In a separate process, vLLM's default on a CPU, the engine keeps one core
+busy with waiting for it, so that two engines would occupy four cores, two of them to no effect."""
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 CPU_ENVIRONMENT = {
-    # Two engines would bind their threads to the same cores otherwise.
+    # Otherwise two engines would bind their threads to the same cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Nothing is compiled for one rank count; it would take a quarter of a minute at the first judge pass.
+    # Otherwise vLLM compiles the function that counts the ranks of tokens, for a quarter of a minute at the first
+    # judge pass.
     "TORCH_COMPILE_DISABLE": "1",
 }
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-"""A process with threads, and the first engine's are some, must not be forked."""
-OUR_WORKER = f"{worker_extension.__name__}.{worker_extension.TandemWorker.__name__}"
-PATIENCE = 600.0
-"""Seconds that vLLM may take to answer a call about itself."""
-GRACE = 15.0
-"""Seconds that vLLM's processes get to end by themselves."""
+"""A process that has threads, as the first engine's has, must not be forked."""
+WORKER_EXTENSION = f"{worker_extension.__name__}.{worker_extension.TandemWorker.__name__}"
+CALL_TIMEOUT = 600.0
+"""Seconds that vLLM's workers may take to answer a call."""
+SHUTDOWN_TIMEOUT = 15.0
+"""Seconds that vLLM's processes may take to end by themselves."""
+THREAD_TIMEOUT = 30.0
+"""Seconds that the event loop's thread may take to end."""
 
 
-class Served:
-    """One `AsyncLLM` and the thread of its event loop.
+class AsyncLLMThread:
+    """One `AsyncLLM` of vLLM and the thread of its event loop.
 
     Parameters
     ----------
     arguments
         Those of vLLM's `AsyncEngineArgs`.
+
+    Attributes
+    ----------
+    llm
+        The `AsyncLLM`.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        with environment():
+        with vllm_environment():
             self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        self._numbers = count()
+        self._request_numbers = count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tandem vllm", daemon=True)
         self._thread.start()
@@ -76,45 +85,52 @@ class Served:
 
     @property
     def llm_engine(self) -> AsyncLLM:
-        """What lm-eval reads the model's configuration from."""
+        """The object from which lm-eval's class reads the model's configuration."""
         return self.llm
 
-    async def one(
+    async def complete(
         self,
         prompt: Mapping[str, Any],
         params: SamplingParams,
         until: Callable[[Any], bool] | None = None,
         **options: Any,
     ) -> Any:
-        """The finished `RequestOutput` for one prompt of token ids (vLLM's `TokensPrompt`).
+        """The finished `RequestOutput` of one request. May be awaited in any event loop; cancelling it aborts it.
 
-        until: asked of what has come so far; True ends the request, and the output's finish_reason is then None.
-
-        May be awaited in any loop; cancelling it aborts the request.
+        Parameters
+        ----------
+        prompt
+            vLLM's `TokensPrompt`.
+        params
+            How to generate.
+        until
+            Gets each unfinished output; True ends the request, whose finish_reason is then None.
+        options
+            Further arguments of `AsyncLLM.generate`.
 
         Raises
         ------
         EngineError
-            VLLM refused the request, or has ended.
+            vLLM refused the request, or has ended.
         """
-        return await self.run(self._one(prompt, params, options, until))
+        return await self.run(self._complete(prompt, params, options, until))
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of something that has to run in vLLM's loop, awaited in any other; cancelling it reaches there."""
+        """Run a coroutine in vLLM's event loop and await its result in another; a cancellation is passed on."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Have something done in vLLM's loop, for which nobody waits."""
+        """Run a coroutine in vLLM's event loop without waiting for its end."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(work, self._loop)
         else:
             work.close()
 
-    def new_name(self) -> str:
-        """A name that no request had."""
-        return f"tandem-{next(self._numbers)}"
+    def new_request_id(self) -> str:
+        """An id that no request has had."""
+        return f"tandem-{next(self._request_numbers)}"
 
-    async def _one(
+    async def _complete(
         self,
         prompt: Mapping[str, Any],
         params: SamplingParams,
@@ -123,7 +139,7 @@ class Served:
     ) -> Any:
         last = None
         with translated_errors():
-            async with aclosing(self.llm.generate(prompt, params, self.new_name(), **options)) as outputs:
+            async with aclosing(self.llm.generate(prompt, params, self.new_request_id(), **options)) as outputs:
                 async for last in outputs:
                     if until is not None and not last.finished and until(last):
                         return last  # closing the outputs aborts the request
@@ -135,128 +151,143 @@ class Served:
     def generate(
         self, prompts: Sequence[Any], sampling_params: Sequence[SamplingParams], use_tqdm: bool, lora_request: Any
     ) -> list[Any]:
-        """As `LLM.generate`, for lm-eval's class: all prompts at once, their outputs in order."""
+        """The outputs of all prompts in order, as `LLM.generate` returns them; called by lm-eval's class."""
 
         async def everything() -> list[Any]:
             pairs = zip(prompts, sampling_params, strict=True)
-            asked = (self._one(p, s, {"lora_request": lora_request}) for p, s in pairs)
-            return list(await asyncio.gather(*asked))
+            requests = (self._complete(prompt, params, {"lora_request": lora_request}) for prompt, params in pairs)
+            return list(await asyncio.gather(*requests))
 
         return self.wait(everything())
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """What each of vLLM's workers answers to a method of `vllm_worker.TandemWorker`."""
-        return list(self.wait(asyncio.wait_for(self.llm.collective_rpc(method, args=arguments), PATIENCE)))
+    def call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of `worker_extension.TandemWorker` in each of vLLM's workers; their results."""
+        return list(self.wait(asyncio.wait_for(self.llm.collective_rpc(method, args=arguments), CALL_TIMEOUT)))
 
     def wait(self, work: Awaitable[T]) -> T:
-        """The result of something that has to run in the loop."""
+        """Run an awaitable in vLLM's event loop and block until its result is there."""
 
         async def run() -> T:
             return await work
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
-    async def _end_listening(self) -> None:
-        """So that the end of vLLM's processes is no error to whoever listens to them."""
+    async def _stop_output_handler(self) -> None:
+        """Stop the task that listens to vLLM's processes, which would report their end as an error."""
         if self.llm.output_handler is not None:
             self.llm.output_handler.cancel()
             await asyncio.gather(self.llm.output_handler, return_exceptions=True)
 
     def close(self) -> None:
-        """End vLLM's processes and the loop's thread."""
+        """End vLLM's processes and the event loop's thread."""
         if not self._thread.is_alive():
             return
         atexit.unregister(self.close)
-        self.wait(self._end_listening())
-        self.llm.shutdown(timeout=GRACE)
+        self.wait(self._stop_output_handler())
+        self.llm.shutdown(timeout=SHUTDOWN_TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=30)
-        with suppress(RuntimeError):  # it still runs: a daemon's loop ends with the process
+        self._thread.join(timeout=THREAD_TIMEOUT)
+        with suppress(RuntimeError):  # the loop still runs; it ends with the process, because its thread is a daemon
             self._loop.close()
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """VLLM's errors about a request, in a sentence."""
+    """Within the block, vLLM's exceptions about a request become an EngineError of one sentence."""
     try:
         yield
     except EngineDeadError as error:
         raise EngineError(
             "an engine of vLLM has ended and answers no more; its log, above, says why. "
-            "With store=FILE another run goes on from what is finished."
+            "With store=FILE another run continues from what is finished."
         ) from error
     except (VLLMError, ValueError) as error:
         raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error)}") from error
 
 
-def load(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
-    """lm-eval's model around an `AsyncLLM` (its `model` is a `Served`).
+def load_vllm(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
+    """lm-eval's model around an `AsyncLLM`; its attribute `model` is an `AsyncLLMThread`.
 
-    arguments: what `--model vllm` takes, and any argument of vLLM's engine.
-    exact: measure entropies over the whole vocabulary.
+    Parameters
+    ----------
+    arguments
+        Those of `--model vllm`, and any of vLLM's engine.
+    exact
+        Whether to compute entropies over the whole vocabulary.
 
     Raises
     ------
     EngineError
-        VLLM cannot load the model, or is of a version that cannot be measured in.
+        vLLM cannot load the model, or its version does not allow exact entropies.
     """
     name = arguments["pretrained"]
-    made: list[Served] = []
+    started: list[AsyncLLMThread] = []
     given = with_defaults(arguments, exact)
-    parallel = given.pop("data_parallel_size", 1)  # lm-eval would start a process group for each prompt list
+    parallel = given.pop("data_parallel_size", 1)  # lm-eval would start processes for each list of prompts
 
-    def make(**engine_arguments: Any) -> Served:
-        made.append(Served(**engine_arguments, data_parallel_size=int(parallel)))
-        return made[-1]
+    def start(**engine_arguments: Any) -> AsyncLLMThread:
+        started.append(AsyncLLMThread(**engine_arguments, data_parallel_size=int(parallel)))
+        return started[-1]
 
     try:
-        with in_place_of_llm(make):
+        with replaced_llm(start):
             lm = vllm_causallms.VLLM(**given)
-        if given["worker_extension_cls"] == OUR_WORKER:
-            made[-1].call("tandem_end_with", os.getpid())
-        if exact and not all(found := made[-1].call("tandem_measure")):
+        if given["worker_extension_cls"] == WORKER_EXTENSION:
+            started[-1].call_workers("tandem_exit_with", os.getpid())
+        if exact and not all(wrapped := started[-1].call_workers("tandem_add_entropies")):
             raise EngineError(
                 f"vLLM {VERSION} has neither {worker_extension.OLD_RUNNER} nor {worker_extension.NEW_RUNNER}, "
-                f"one of which is needed for exact entropies (its workers answered {found}); use vllm 0.32, "
+                f"one of which is needed for exact entropies (its workers answered {wrapped}); use vllm 0.32, "
                 "or entropy=topk:20."
             )
-    except Exception as error:  # whatever vLLM, transformers or torch raise: the user gets one sentence
-        for served in made:
-            served.close()
+    except Exception as error:  # vLLM, transformers and torch raise exceptions of any kind; the user gets one sentence
+        for async_llm in started:
+            async_llm.close()
         if isinstance(error, EngineError):
             raise
-        hint = " Two engines on one device need mentor_gpu_memory_utilization and intern_gpu_memory_utilization."
-        memory = hint if "memory" in str(error) or "Engine core initialization failed" in str(error) else ""
-        raise EngineError(
-            f"the model {name} could not be loaded by vLLM {VERSION}: {one_line(error)}"
-            f"{'' if 'log above' in str(error) else ' (more in its log above).'}{memory}"
-        ) from error
+        raise loading_error(name, error) from error
     return lm
 
 
+def loading_error(name: str, error: Exception) -> EngineError:
+    """The error of a model that could not be loaded, with a hint where it lacked memory."""
+    hint = " Two engines on one device need mentor_gpu_memory_utilization and intern_gpu_memory_utilization."
+    memory = hint if "memory" in str(error) or "Engine core initialization failed" in str(error) else ""
+    return EngineError(
+        f"the model {name} could not be loaded by vLLM {VERSION}: {one_line(error)}"
+        f"{'' if 'log above' in str(error) else ' (more in its log above).'}{memory}"
+    )
+
+
 def with_defaults(arguments: Mapping[str, Any], exact: bool) -> dict[str, Any]:
-    """The arguments with what the cascade needs, where the user has not chosen otherwise."""
+    """The arguments, with what the cascade needs where the user has not set it.
+
+    Raises
+    ------
+    EngineError
+        An argument contradicts what the cascade needs.
+    """
     given = {"enable_prefix_caching": True, "max_num_batched_tokens": STEP_TOKENS, **arguments}
     if ON_CPU:
         given = {"enforce_eager": True, "block_size": CPU_BLOCK, **given}
-        if all(int(given.get(name) or 1) == 1 for name in PARALLEL):
+        if all(int(given.get(name) or 1) == 1 for name in PARALLEL_SIZES):
             given = {"distributed_executor_backend": CPU_EXECUTOR, **given}
     template = dict(given.get("chat_template_args") or {})
     if "enable_thinking" in template:  # lm-eval's class would lose it there
         given = {"enable_thinking": template.pop("enable_thinking"), **given, "chat_template_args": template}
     if exact and given.get("worker_extension_cls"):
-        raise EngineError("worker_extension_cls=… goes with estimated entropies only; give entropy=topk:20 as well.")
+        raise EngineError("worker_extension_cls=… works with estimated entropies only; give entropy=topk:20 as well.")
     if given.get("logprobs_mode", "raw_logprobs") != "raw_logprobs":
         raise EngineError(
-            f"logprobs_mode={given['logprobs_mode']} gives other values than the judge needs; leave it out."
+            f"logprobs_mode={given['logprobs_mode']} returns other values than the judge needs; leave it out."
         )
-    given.setdefault("worker_extension_cls", OUR_WORKER)
+    given.setdefault("worker_extension_cls", WORKER_EXTENSION)
     return given
 
 
 @contextmanager
-def in_place_of_llm(make: Any) -> Iterator[None]:
-    """While this lasts, lm-eval's class gets its `LLM` from `make`."""
+def replaced_llm(make: Any) -> Iterator[None]:
+    """Within the block, lm-eval's class gets its `LLM` from `make`."""
     original = vllm_causallms.LLM
     vllm_causallms.LLM = make
     try:
@@ -266,8 +297,8 @@ def in_place_of_llm(make: Any) -> Iterator[None]:
 
 
 @contextmanager
-def environment() -> Iterator[None]:
-    """Variables that vLLM's processes inherit, where the user has set none of them."""
+def vllm_environment() -> Iterator[None]:
+    """Within the block, environment variables that vLLM's processes inherit; what the user has set stays."""
     wanted = {**ENVIRONMENT, **(CPU_ENVIRONMENT if ON_CPU else {})}
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)

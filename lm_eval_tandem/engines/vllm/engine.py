@@ -1,8 +1,7 @@
-"""vLLM as an engine: every call is a request of its own, and vLLM's continuous batching does the rest.
+"""The engine for vLLM: every call is one request, and vLLM's continuous batching does the rest.
 
-A mentor's text that grows does so in a request that stays open (`vllm_growing`). Answering after judging starts from
-what vLLM's prefix cache holds, in whole blocks. A judge pass reads from that cache too: the statistics of the tokens
-found there are kept here from the pass before.
+A mentor's text that grows by stages does so in a request that stays open (`open_requests`). A judge pass reads only new
+tokens (`scoring`), and an answer starts from what vLLM's prefix cache holds of that pass, in whole blocks.
 """
 
 from __future__ import annotations
@@ -11,17 +10,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from lm_eval.models.utils import postprocess_generated_text
-from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -29,36 +25,259 @@ from vllm.sampling_params import RequestOutputKind
 from lm_eval_tandem.engines import (
     DEFAULT_VIEW,
     Completion,
+    EngineWork,
     Prompt,
     Sampling,
     ScoringView,
     TokenStats,
-    Work,
-    common_prefix,
-    require_default_view,
 )
-from lm_eval_tandem.engines.entropy import Entropy, Values, told
-from lm_eval_tandem.engines.tokenizer import LocalTokenizer, weights_identity
-from lm_eval_tandem.engines.vllm.async_llm import VERSION, load
-from lm_eval_tandem.engines.vllm.open_requests import ContinuedOutput, OpenRequests
-from lm_eval_tandem.errors import ContextError, EngineError
+from lm_eval_tandem.engines.entropy import EntropyMethod, Values, zero_near_certain
+from lm_eval_tandem.engines.limits import check_window, require_default_view
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
+from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
+from lm_eval_tandem.engines.vllm.open_requests import OpenRequests, StageOutput
+from lm_eval_tandem.engines.vllm.scoring import Scorer, Session, check_valid
 
 
-@dataclass
-class Session:
-    """What vLLM has read for one question, and what is known of its tokens."""
+class VLLMEngine(LocalTokenizer):
+    """An engine (see `engines.Engine`) on vLLM.
 
-    salt: str
-    """Keeps what a judge pass wrote into the prefix cache to this session; see `VLLMEngine.score`."""
-    read: list[int] = field(default_factory=list)
-    """The tokens last read or written: the prefix cache holds them, until it needs the room."""
-    scored: list[int] = field(default_factory=list)
-    logprob: Values = field(default_factory=lambda: np.empty(0, np.float32))
-    entropy: Values = field(default_factory=lambda: np.empty(0, np.float32))
+    Parameters
+    ----------
+    arguments
+        Those of `--model vllm` (pretrained, dtype, tensor_parallel_size, gpu_memory_utilization, max_model_len,
+        quantization, lora_local_path, …), any of vLLM's engine, and `entropy`: "exact", or "topk:K" for an estimate
+        from the K most likely tokens.
+
+    Raises
+    ------
+    EngineError
+        The model cannot be loaded, or this version of vLLM does not allow exact entropies.
+
+    Examples
+    --------
+    >>> engine = VLLMEngine({"pretrained": "Qwen/Qwen3-0.6B", "gpu_memory_utilization": 0.4})
+    """
+
+    reads_drafts = False
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        given = {name: value for name, value in arguments.items() if name != "device"}  # vLLM finds its device itself
+        self.name = str(given["pretrained"])
+        self._entropy_method = EntropyMethod.parse(str(given.pop("entropy", "exact")))
+        if self._entropy_method.top is not None:
+            given["max_logprobs"] = max(int(given.get("max_logprobs", 0)), self._entropy_method.top)
+        lm = load_vllm(given, exact=self._entropy_method.top is None)
+        super().__init__(lm, lm.tok_encode)
+        self._async_llm: AsyncLLMThread = self.lm.model
+        settings = self._async_llm.llm.vllm_config
+        self.window = int(settings.model_config.max_model_len)
+        self.max_concurrency = int(settings.scheduler_config.max_num_seqs)
+        self.parameters = self._count_parameters(given)
+        self.identity = self._identity(given, settings)
+        self.work = EngineWork()
+        self._vocabulary = int(settings.model_config.get_vocab_size())
+        self._sampling_defaults = settings.model_config.get_diff_sampling_param()
+        self._ranks = int(settings.parallel_config.data_parallel_size)
+        self._end_text = self.lm.tokenizer.decode([self.lm.eot_token_id], skip_special_tokens=False)
+        self._sessions: dict[str, Session] = {}
+        self._session_numbers = count()
+        self._time = SharedTime()
+        block = int(settings.cache_config.block_size)
+        self._scorer = Scorer(self._send_salted, self._entropy_method, self._vocabulary, block, self.work)
+        kv_cache_tokens = settings.cache_config.kv_cache_size_tokens or 0
+        self._open_requests = OpenRequests(self._async_llm, kv_cache_tokens, self.max_concurrency)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        """See `Engine.generate`."""
+        started = time.perf_counter()
+        ids = self._ids(prompt)
+        check_window(self.name, self.window, len(ids), sampling.max_tokens)
+        session = self._session(prompt)
+        with self._time.share() as seconds:
+            result = await self._generate_in_open_request(prompt, sampling, ids)
+            if result is None:
+                result = await self._send(
+                    ids, self._params(sampling), session, bool(session.scored), until=self._max_entropy_check(sampling)
+                )
+        self.work.generate_seconds += seconds[0]
+        output, cached = result.outputs[0], result.num_cached_tokens or 0
+        new = tuple(output.token_ids)
+        finish_reason = output.finish_reason or "max_entropy"
+        session.count(self.work, ids, cached, new[:-1])  # the last token was generated, but never read
+        self.work.decode_tokens += len(new)
+        logprob: Values | None = None
+        entropy: Values | None = None
+        if sampling.return_token_stats:
+            logprob, entropy, valid = self._entropy_method.read(output.logprobs, self._vocabulary)
+            check_valid(valid)
+            n = len_until(entropy, sampling.max_entropy)
+            if n < len(entropy):  # vLLM generates further tokens before it learns that the request is to end
+                finish_reason = "max_entropy"
+                new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
+            logprob, entropy = zero_near_certain(logprob, entropy, self._vocabulary)
+        return Completion(
+            text=self.answer_text(new, sampling.stop),
+            token_ids=new,
+            finish_reason=finish_reason,
+            prompt_tokens=len(ids),
+            cached_tokens=cached,
+            seconds=time.perf_counter() - started,
+            logprob=logprob,
+            entropy=entropy,
+        )
+
+    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
+        """See `Engine.score`. vLLM always generates a token, so the window has to have room for one more."""
+        require_default_view(view, self.name)
+        ids = self._ids(prompt)
+        check_window(self.name, self.window, len(ids), 1)
+        session = self._session(prompt)
+        with self._time.share() as seconds:
+            cached = await self._scorer.score(session, ids)
+        self.work.judge_seconds += seconds[0]
+        return TokenStats(session.logprob, session.entropy, cached, seconds[0])
+
+    def release(self, session: str) -> None:
+        """See `Engine.release`. The prefix cache keeps the session's blocks until it needs the room."""
+        self._sessions.pop(session, None)
+        self._open_requests.end(session)
+
+    def decode(self, token_ids: tuple[int, ...]) -> str:
+        """See `Engine.decode`."""
+        return self._decode(token_ids).rstrip("\N{REPLACEMENT CHARACTER}")
+
+    def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.answer_text`. It does what lm-eval's class does to its own answers."""
+        stops = [*stop, self._end_text] if self._end_text else [*stop]
+        return str(postprocess_generated_text(self._decode(token_ids), stops, self.lm.think_end_token))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._async_llm.close()
+
+    # Requests
+
+    async def _generate_in_open_request(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> StageOutput | None:
+        """Continue a text that grows by stages in its open request; None where the call has to be its own request.
+
+        Only greedy generations: with a seed, an open request would not start its random numbers anew with each call.
+        """
+        params = self._params(sampling)
+        plain = not params.stop and params.logprobs is None and params.repetition_penalty == 1.0
+        if prompt.session is None or prompt.horizon is None or sampling.temperature > 0 or not plain or self._ranks > 1:
+            return None
+        options = {"lora_request": self.lm.lora_request}
+        return await self._open_requests.generate(prompt.session, ids, prompt.horizon, params, options)
+
+    async def _send(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        session: Session,
+        salted: bool,
+        until: Callable[[Any], bool] | None = None,
+    ) -> Any:
+        """The `RequestOutput` of one request; `salted` lets it use the session's part of the prefix cache alone."""
+        options: dict[str, Any] = {"lora_request": self.lm.lora_request, "until": until}
+        if self._ranks > 1:  # the rank whose prefix cache holds the question
+            options["data_parallel_rank"] = zlib.crc32(session.salt.encode()) % self._ranks
+        prompt: dict[str, Any] = {"prompt_token_ids": ids}
+        if salted:
+            prompt["cache_salt"] = session.salt
+        return await self._async_llm.complete(prompt, params, **options)
+
+    async def _send_salted(self, ids: list[int], params: SamplingParams, session: Session) -> Any:
+        return await self._send(ids, params, session, salted=True)
+
+    def _max_entropy_check(self, sampling: Sampling) -> Callable[[Any], bool] | None:
+        """Whether an unfinished output has a token whose entropy exceeds `Sampling.max_entropy`."""
+        limit = sampling.max_entropy
+        if limit is None:
+            return None
+
+        def exceeded(output: Any) -> bool:
+            _, entropy, _ = self._entropy_method.read(output.outputs[0].logprobs, self._vocabulary)
+            return bool((entropy > limit).any())
+
+        return exceeded
+
+    def _params(self, sampling: Sampling) -> SamplingParams:
+        def setting(name: str, neutral: float) -> Any:
+            value = getattr(sampling, name)
+            return self._sampling_defaults.get(name, neutral) if value is None else value
+
+        # A thinking model may write a stop string while it thinks; lm-eval then searches only the text after that.
+        stop = [] if self.lm.think_end_token else list(sampling.stop)
+        chosen: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": setting("repetition_penalty", 1.0)}
+        if sampling.temperature > 0:
+            chosen |= {"temperature": sampling.temperature, "seed": sampling.seed}
+            chosen |= {"top_p": setting("top_p", 1.0), "top_k": setting("top_k", 0), "min_p": setting("min_p", 0.0)}
+        cumulative = sampling.max_entropy is not None
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            stop=stop,
+            stop_token_ids=[self.lm.eot_token_id],
+            detokenize=bool(stop),
+            skip_special_tokens=False,  # a stop string may be a special token
+            spaces_between_special_tokens=False,
+            logprobs=self._entropy_method.columns if sampling.return_token_stats else None,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.CUMULATIVE if cumulative else RequestOutputKind.FINAL_ONLY,
+            **chosen,
+        )
+
+    # Sessions and tokens
+
+    def _session(self, prompt: Prompt) -> Session:
+        """What is known of the prompt's session; a new one, which is not kept, for a prompt without a session."""
+        if prompt.session is None:
+            return self._new_session()
+        if prompt.session not in self._sessions:
+            self._sessions[prompt.session] = self._new_session()
+        return self._sessions[prompt.session]
+
+    def _new_session(self) -> Session:
+        return Session(f"tandem-{next(self._session_numbers)}")
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.encode(prompt.text) + list(prompt.continued)
+
+    def _decode(self, token_ids: tuple[int, ...]) -> str:
+        with self._tokenizer_lock:
+            return str(self.lm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    # What the model is
+
+    def _count_parameters(self, given: Mapping[str, Any]) -> int:
+        """Number of parameters as transformers counts them: vLLM pads vocabularies and packs quantised weights."""
+        options = {"trust_remote_code": bool(given.get("trust_remote_code")), "revision": given.get("revision")}
+        try:
+            config = AutoConfig.from_pretrained(self.name, **options)
+            config.quantization_config = None
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
+        except (ValueError, ImportError, AttributeError, RuntimeError):  # an architecture that only vLLM has
+            return sum(self._async_llm.call_workers("tandem_parameters"))
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def _identity(self, given: Mapping[str, Any], settings: Any) -> dict[str, Any]:
+        return {
+            "engine": "vllm",
+            "vllm": VERSION,
+            "lm_eval": version("lm_eval"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "commit": getattr(settings.model_config.hf_config, "_commit_hash", None),
+            "dtype": str(settings.model_config.dtype),
+            "device": str(settings.device_config.device_type),
+            "entropy": str(self._entropy_method),
+            **model_identity(self.name, given),
+        }
 
 
-class Shares:
-    """Divides an engine's time among the calls that run: of each moment, every running call gets the same part."""
+class SharedTime:
+    """Divides an engine's time among the calls that run: at each moment, all running calls get the same share."""
 
     def __init__(self) -> None:
         self._running, self._since, self._passed = 0, 0.0, 0.0
@@ -71,8 +290,8 @@ class Shares:
         return self._passed
 
     @contextmanager
-    def one(self) -> Iterator[list[float]]:
-        """While it lasts a call runs; its seconds stand in the list afterwards."""
+    def share(self) -> Iterator[list[float]]:
+        """Within the block a call runs; afterwards the list holds its seconds."""
         seconds: list[float] = []
         before = self._advance()
         self._running += 1
@@ -83,311 +302,7 @@ class Shares:
             self._running -= 1
 
 
-class VLLMEngine(LocalTokenizer):
-    """An engine (see `engines.Engine`) on vLLM.
-
-    Parameters
-    ----------
-    arguments
-        What `--model vllm` takes (pretrained, dtype, tensor_parallel_size, gpu_memory_utilization, max_model_len,
-        quantization, lora_local_path, ...), any argument of vLLM's engine, and `entropy`: "exact", or "topk:K" for an
-        estimate from the K most likely tokens.
-
-    Raises
-    ------
-    EngineError
-        The model cannot be loaded, or this vLLM cannot be measured in.
-    """
-
-    drafts = False
-
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        given = {name: value for name, value in arguments.items() if name != "device"}  # vLLM knows its own
-        self.name = str(given["pretrained"])
-        self._entropy = Entropy.parse(str(given.pop("entropy", "exact")))
-        if self._entropy.top is not None:
-            given["max_logprobs"] = max(int(given.get("max_logprobs", 0)), self._entropy.top)
-        lm = load(given, exact=self._entropy.top is None)
-        super().__init__(lm, lm.tok_encode)
-        self._served = self.lm.model
-        settings = self._served.llm.vllm_config
-        self.window = int(settings.model_config.max_model_len)
-        self.max_concurrency = int(settings.scheduler_config.max_num_seqs)
-        self.block = int(settings.cache_config.block_size)
-        self.parameters = self._count_parameters(given)
-        self.identity = self._identify(given, settings)
-        self.work = Work()
-        self._vocabulary = int(settings.model_config.get_vocab_size())
-        self._defaults = settings.model_config.get_diff_sampling_param()
-        self._ranks = int(settings.parallel_config.data_parallel_size)
-        self._end_text = self.lm.tokenizer.decode([self.lm.eot_token_id], skip_special_tokens=False)
-        self._sessions: dict[str, Session] = {}
-        self._numbers = count()
-        self._shares = Shares()
-        self._growth = OpenRequests(self._served, settings.cache_config.kv_cache_size_tokens or 0, self.max_concurrency)
-
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """See `Engine.generate`."""
-        since = time.perf_counter()
-        ids = self._ids(prompt)
-        self._fits(len(ids), sampling.max_tokens)
-        session = self._session(prompt)
-        with self._shares.one() as seconds:
-            found = await self._grow(prompt, sampling, ids)
-            if found is None:
-                found = await self._ask(ids, self._params(sampling), session, until=self._exceeds_max_entropy(sampling))
-        self.work.generate_seconds += seconds[0]
-        output, cached = found.outputs[0], found.num_cached_tokens or 0
-        new = tuple(output.token_ids)
-        reason = output.finish_reason or "max_entropy"
-        self._count(session, ids, cached, new[:-1])
-        self.work.decode_tokens += len(new)
-        logprob = entropy = None
-        if sampling.measured:
-            logprob, entropy, measured = self._entropy.read(output.logprobs, self._vocabulary)
-            self._check(measured)
-            above = np.flatnonzero(entropy > (np.inf if sampling.max_entropy is None else sampling.max_entropy))
-            if len(above) and above[0] + 1 < len(new):  # vLLM has written on before it was told
-                n, reason = int(above[0]) + 1, "max_entropy"
-                new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
-            logprob, entropy = told(logprob, entropy, self._vocabulary)
-        return Completion(
-            text=self.text(tuple(new), sampling.stop),
-            token_ids=new,
-            finish_reason=reason,
-            prompt_tokens=len(ids),
-            cached_tokens=cached,
-            seconds=time.perf_counter() - since,
-            logprob=logprob,
-            entropy=entropy,
-        )
-
-    async def _grow(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> ContinuedOutput | None:
-        """A text that later calls will grow, or that an earlier one left open, goes on in its open request.
-
-        Only greedy texts: a seed's random numbers would run on instead of beginning anew with each call.
-        """
-        params = self._params(sampling)
-        plain = not params.stop and params.logprobs is None and params.repetition_penalty == 1.0
-        if prompt.session is None or prompt.horizon is None or sampling.temperature > 0 or not plain or self._ranks > 1:
-            return None
-        options = {"lora_request": self.lm.lora_request}
-        return await self._growth.goes_on(prompt.session, ids, prompt.horizon, params, options)
-
-    async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
-        """See `Engine.score`. vLLM always generates a token, so the prompt has to leave room for one.
-
-        The statistics of tokens that vLLM finds in its prefix cache are those of this session's pass before. What
-        other questions wrote there is of no use, hence the salt, and the first pass of a session reads all.
-        """
-        require_default_view(view, self.name)
-        ids = self._ids(prompt)
-        self._fits(len(ids), 1)
-        session = self._session(prompt)
-        known = common_prefix(session.scored, ids)
-        with self._shares.one() as seconds:
-            stats = None
-            if known:
-                # Where texts part at the end of a block the cache holds all that is known, and nobody knows yet how
-                # likely the token after it was.
-                parted = known < len(ids) and known % self.block == 0
-                next_token = await self._next(session, ids[:known], ids[known]) if parted else None
-                stats = await self._measure(session, ids, known, next_token)
-            if stats is None:
-                stats = await self._measure(session, ids, 0)
-        if stats is None:
-            raise EngineError(f"vLLM {VERSION} read its prefix cache although it was told not to; use vllm 0.32.")
-        self.work.judge_seconds += seconds[0]
-        session.scored, (session.logprob, session.entropy, cached) = ids, stats
-        return TokenStats(session.logprob, session.entropy, cached, seconds[0])
-
-    async def _next(self, session: Session, ids: list[int], token: int) -> tuple[float, float]:
-        """Log-probability of a token after tokens that were read before, and the entropy there: the last block again.
-
-        vLLM tells these of tokens that it generates, so it has to generate this one.
-        """
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            allowed_token_ids=[token],
-            logprobs=self._entropy.columns,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        found = await self._ask(ids, params, session, salted=True)
-        again = len(ids) - (found.num_cached_tokens or 0)
-        self.work.prefill_tokens += again
-        self.work.recomputed_tokens += again
-        logprob, entropy, measured = self._entropy.read(found.outputs[0].logprobs, self._vocabulary)
-        self._check(measured)
-        return float(logprob[0]), float(entropy[0])
-
-    async def _measure(
-        self, session: Session, ids: list[int], known: int, next_token: tuple[float, float] | None = None
-    ) -> tuple[Values, Values, int] | None:
-        """One judge pass: the statistics of all tokens, and how many leading ones are those of the pass before.
-
-        known: leading tokens whose statistics the session has. next_token: those of the token after them.
-        None where the cache held more than those.
-        """
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=self._entropy.columns,
-            flat_logprobs=True,
-            detokenize=False,
-            skip_reading_prefix_cache=known == 0,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        found = await self._ask(ids, params, session, salted=True)
-        cached = found.num_cached_tokens or 0
-        self._count(session, ids, cached, ())
-        if cached and cached >= known + (next_token is not None):
-            return None
-        logprob, entropy = np.full((2, len(ids)), np.nan, dtype=np.float32)
-        if len(ids) > 1:
-            rows = self._entropy.read(found.prompt_logprobs, self._vocabulary)
-            # Row i tells of token i + 1. One of vLLM's runners leaves rows of cached tokens unwritten, the other out.
-            left_out = len(ids) - 1 - len(rows[0])
-            self._check(rows[2][max(cached - left_out, 0) :] & (left_out <= cached))
-            logprob[1 + left_out :], entropy[1 + left_out :] = rows[0], rows[1]
-        if cached:
-            # The first row that was computed is that of token `cached`, and tells of the token after it.
-            old = min(cached + 1, known)
-            logprob[:old], entropy[:old] = session.logprob[:old], session.entropy[:old]
-        if cached and cached == known and next_token is not None:
-            logprob[known], entropy[known] = next_token
-        return logprob, entropy, cached
-
-    def _session(self, prompt: Prompt) -> Session:
-        """What is known for the prompt's session; a new one that nobody keeps where it has none."""
-        if prompt.session is None:
-            return Session(f"tandem-{next(self._numbers)}")
-        if prompt.session not in self._sessions:
-            self._sessions[prompt.session] = Session(f"tandem-{next(self._numbers)}")
-        return self._sessions[prompt.session]
-
-    def release(self, session: str) -> None:
-        """See `Engine.release`. What vLLM's prefix cache holds goes when its room is needed."""
-        self._sessions.pop(session, None)
-        self._growth.end(session)
-
-    def decode(self, token_ids: tuple[int, ...]) -> str:
-        """See `Engine.decode`."""
-        return self._decode(list(token_ids)).rstrip("\N{REPLACEMENT CHARACTER}")
-
-    def _decode(self, token_ids: list[int]) -> str:
-        with self._tokenizer:
-            return str(self.lm.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._served.close()
-
-    def _ids(self, prompt: Prompt) -> list[int]:
-        return self.encode(prompt.text) + list(prompt.continued)
-
-    def _fits(self, prompt: int, new: int) -> None:
-        if prompt + new > self.window:
-            raise ContextError(
-                f"a prompt of {prompt} tokens and {new} tokens to generate exceed the window of {self.name}, "
-                f"{self.window} tokens; lower max_gen_toks or the efforts, or use a model with a longer window."
-            )
-
-    def _exceeds_max_entropy(self, sampling: Sampling) -> Callable[[Any], bool] | None:
-        """Whether a generation that goes on has just written a token of more than `Sampling.max_entropy`."""
-        limit = sampling.max_entropy
-        if limit is None:
-            return None
-
-        def newest(found: Any) -> bool:
-            return bool((self._entropy.read(found.outputs[0].logprobs, self._vocabulary)[1] > limit).any())
-
-        return newest
-
-    async def _ask(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        session: Session,
-        salted: bool = False,
-        until: Callable[[Any], bool] | None = None,
-    ) -> Any:
-        options: dict[str, Any] = {"lora_request": self.lm.lora_request, "until": until}
-        if self._ranks > 1:  # to the rank whose cache holds the question
-            options["data_parallel_rank"] = zlib.crc32(session.salt.encode()) % self._ranks
-        prompt: dict[str, Any] = {"prompt_token_ids": ids}
-        if salted or session.scored:
-            prompt["cache_salt"] = session.salt
-        return await self._served.one(prompt, params, **options)
-
-    def _params(self, sampling: Sampling) -> SamplingParams:
-        def setting(name: str, neutral: float) -> Any:
-            asked = getattr(sampling, name)
-            return self._defaults.get(name, neutral) if asked is None else asked
-
-        # A thinking model may think a stop string; lm-eval then looks for it only in what comes after.
-        stop = [] if self.lm.think_end_token else list(sampling.stop)
-        chosen: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": setting("repetition_penalty", 1.0)}
-        if sampling.temperature > 0:
-            chosen |= {"temperature": sampling.temperature, "seed": sampling.seed}
-            chosen |= {"top_p": setting("top_p", 1.0), "top_k": setting("top_k", 0), "min_p": setting("min_p", 0.0)}
-        return SamplingParams(
-            max_tokens=sampling.max_tokens,
-            stop=stop,
-            stop_token_ids=[self.lm.eot_token_id],
-            detokenize=bool(stop),
-            skip_special_tokens=False,  # a stop string may be one
-            spaces_between_special_tokens=False,
-            logprobs=self._entropy.columns if sampling.measured else None,
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY if sampling.max_entropy is None else RequestOutputKind.CUMULATIVE,
-            **chosen,
-        )
-
-    def text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
-        """See `Engine.text`; as lm-eval does it."""
-        stops = [*stop, self._end_text] if self._end_text else [*stop]
-        return str(postprocess_generated_text(self._decode(list(token_ids)), stops, self.lm.think_end_token))
-
-    def _count(self, session: Session, ids: list[int], cached: int, written: tuple[int, ...]) -> None:
-        """Count what was read, and remember it for the session."""
-        self.work.prefill_tokens += len(ids) - cached
-        self.work.recomputed_tokens += max(0, common_prefix(session.read, ids) - cached)
-        session.read = [*ids, *written]
-
-    def _check(self, measured: NDArray[np.bool_]) -> None:
-        if not measured.all():
-            raise EngineError(
-                f"vLLM {VERSION} gave {int((~measured).sum())} of {measured.size} tokens without an exact entropy; "
-                "use vllm 0.32, or entropy=topk:20."
-            )
-
-    def _count_parameters(self, given: Mapping[str, Any]) -> int:
-        """As the transformers engine counts them: vLLM pads vocabularies, and quantised weights are packed."""
-        options = {"trust_remote_code": bool(given.get("trust_remote_code")), "revision": given.get("revision")}
-        try:
-            config = AutoConfig.from_pretrained(self.name, **options)
-            config.quantization_config = None
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
-        except (ValueError, ImportError, AttributeError, RuntimeError):  # an architecture that only vLLM knows
-            return sum(self._served.call("tandem_parameters"))
-        return sum(parameter.numel() for parameter in model.parameters())
-
-    def _identify(self, given: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-        unimportant = {"pretrained", "batch_size", "max_batch_size", "device"}
-        return {
-            "engine": "vllm",
-            "vllm": VERSION,
-            "lm_eval": version("lm_eval"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "model": weights_identity(Path(self.name)) or self.name,
-            "commit": getattr(settings.model_config.hf_config, "_commit_hash", None),
-            "dtype": str(settings.model_config.dtype),
-            "device": str(settings.device_config.device_type),
-            "entropy": str(self._entropy),
-            "arguments": {key: str(value) for key, value in sorted(given.items()) if key not in unimportant},
-        }
+def len_until(entropy: Values, limit: float | None) -> int:
+    """Number of tokens up to and including the first whose entropy (n,) exceeds the limit; n where none does."""
+    above = np.flatnonzero(entropy > (np.inf if limit is None else limit))
+    return int(above[0]) + 1 if len(above) else len(entropy)

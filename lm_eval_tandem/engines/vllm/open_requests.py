@@ -1,8 +1,9 @@
-"""A text that grows stage by stage in one request of vLLM, open in between, so that no token of it is read again.
+"""Open requests: a text that grows stage by stage in one request of vLLM, so that no token of it is read twice.
 
-vLLM's prefix cache holds whole blocks; an open request keeps what it has computed to the last token. It keeps the
-memory for that too, and one of the engine's places, so only so many are open as can all grow to their ends in half of
-both: every other text goes on from the prefix cache.
+vLLM's prefix cache holds whole blocks; an open request keeps what it has computed to the last token. In exchange it
+occupies its part of the KV cache, and one of the scheduler's slots, between the stages. So open requests are limited
+such that all of them could reach full length within half the KV cache and half the scheduler's slots; every other text
+is continued from the prefix cache.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from vllm import SamplingParams
 from vllm.engine.protocol import StreamingInput
 from vllm.sampling_params import RequestOutputKind
 
-from lm_eval_tandem.engines.vllm.async_llm import Served, translated_errors
+from lm_eval_tandem.engines.vllm.async_llm import AsyncLLMThread, translated_errors
 from lm_eval_tandem.errors import EngineError
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a call wrote, under the names of vLLM's `CompletionOutput`."""
+class StageCompletion:
+    """What one call generated, with the field names of vLLM's `CompletionOutput`."""
 
     token_ids: tuple[int, ...]
     finish_reason: str
@@ -30,99 +31,124 @@ class Written:
 
 
 @dataclass(frozen=True)
-class ContinuedOutput:
-    """A call's result, under the names of vLLM's `RequestOutput`."""
+class StageOutput:
+    """The result of one call, with the field names of vLLM's `RequestOutput`."""
 
-    outputs: tuple[Written]
+    outputs: tuple[StageCompletion]
     num_cached_tokens: int
 
 
 @dataclass
 class OpenRequest:
-    """One open request: its text so far, and what it may still become."""
+    """One open request.
 
-    end: int
-    """Tokens that it may have in all."""
+    Attributes
+    ----------
+    max_length
+        Number of tokens that its text may reach, the prompt included.
+    ids
+        The text so far.
+    inputs
+        What vLLM is to read next.
+    outputs
+        What vLLM generates; None before the first call.
+    """
+
+    max_length: int
     ids: list[int] = field(default_factory=list)
-    asked: asyncio.Queue[StreamingInput] = field(default_factory=asyncio.Queue)
+    inputs: asyncio.Queue[StreamingInput] = field(default_factory=asyncio.Queue)
     outputs: AsyncGenerator[Any, None] | None = None
-    """What vLLM writes."""
 
-    async def asks(self) -> AsyncGenerator[StreamingInput, None]:
-        """What vLLM reads from."""
+    async def input_stream(self) -> AsyncGenerator[StreamingInput, None]:
+        """The inputs as vLLM reads them, call by call."""
         while True:
-            yield await self.asked.get()
+            yield await self.inputs.get()
 
 
 class OpenRequests:
-    """The open requests of an engine.
+    """The open requests of an engine, one for each session.
 
     Parameters
     ----------
-    served
+    async_llm
         The model.
-    tokens
-        How many the engine's memory holds.
-    places
-        How many requests it works on at once.
+    kv_cache_tokens
+        Number of tokens that its KV cache holds.
+    scheduler_slots
+        Number of requests that it works on at the same time.
     """
 
-    def __init__(self, served: Served, tokens: int, places: int) -> None:
-        self._served, self._tokens, self._max_concurrency = served, tokens // 2, places // 2
+    def __init__(self, async_llm: AsyncLLMThread, kv_cache_tokens: int, scheduler_slots: int) -> None:
+        self._async_llm = async_llm
+        self._max_tokens, self._max_open = kv_cache_tokens // 2, scheduler_slots // 2
         self._open: dict[str, OpenRequest] = {}
 
-    async def goes_on(
-        self, session: str, ids: list[int], new: int, params: SamplingParams, options: Mapping[str, Any]
-    ) -> ContinuedOutput | None:
-        """Let the session's text grow; None where that takes a request of its own.
+    async def generate(
+        self, session: str, ids: list[int], horizon: int, params: SamplingParams, options: Mapping[str, Any]
+    ) -> StageOutput | None:
+        """Continue the session's text in its open request; opens one where the limits allow it.
 
-        ids: the whole text so far. new: tokens that this call and later ones may ask for. params: how to generate,
-            greedy and without stop strings, which open requests cannot have.
+        Parameters
+        ----------
+        session
+            Name of the question.
+        ids
+            The whole text so far, the prompt included.
+        horizon
+            Upper bound on new tokens over this and all later calls.
+        params
+            Greedy and without stop strings, which open requests cannot have.
+        options
+            Further arguments of `AsyncLLM.generate`.
+
+        Returns
+        -------
+        StageOutput or None
+            None where the call has to be a request of its own: it is the last one of its text, or the limits are
+            reached.
         """
-        text = self._open.get(session)
-        if text is not None and text.ids != ids:
+        request = self._open.get(session)
+        if request is not None and request.ids != ids:
             self.end(session)
-            text = None
-        if text is None:
-            taken = sum(other.end for other in self._open.values())
-            if (
-                new <= params.max_tokens
-                or len(self._open) >= self._max_concurrency
-                or taken + len(ids) + new > self._tokens
-            ):
+            request = None
+        if request is None:
+            reserved = sum(other.max_length for other in self._open.values())
+            is_last_call = horizon <= params.max_tokens
+            if is_last_call or len(self._open) >= self._max_open or reserved + len(ids) + horizon > self._max_tokens:
                 return None
-            text = self._open[session] = OpenRequest(len(ids) + new)
-        known = max(0, len(text.ids) - 1)  # the last token was written, but never read
+            request = self._open[session] = OpenRequest(len(ids) + horizon)
+        computed = max(0, len(request.ids) - 1)  # the last token was generated, but never read
         try:
-            written, cached = await self._served.run(self._more(text, ids[known:], params, options))
+            completion, cached = await self._async_llm.run(self._generate(request, ids[computed:], params, options))
         except BaseException:
-            self._open.pop(session, None)  # vLLM has ended it
+            self._open.pop(session, None)  # vLLM has ended the request
             raise
-        text.ids = [*ids, *written.token_ids]
-        return ContinuedOutput((written,), known or cached)
+        request.ids = [*ids, *completion.token_ids]
+        return StageOutput((completion,), computed or cached)
 
-    async def _more(
-        self, text: OpenRequest, new: list[int], params: SamplingParams, options: Mapping[str, Any]
-    ) -> tuple[Written, int]:
-        """What vLLM writes after these tokens, and how many of the prompt's it found in its prefix cache."""
+    async def _generate(
+        self, request: OpenRequest, new: list[int], params: SamplingParams, options: Mapping[str, Any]
+    ) -> tuple[StageCompletion, int]:
+        """What vLLM generates after these new tokens, and how many of them it found in its prefix cache."""
         params = params.clone()
         params.output_kind = RequestOutputKind.DELTA
-        text.asked.put_nowait(StreamingInput({"prompt_token_ids": new}, params))  # type: ignore[arg-type]
-        if text.outputs is None:
-            text.outputs = self._served.llm.generate(text.asks(), params, self._served.new_name(), **options)
+        request.inputs.put_nowait(StreamingInput({"prompt_token_ids": new}, params))  # type: ignore[arg-type]
+        if request.outputs is None:
+            request_id = self._async_llm.new_request_id()
+            request.outputs = self._async_llm.llm.generate(request.input_stream(), params, request_id, **options)
         ids: list[int] = []
         cached = 0
         with translated_errors():
-            async for output in text.outputs:
+            async for output in request.outputs:
                 (piece,) = output.outputs
                 ids += piece.token_ids
                 cached = cached or output.num_cached_tokens or 0
                 if piece.finish_reason in ("stop", "length"):
-                    return Written(tuple(ids), piece.finish_reason), cached
+                    return StageCompletion(tuple(ids), piece.finish_reason), cached
         raise EngineError("vLLM ended a request between two of its stages; its log, above, may say why.")
 
     def end(self, session: str) -> None:
         """Close the session's request, where one is open; its blocks stay in the prefix cache for now."""
-        text = self._open.pop(session, None)
-        if text is not None and text.outputs is not None:
-            self._served.start(text.outputs.aclose())
+        request = self._open.pop(session, None)
+        if request is not None and request.outputs is not None:
+            self._async_llm.start(request.outputs.aclose())

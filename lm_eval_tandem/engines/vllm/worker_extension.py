@@ -1,12 +1,14 @@
-"""What runs inside vLLM's own processes: the entropy of each token, over the whole vocabulary, beside its logprob.
+"""Runs inside vLLM's own processes: each token's entropy over the whole vocabulary, beside its logprob.
 
-vLLM hands on a token's logprob and those of the most likely tokens. `TandemWorker`, an extension of its workers, puts
-the entropy in place of the second most likely one. A request asks for `COLUMNS` logprobs and reads
+vLLM returns a token's logprob and those of the most likely tokens. `TandemWorker`, an extension of vLLM's workers,
+replaces the second most likely token's by the entropy. A request asks for `LOGPROB_COLUMNS` logprobs and reads
 
-    column 0: the token itself    column 1: the most likely token    column 2: the entropy, its token id `MARK`
+    column 0: the token itself
+    column 1: the most likely token
+    column 2: the entropy, with the token id `ENTROPY_TOKEN_ID`
 
-so that no Python object is ever made per entry of the vocabulary. The mark tells a row that was measured from one that
-was not: vLLM leaves those of tokens found in its prefix cache unwritten.
+so that no Python object is ever made for each entry of the vocabulary. The token id tells a row that holds an entropy
+from one that does not: vLLM leaves the rows of tokens that are in its prefix cache unwritten.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from typing import Any
 
 import torch
 
-from lm_eval_tandem.engines.entropy import COLUMNS, MARK
+from lm_eval_tandem.engines.entropy import ENTROPY_TOKEN_ID, LOGPROB_COLUMNS
 
-ROWS = 64
-"""Rows whose probabilities are held at once: 64 x 152k float32 values are 39 MB."""
+ROWS_AT_ONCE = 64
+"""Rows whose probabilities are in memory at the same time: 64 x 152k float32 values are 39 MB."""
 OLD_RUNNER = "the method gather_logprobs of its sampler"
 NEW_RUNNER = "compute_topk_scores in vllm.v1.worker.gpu.sample"
 
@@ -32,22 +34,33 @@ class TandemWorker:
 
     model_runner: Any
 
-    def tandem_measure(self) -> str:
-        """Wrap what gathers logprobs; says what was wrapped, or "" where this vLLM has neither place."""
+    def tandem_add_entropies(self) -> str:
+        """Wrap the function that gathers logprobs, so that it adds entropies.
+
+        Returns
+        -------
+        str
+            What was wrapped: `OLD_RUNNER` or `NEW_RUNNER`; "" where this vLLM has neither.
+        """
         sampler: Any = getattr(self.model_runner, "sampler", None)
         if callable(getattr(sampler, "gather_logprobs", None)):
             sampler.gather_logprobs = with_entropy(sampler.gather_logprobs, of_logits=False)
             return OLD_RUNNER
         return NEW_RUNNER if wrap_new_runner() else ""
 
-    def tandem_end_with(self, pid: int) -> bool:
-        """End this worker, and so its engine, as soon as the process has ended, however it did; False on other hosts.
+    def tandem_exit_with(self, pid: int) -> bool:
+        """End this worker, and with it its engine, as soon as the process `pid` has ended for whatever reason.
 
         vLLM's engine itself does not notice the death of the process that it works for.
+
+        Returns
+        -------
+        bool
+            Whether the process can be watched; False on another host and where there is no Linux.
         """
         try:
             process = os.pidfd_open(pid)
-        except (OSError, AttributeError):  # no such process here, or no Linux
+        except (OSError, AttributeError):  # no such process on this host, or no Linux
             return False
 
         def wait() -> None:
@@ -58,12 +71,12 @@ class TandemWorker:
         return True
 
     def tandem_parameters(self) -> int:
-        """Parameters that this worker holds."""
+        """Number of parameters that this worker holds."""
         return sum(parameter.numel() for parameter in self.model_runner.get_model().parameters())
 
 
 def wrap_new_runner() -> bool:
-    """Wrap the function that the runner for newer GPUs uses, in both modules that imported it."""
+    """Wrap the function that vLLM's runner for newer GPUs uses, in both modules that import it."""
     try:
         from vllm.v1.worker.gpu.sample import prompt_logprob, sampler
     except ImportError:  # an older vLLM, or a platform without this runner
@@ -77,30 +90,35 @@ def wrap_new_runner() -> bool:
 
 
 def with_entropy(gather: Callable[..., Any], of_logits: bool) -> Callable[..., Any]:
-    """The same function, with entropies in the last of `COLUMNS` columns.
+    """The same function, with entropies in the last column where `LOGPROB_COLUMNS` columns are requested.
 
-    gather: takes logprobs (or logits, `of_logits`) of shape [rows, vocabulary] and a number of columns first; its
-        result holds `logprob_token_ids` and `logprobs`, each [rows, 1 + columns].
+    Parameters
+    ----------
+    gather
+        Takes scores of shape (rows, vocabulary) and a number of columns. Its result holds `logprob_token_ids` and
+        `logprobs`, each of shape (rows, 1 + columns).
+    of_logits
+        Whether the scores are logits; otherwise they are log-probabilities.
     """
     if getattr(gather, "_tandem", False):
         return gather
 
-    def measured(scores: torch.Tensor, columns: int, *more: Any, **named: Any) -> Any:
-        found = gather(scores, columns, *more, **named)
-        if columns == COLUMNS:
-            found.logprobs[:, COLUMNS] = entropies(scores, of_logits)
-            found.logprob_token_ids[:, COLUMNS] = MARK
-        return found
+    def gather_with_entropy(scores: torch.Tensor, columns: int, *more: Any, **named: Any) -> Any:
+        gathered = gather(scores, columns, *more, **named)
+        if columns == LOGPROB_COLUMNS:
+            gathered.logprobs[:, LOGPROB_COLUMNS] = entropies(scores, of_logits)
+            gathered.logprob_token_ids[:, LOGPROB_COLUMNS] = ENTROPY_TOKEN_ID
+        return gathered
 
-    measured._tandem = True  # type: ignore[attr-defined]
-    return measured
+    gather_with_entropy._tandem = True  # type: ignore[attr-defined]
+    return gather_with_entropy
 
 
 def entropies(scores: torch.Tensor, of_logits: bool) -> torch.Tensor:
-    """H of each row in nats, float32 of shape [rows]; few rows at a time, for the memory that they take."""
-    found = [scores.new_empty(0, dtype=torch.float32)]
-    for rows in scores.split(ROWS):
+    """Entropy of each row of scores (rows, vocabulary) in nats, float32 of shape (rows,)."""
+    parts = [scores.new_empty(0, dtype=torch.float32)]
+    for rows in scores.split(ROWS_AT_ONCE):
         logprobs = rows.log_softmax(-1, dtype=torch.float32) if of_logits else rows.float()
-        # Masked entries: p log p of a probability of zero is zero, not NaN.
-        found.append(torch.special.entr(logprobs.exp()).sum(-1))
-    return torch.cat(found)
+        # `entr` is 0 for a probability of 0, where a masked entry would make p log p NaN.
+        parts.append(torch.special.entr(logprobs.exp()).sum(-1))
+    return torch.cat(parts)

@@ -51,9 +51,9 @@ def engine(folder: Path) -> Iterator[HFEngine]:
 
 
 class TestHFEngine(EngineConformance):
-    """Everything that every engine promises."""
+    """The contract of every engine, and what this engine promises beyond it."""
 
-    def test_nothing_is_read_twice_beyond_one_token_a_call(self, engine: HFEngine) -> None:
+    def test_each_call_reads_at_most_one_known_token_again(self, engine: HFEngine) -> None:
         async def question(text: str) -> None:
             for size in (len(text) // 2, len(text)):
                 await engine.score(Prompt(text[:size], session=text))
@@ -63,7 +63,7 @@ class TestHFEngine(EngineConformance):
         run(together(*map(question, TEXTS)))
         assert engine.work.recomputed_tokens <= 2 * len(TEXTS)
 
-    def test_a_failed_batch_is_an_error_of_its_questions_alone(
+    def test_a_failed_batch_fails_its_own_questions_alone(
         self, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(*_: object, **__: object) -> None:
@@ -77,7 +77,7 @@ class TestHFEngine(EngineConformance):
                 run(engine.score(Prompt(TEXTS[0])))
         assert run(engine.generate(Prompt("x"), Sampling(3))).new_tokens >= 1
 
-    def test_kept_prefixes_stay_within_their_room(self, engine: HFEngine) -> None:
+    def test_kept_prefixes_stay_within_their_memory(self, engine: HFEngine) -> None:
         engine._prefixes.max_bytes = 1
         first = run(engine.score(Prompt(TEXTS[0], session="a")))
         again = run(engine.score(Prompt(TEXTS[0], session="a")))
@@ -94,7 +94,7 @@ def test_the_batch_size_changes_no_token(folder: Path, reference: Reference, bat
         assert list(completion.token_ids) == reference.greedy(text, 10 + i)
 
 
-def test_a_sliding_window_is_generated_and_scored_rightly(tmp_path: Path) -> None:
+def test_a_model_with_a_sliding_window_is_generated_and_scored_exactly(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path, "mistral")
     reference = Reference(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
@@ -102,9 +102,9 @@ def test_a_sliding_window_is_generated_and_scored_rightly(tmp_path: Path) -> Non
     engine = opened(folder)
     assert not engine._network.stackable
     suite = EngineConformance()
-    suite.test_greedy_equals_one_prompt_alone(engine, reference)
+    suite.test_greedy_tokens_are_those_of_one_prompt_alone(engine, reference)
     suite.test_score_is_exact_over_the_whole_vocabulary(engine, reference)
-    suite.test_each_row_stops_at_its_own_stop(engine, reference)
+    suite.test_each_generation_ends_at_its_own_stop_string(engine, reference)
     engine.close()
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [slice(0, 5), slice(0, 1), slice(2, 3), slice(5, 6), slice(6, 7), slice(0, 7)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])
-def test_tokens_are_measured_alike_in_numpy_and_torch(rows: slice, masked: bool, shift: float) -> None:
+def test_token_statistics_agree_in_numpy_and_torch(rows: slice, masked: bool, shift: float) -> None:
     """Five tokens that are not the likeliest, one that just is, and one that is far ahead of all others."""
     logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(1)) * 8 + shift
     for row, lead in ((5, 9.9), (6, 10.1)):

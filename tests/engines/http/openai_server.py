@@ -1,7 +1,7 @@
-"""A small server of the OpenAI protocol over a tiny transformers model, and a proxy that does to it what networks do.
+"""A small server of the OpenAI protocol over a tiny transformers model, and a proxy that fails as networks do.
 
 Both are real: TCP on the loopback, HTTP/1.1, server-sent events, and a model that generates token by token. The server
-counts what it generates, and stops when its client is gone.
+counts what it generates, and stops when its client has gone. `Behaviour` is what a test varies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Request:
 
     @classmethod
     async def read(cls, reader: asyncio.StreamReader) -> Request:
-        """The next one of a connection; asyncio.IncompleteReadError at its end."""
+        """The next request of a connection; raises asyncio.IncompleteReadError at its end."""
         head = await reader.readuntil(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").strip().split("\r\n")
         method, path, _ = first.split(" ")
@@ -51,13 +51,13 @@ def response(status: int, body: bytes, kind: str = JSON, **headers: str) -> byte
 
 
 def refusal(status: int, message: str, param: str | None = None, **headers: str) -> bytes:
-    """An error as the protocol has it."""
+    """An error in the form of the protocol."""
     error = {"message": message, "type": "error", "param": param, "code": None}
     return response(status, json.dumps({"error": error}).encode(), **headers)
 
 
 class Listener:
-    """Accepts connections in an event loop of its own."""
+    """Accepts connections in an event loop that runs in its own thread."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -94,11 +94,11 @@ class Listener:
 
     def close(self) -> None:
         self.go_away()
-        asyncio.run_coroutine_threadsafe(self._ended(), self.loop).result()
+        asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
 
-    async def _ended(self) -> None:
+    async def _cancel_tasks(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -107,7 +107,7 @@ class Listener:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):  # clients may go when they like
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # clients may disconnect at any time
                 while await self.answer(await Request.read(reader), reader, writer):
                     await writer.drain()
         finally:
@@ -120,46 +120,48 @@ class Listener:
 
 
 @dataclass
-class Manner:
-    """How the server behaves: what it knows, and what it refuses."""
+class Behaviour:
+    """What the server supports, and how it answers."""
 
-    ids: bool = True
-    """Tells token ids, takes them as a prompt, goes on in a last message."""
-    completions: bool = True
-    refuses: tuple[str, ...] = ()
-    """Parameters that it does not know, as some models do not know max_tokens or temperature."""
-    pace: float = 0.0
-    """Seconds a token."""
-    per_piece: int = 1
-    """Tokens in one piece of a stream."""
-    settles: float = 0.0
-    """Seconds from a stream's last token until it tells that this was the last, and the usage."""
-    thinks: int = 0
-    """Of each answer, tokens that it gives as `reasoning`."""
-    says: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """For questions that hold the word: a reply's choice of its own (a refusal, a content filter, nothing)."""
+    returns_ids: bool = True
+    """Whether it returns token ids, accepts them as a prompt, and continues a last message."""
+    has_completions: bool = True
+    """Whether it continues plain text."""
+    refused_parameters: tuple[str, ...] = ()
+    """Parameters that it refuses, as some models refuse max_tokens or temperature."""
+    seconds_per_token: float = 0.0
+    tokens_per_chunk: int = 1
+    usage_delay: float = 0.0
+    """Seconds from a stream's last token to the chunks that end it and report the usage."""
+    reasoning_tokens: int = 0
+    """Number of leading tokens of each answer that it returns as `reasoning`."""
+    fixed_choices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For questions that contain the key: the choice of the reply (a refusal, a content filter, nothing)."""
 
 
-class OfIds(HFEngine):
-    """Takes a prompt of nothing but ids."""
+class TokenPromptEngine(HFEngine):
+    """Accepts a prompt that consists of token ids alone: its text is empty."""
 
     def encode(self, text: str) -> list[int]:
         return super().encode(text) if text else []
 
 
 class ModelServer(Listener):
-    """Serves a folder of weights as `tiny`."""
+    """Serves a folder of weights as the model `tiny`."""
 
-    def __init__(self, folder: Path, manner: Manner | None = None, key: str | None = None) -> None:
-        self.engine = OfIds({"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": 16})
-        self.manner = manner or Manner()
+    def __init__(self, folder: Path, behaviour: Behaviour | None = None, key: str | None = None) -> None:
+        self.engine = TokenPromptEngine(
+            {"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": 16}
+        )
+        self.behaviour = behaviour or Behaviour()
         self.key = key
         self.generated = 0
-        """Tokens generated in all."""
+        """Number of tokens generated so far."""
         self.prompted = 0
+        """Number of prompt tokens read so far."""
         self.requests: list[dict[str, Any]] = []
         self.replied: Counter[str] = Counter()
-        """Whole replies, by question."""
+        """Number of whole replies, by question."""
         self._session = 0
         super().__init__()
 
@@ -178,13 +180,13 @@ class ModelServer(Listener):
             return True
         body = json.loads(request.body)
         chat = request.path == "/v1/chat/completions"
-        if request.path == "/v1/completions" and not self.manner.completions:
+        if request.path == "/v1/completions" and not self.behaviour.has_completions:
             writer.write(refusal(404, "This is a chat model and not supported in the v1/completions endpoint."))
             return True
         if body["model"] != "tiny":
             writer.write(refusal(404, f"The model {body['model']} does not exist."))
             return True
-        for name in self.manner.refuses:
+        for name in self.behaviour.refused_parameters:
             if name in body:
                 writer.write(refusal(400, f"Unsupported parameter: '{name}' is not supported.", name))
                 return True
@@ -196,14 +198,14 @@ class ModelServer(Listener):
     ) -> bool:
         text, ids = self._prompt(body, chat)
         question = json.dumps(body.get("messages") or body.get("prompt"))
-        said = next((choice for word, choice in self.manner.says.items() if word in question), None)
-        if said is not None and body.get("stream"):
-            told = {"choices": [{"delta": said["message"], "finish_reason": said["finish_reason"]}]}
+        fixed = next((choice for word, choice in self.behaviour.fixed_choices.items() if word in question), None)
+        if fixed is not None and body.get("stream"):
+            only = {"choices": [{"delta": fixed["message"], "finish_reason": fixed["finish_reason"]}]}
             writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-            writer.write(b"data: " + json.dumps(told).encode() + b"\n\ndata: [DONE]\n\n")
+            writer.write(b"data: " + json.dumps(only).encode() + b"\n\ndata: [DONE]\n\n")
             return False
-        if said is not None:
-            whole = {"choices": [said], "usage": usage(5, 4)}
+        if fixed is not None:
+            whole = {"choices": [fixed], "usage": usage(5, 4)}
             writer.write(response(200, json.dumps(whole).encode()))
             return True
         limit = body.get("max_tokens") or body.get("max_completion_tokens") or 16
@@ -211,9 +213,9 @@ class ModelServer(Listener):
             writer.write(refusal(400, f"The context length is {self.engine.window} tokens."))
             return True
         self.prompted += len(ids)
-        writing = self._writing(text, ids, body, limit)
-        gone = asyncio.ensure_future(left(reader)) if body.get("stream") else None
-        if gone is None:
+        writing = self._generate(text, ids, body, limit)
+        disconnected = asyncio.ensure_future(client_left(reader)) if body.get("stream") else None
+        if disconnected is None:
             whole = {}
             async with aclosing(writing):
                 async for piece in writing:
@@ -222,22 +224,22 @@ class ModelServer(Listener):
             self.replied[question] += 1
             return True
         writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        told = ""
+        sent_text = ""
         sent = 0
         async with aclosing(writing):
             async for piece in writing:
-                if gone.done():
+                if disconnected.done():
                     return False
-                if len(piece["ids"]) % self.manner.per_piece and piece["finish"] is None:
+                if len(piece["ids"]) % self.behaviour.tokens_per_chunk and piece["finish"] is None:
                     continue
-                delta = self._parted(piece["text"], piece["ids"], told, sent)
-                told, sent = piece["text"], len(piece["ids"])
-                ended = None if self.manner.settles else piece["finish"]
+                delta = self._delta(piece["text"], piece["ids"], sent_text, sent)
+                sent_text, sent = piece["text"], len(piece["ids"])
+                ended = None if self.behaviour.usage_delay else piece["finish"]
                 choice = {"index": 0, "delta": delta, "finish_reason": ended}
                 writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
                 await writer.drain()
-        if self.manner.settles:
-            await asyncio.sleep(self.manner.settles)
+        if self.behaviour.usage_delay:
+            await asyncio.sleep(self.behaviour.usage_delay)
             choice = {"index": 0, "delta": {}, "finish_reason": piece["finish"]}
             writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
         if (body.get("stream_options") or {}).get("include_usage"):
@@ -245,21 +247,21 @@ class ModelServer(Listener):
             writer.write(b"data: " + json.dumps(final).encode() + b"\n\n")
         writer.write(b"data: [DONE]\n\n")
         await writer.drain()
-        gone.cancel()
+        disconnected.cancel()
         return False
 
     def _prompt(self, body: dict[str, Any], chat: bool) -> tuple[str, list[int]]:
         if not chat:
             prompt = body["prompt"]
             return ("", prompt) if isinstance(prompt, list) else (prompt, self.engine.encode(prompt))
-        goes_on = bool(body.get("continue_final_message"))
+        continues = bool(body.get("continue_final_message"))
         turns = [(turn["role"], turn["content"]) for turn in body["messages"]]
-        begun = turns.pop()[1] if goes_on else ""
-        text = self.engine.render(tuple(turns)) + begun
+        partial_answer = turns.pop()[1] if continues else ""
+        text = self.engine.render(tuple(turns)) + partial_answer
         return text, self.engine.encode(text)
 
-    async def _writing(self, text: str, ids: list[int], body: dict[str, Any], limit: int) -> Any:
-        """Each token as it is generated: all ids and the text so far, and why it ended."""
+    async def _generate(self, text: str, ids: list[int], body: dict[str, Any], limit: int) -> Any:
+        """The answer after each token: its ids and text so far, and the finish reason at its end."""
         self._session += 1
         session = f"request {self._session}"
         seed, temperature = int(body.get("seed") or 0), float(body.get("temperature") or 0.0)
@@ -272,7 +274,7 @@ class ModelServer(Listener):
                 found = await self.engine.generate(Prompt("", tuple(ids + new), session), sampling)
                 new += found.token_ids
                 self.generated += len(found.token_ids)
-                await asyncio.sleep(self.manner.pace * len(found.token_ids))
+                await asyncio.sleep(self.behaviour.seconds_per_token * len(found.token_ids))
                 finish = found.finish_reason if found.finish_reason == "stop" or len(new) >= limit else None
                 whole = found.text if step == limit else self.engine.decode(tuple(new))
                 yield {"ids": list(new), "text": whole, "finish": finish}
@@ -284,23 +286,23 @@ class ModelServer(Listener):
     def _whole(self, piece: dict[str, Any], chat: bool, body: dict[str, Any], ids: list[int]) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": piece["finish"]}
         if chat:
-            choice["message"] = {"role": "assistant", **self._parted(piece["text"], piece["ids"], "", 0)}
+            choice["message"] = {"role": "assistant", **self._delta(piece["text"], piece["ids"], "", 0)}
         else:
             choice["text"] = piece["text"]
         reply: dict[str, Any] = {"choices": [choice], "usage": usage(len(ids), len(piece["ids"]))}
-        if self.manner.ids and body.get("return_token_ids"):
+        if self.behaviour.returns_ids and body.get("return_token_ids"):
             choice["token_ids"] = piece["ids"]
             (reply if chat else choice)["prompt_token_ids"] = ids
         return reply
 
-    def _parted(self, text: str, ids: list[int], told: str, sent: int) -> dict[str, Any]:
-        """What is new, as reasoning or as content."""
-        border = len(self.engine.decode(tuple(ids[: self.manner.thinks])))
-        return {"reasoning": text[len(told) : border] or None, "content": text[max(border, len(told)) :]}
+    def _delta(self, text: str, ids: list[int], sent_text: str, sent: int) -> dict[str, Any]:
+        """The text after `sent_text`, as reasoning or as content."""
+        border = len(self.engine.decode(tuple(ids[: self.behaviour.reasoning_tokens])))
+        return {"reasoning": text[len(sent_text) : border] or None, "content": text[max(border, len(sent_text)) :]}
 
 
-async def left(reader: asyncio.StreamReader) -> None:
-    """Returns when the client has gone."""
+async def client_left(reader: asyncio.StreamReader) -> None:
+    """Returns when the client has disconnected."""
     with suppress(ConnectionError):
         await reader.read(1)
 
@@ -310,10 +312,19 @@ def usage(prompt: int, new: int) -> dict[str, Any]:
 
 
 class FaultyProxy(Listener):
-    """Passes requests on to a server, but for the shares of them that go wrong, drawn with a seed.
+    """Forwards requests to a server, except for random shares of them that fail, drawn with a seed.
 
-    shares: of the kinds "429" (with Retry-After), "500", "cut" (the reply breaks off in the middle), "stall" (none
-    comes), "garbage" (a reply that is no JSON).
+    Parameters
+    ----------
+    port
+        Of the server.
+    shares
+        Of failures, by kind: "429" (with Retry-After), "500", "cut" (the reply breaks off in the middle), "stall" (no
+        reply), "garbage" (a reply that is no JSON).
+    retry_after
+        Seconds in the header Retry-After.
+    seed
+        Of the random numbers.
     """
 
     def __init__(self, port: int, shares: dict[str, float], retry_after: float = 1.0, seed: int = 0) -> None:
@@ -323,7 +334,7 @@ class FaultyProxy(Listener):
         super().__init__()
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        kind = self._drawn() if request.method == "POST" else "passed"
+        kind = self._draw_kind() if request.method == "POST" else "passed"
         self.done[kind] += 1
         if kind == "429":
             writer.write(refusal(429, "slow down", retry_after=str(self.retry_after)))
@@ -332,9 +343,9 @@ class FaultyProxy(Listener):
             writer.write(refusal(500, "something broke"))
             return True
         if kind == "stall":
-            await reader.read(1)  # until the client has had enough
+            await reader.read(1)  # until the client disconnects
             return False
-        head, body = await self._passed_on(request)
+        head, body = await self._forward(request)
         if kind == "cut":
             writer.write(head + body[: len(body) // 2])
             await writer.drain()
@@ -343,15 +354,15 @@ class FaultyProxy(Listener):
         await writer.drain()
         return b"connection: close" not in head.lower()
 
-    def _drawn(self) -> str:
-        place = self._random.random()
+    def _draw_kind(self) -> str:
+        drawn = self._random.random()
         for kind, share in self.shares.items():
-            place -= share
-            if place < 0:
+            drawn -= share
+            if drawn < 0:
                 return kind
         return "passed"
 
-    async def _passed_on(self, request: Request) -> tuple[bytes, bytes]:
+    async def _forward(self, request: Request) -> tuple[bytes, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.target)
         head = f"{request.method} {request.path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         headers = {name: value for name, value in request.headers.items() if name not in ("host", "connection")}
@@ -365,9 +376,9 @@ class FaultyProxy(Listener):
 
 
 @contextmanager
-def serving(folder: Path, manner: Manner | None = None, key: str | None = None) -> Iterator[ModelServer]:
-    """A server until the block ends."""
-    server = ModelServer(folder, manner, key)
+def serving(folder: Path, behaviour: Behaviour | None = None, key: str | None = None) -> Iterator[ModelServer]:
+    """A server that runs until the block ends."""
+    server = ModelServer(folder, behaviour, key)
     try:
         yield server
     finally:

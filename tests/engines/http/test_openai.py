@@ -1,4 +1,4 @@
-"""The API engine against real servers on the loopback: texts that grow, streams that close, failures, dollars."""
+"""The HTTP engine against real servers on the loopback: texts that grow, streams that close, failures, dollars."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("openai", reason="the package openai is not installed")
 
 import tiny
 from engines.conformance import Reference, run, together
-from engines.http.openai_server import FaultyProxy, Manner, ModelServer, serving
+from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, serving
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.http.openai import APIEngine
@@ -32,7 +32,12 @@ from lm_eval_tandem.pair import problems
 
 KEY = "sk-test-0123456789-secret"
 QUESTIONS = [f"Mira starts with {n} coins and buys a lantern. How many are left?" for n in range(10, 40)]
-WAYS = {"ids": Manner(), "prefix": Manner(), "stream": Manner(ids=False), "pieces of three": Manner(False, per_piece=3)}
+WAYS = {
+    "ids": Behaviour(),
+    "prefix": Behaviour(),
+    "stream": Behaviour(returns_ids=False),
+    "pieces of three": Behaviour(returns_ids=False, tokens_per_chunk=3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +82,13 @@ async def grown(engine: APIEngine, question: str, budgets: tuple[int, ...]) -> t
 
 
 class TestATextThatGrows:
-    """By whichever way the server allows, it is the text of one uninterrupted run."""
+    """Whichever way of continuing the server supports, the text is that of one uninterrupted call."""
 
     @pytest.mark.parametrize("way", WAYS)
-    def test_it_is_that_of_one_uninterrupted_run(self, folder: Path, reference: Reference, way: str) -> None:
+    def test_it_is_that_of_one_uninterrupted_call(self, folder: Path, reference: Reference, way: str) -> None:
         resume = way if way in ("ids", "prefix") else "auto"
-        if way not in ("ids", "stream"):  # read as text, only what a trained model writes falls into the same tokens
+        # Text that is encoded again has the same tokens only if a trained model wrote it.
+        if way not in ("ids", "stream"):
             folder, reference = pair.MENTOR, reference_of(pair.MENTOR)
         with serving(folder, WAYS[way], KEY) as server:
             engine = engine_of(server, resume=resume, tokenizer=str(folder))
@@ -92,24 +98,24 @@ class TestATextThatGrows:
         for question, (ids, tokens) in zip(QUESTIONS, found, strict=False):
             expected = reference.greedy(question, 24)
             assert engine.decode(ids) == reference.tokenizer.decode(expected, skip_special_tokens=True)
-            assert tokens == len(expected), "tokens are those that the server counts"
+            assert tokens == len(expected), "tokens are not counted as the server counts them"
             if way == "ids":
                 assert server_ids(ids) == expected
 
-    def test_a_server_that_streams_token_by_token_needs_no_tokenizer(self, folder: Path) -> None:
-        with serving(folder, Manner(ids=False)) as server:
+    def test_a_stream_of_single_tokens_is_counted_without_a_tokenizer(self, folder: Path) -> None:
+        with serving(folder, Behaviour(returns_ids=False)) as server:
             engine = engine_of(server)
             assert engine.identity["counted"] == "by pieces"
             _, tokens = run(grown(engine, QUESTIONS[0], (5, 11)))
             assert tokens == 11
             engine.close()
-        with serving(folder, Manner(ids=False, per_piece=4)) as server:
+        with serving(folder, Behaviour(returns_ids=False, tokens_per_chunk=4)) as server:
             engine = engine_of(server)
             assert engine.identity["counted"] == "by bytes"
             engine.close()
 
-    def test_what_another_process_had_read_is_read_again_and_passed_over(self, folder: Path) -> None:
-        with serving(folder, Manner(ids=False)) as server:
+    def test_text_that_another_process_has_read_is_replayed_and_skipped(self, folder: Path) -> None:
+        with serving(folder, Behaviour(returns_ids=False)) as server:
             first, second = engine_of(server), engine_of(server)
             whole, _ = run(grown(first, QUESTIONS[0], (20,)))
 
@@ -123,8 +129,8 @@ class TestATextThatGrows:
 
             assert run(from_a_store()) == whole
 
-    def test_a_server_that_now_writes_another_text_is_asked_to_go_on(self, folder: Path) -> None:
-        with serving(folder, Manner(ids=False)) as server:
+    def test_a_server_that_replays_another_text_is_asked_to_continue(self, folder: Path) -> None:
+        with serving(folder, Behaviour(returns_ids=False)) as server:
             engine = engine_of(server)
 
             async def sampled() -> Completion:
@@ -138,10 +144,10 @@ class TestATextThatGrows:
 
 
 class TestAStreamIsClosed:
-    """The server stops writing when the insight suffices."""
+    """The server stops generating when the insight suffices."""
 
     def test_hardly_a_token_is_generated_past_the_budget(self, folder: Path) -> None:
-        """At 50 tokens a second and a judge of 20 ms, of which the server knows nothing."""
+        """At 50 tokens per second and with a judge that takes 20 ms."""
 
         async def judged(engine: APIEngine, question: str) -> tuple[int, int]:
             ids: tuple[int, ...] = ()
@@ -155,7 +161,7 @@ class TestAStreamIsClosed:
             await asyncio.sleep(0.3)
             return read, 0 if unused is None else unused.tokens
 
-        with serving(folder, Manner(ids=False, pace=0.02)) as server:
+        with serving(folder, Behaviour(returns_ids=False, seconds_per_token=0.02)) as server:
             engine = engine_of(server)
             before = server.generated
             found = run(together(*(judged(engine, question) for question in QUESTIONS[:8])))
@@ -164,10 +170,10 @@ class TestAStreamIsClosed:
             engine.close()
         assert read > 8 * 50
         assert past < 0.05 * read, f"{past} tokens past the budget of {read}"
-        assert abs(past - unused) <= 2 * 8, "what arrived unread is accounted for, but for what was under way"
+        assert abs(past - unused) <= 2 * 8, "tokens that arrived unread are not accounted for"
 
-    def test_a_budget_that_is_the_last_one_is_kept_by_the_server(self, folder: Path) -> None:
-        with serving(folder, Manner(ids=False)) as server:
+    def test_the_last_budget_is_the_limit_of_the_server_s_stream(self, folder: Path) -> None:
+        with serving(folder, Behaviour(returns_ids=False)) as server:
             engine = engine_of(server)
             before = server.generated
             _, tokens = run(grown(engine, QUESTIONS[1], (10, 25)))
@@ -185,7 +191,7 @@ class TestAStreamIsClosed:
             engine.release("s")
             await asyncio.sleep(0.2)
 
-        with serving(folder, Manner(ids=False, pace=0.02)) as server:
+        with serving(folder, Behaviour(returns_ids=False, seconds_per_token=0.02)) as server:
             engine = engine_of(server)
             run(cancelled(engine))
             generated = server.generated
@@ -194,20 +200,20 @@ class TestAStreamIsClosed:
             engine.close()
 
 
-class TestWhatServersSay:
-    """Replies of every kind."""
+class TestReplies:
+    """Of every kind, errors included."""
 
-    def test_thinking_is_part_of_the_text_and_no_part_of_the_answer(self, folder: Path, reference: Reference) -> None:
-        with serving(folder, Manner(thinks=6)) as server:
+    def test_thinking_is_part_of_the_text_but_not_of_the_answer(self, folder: Path, reference: Reference) -> None:
+        with serving(folder, Behaviour(reasoning_tokens=6)) as server:
             engine = engine_of(server)
             found = run(engine.generate(Prompt(engine.render((("user", QUESTIONS[0]),))), Sampling(12)))
             cut = run(engine.generate(Prompt(engine.render((("user", QUESTIONS[0]),))), Sampling(5)))
             engine.close()
         expected = reference.greedy(QUESTIONS[0], 12)
-        thought, said = (reference.tokenizer.decode(ids) for ids in (expected[:6], expected[6:]))
-        assert engine.decode(found.token_ids) == f"<think>{thought}</think>{said}"
-        assert (found.text, found.finish_reason) == (said, "length")
-        assert (cut.text, cut.finish_reason) == ("", "length"), "what was only thought is no answer"
+        thought, answer = (reference.tokenizer.decode(ids) for ids in (expected[:6], expected[6:]))
+        assert engine.decode(found.token_ids) == f"<think>{thought}</think>{answer}"
+        assert (found.text, found.finish_reason) == (answer, "length")
+        assert (cut.text, cut.finish_reason) == ("", "length"), "thinking alone was taken for an answer"
 
     @pytest.mark.parametrize(
         ("choice", "sentence"),
@@ -219,19 +225,23 @@ class TestWhatServersSay:
             ({"strange": 1}, "no completion"),
         ],
     )
-    def test_what_is_no_answer_is_an_error_of_its_question(self, folder: Path, choice: Any, sentence: str) -> None:
-        with serving(folder, Manner(says={"lantern": choice})) as server:
+    def test_a_reply_without_an_answer_fails_its_question(self, folder: Path, choice: Any, sentence: str) -> None:
+        with serving(folder, Behaviour(fixed_choices={"lantern": choice})) as server:
             engine = engine_of(server, retries=1)
             with pytest.raises(CallError, match=sentence):
                 run(engine.generate(Prompt(engine.render((("user", "a lantern"),))), Sampling(5)))
             assert run(engine.generate(Prompt(engine.render((("user", "a purse"),))), Sampling(5))).new_tokens == 5
             engine.close()
 
-    def test_parameters_that_a_model_does_not_know_are_done_without(
+    def test_refused_parameters_are_left_out(
         self, folder: Path, reference: Reference, caplog: pytest.LogCaptureFixture
     ) -> None:
-        manner = Manner(ids=False, completions=False, refuses=("max_tokens", "temperature", "return_token_ids"))
-        with serving(folder, manner) as server:
+        behaviour = Behaviour(
+            returns_ids=False,
+            has_completions=False,
+            refused_parameters=("max_tokens", "temperature", "return_token_ids"),
+        )
+        with serving(folder, behaviour) as server:
             engine = engine_of(server)
             assert engine.identity["without"] == ["max_tokens", "return_token_ids", "temperature"]
             found = run(engine.generate(Prompt("0: x = 48"), Sampling(7)))
@@ -240,7 +250,7 @@ class TestWhatServersSay:
         assert engine.decode(found.token_ids) == reference.tokenizer.decode(reference.greedy("0: x = 48", 7))
         assert "does not accept temperature" in caplog.text
 
-    def test_more_stop_strings_than_the_protocol_has_are_cut_at(self, folder: Path, reference: Reference) -> None:
+    def test_stop_strings_beyond_the_protocol_s_limit_are_applied(self, folder: Path, reference: Reference) -> None:
         plain = reference.tokenizer.decode(reference.greedy(QUESTIONS[0], 12))
         with serving(folder) as server:
             engine = engine_of(server)
@@ -249,7 +259,7 @@ class TestWhatServersSay:
             engine.close()
         assert (found.text, found.finish_reason) == (plain.split(plain[10:14])[0], "stop")
 
-    def test_what_exceeds_the_window_is_refused(self, folder: Path) -> None:
+    def test_a_call_that_exceeds_the_window_is_refused(self, folder: Path) -> None:
         with serving(folder) as server:
             engine = engine_of(server)
             with pytest.raises(ContextError, match="window of tiny, 256 tokens"):
@@ -258,7 +268,7 @@ class TestWhatServersSay:
                 run(engine.generate(Prompt("x y z " * 40), Sampling(150)))
             engine.close()
 
-    def test_a_key_that_is_refused_is_not_repeated(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_refused_key_is_not_repeated_in_the_error(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(folder, key="another") as server:
             with pytest.raises(EngineError, match="refuses the key in OPENAI_API_KEY") as caught:
                 engine_of(server)
@@ -268,7 +278,7 @@ class TestWhatServersSay:
             monkeypatch.setenv("MY_KEY", "another")
             engine_of(server, api_key_env="MY_KEY").close()
 
-    def test_a_model_or_server_that_is_not_there_is_named_in_seconds(self, folder: Path) -> None:
+    def test_a_missing_model_or_server_is_reported_within_seconds(self, folder: Path) -> None:
         with serving(folder) as server, pytest.raises(EngineError, match="huge: the server replied with status 404"):
             APIEngine("huge", {"base_url": server.url})
         began = time.monotonic()
@@ -276,8 +286,8 @@ class TestWhatServersSay:
             engine_of(server)
         assert time.monotonic() - began < 15
 
-    def test_what_only_a_resuming_server_can_do_is_refused(self, folder: Path) -> None:
-        with serving(folder, Manner(ids=False)) as server:
+    def test_what_the_server_cannot_do_is_refused(self, folder: Path) -> None:
+        with serving(folder, Behaviour(returns_ids=False)) as server:
             with pytest.raises(EngineError, match="resume=ids needs a server"):
                 engine_of(server, resume="ids")
             engine = engine_of(server)
@@ -295,8 +305,8 @@ class TestWhatServersSay:
     [
         ({"resume": "x"}, "resume=x is not known; use one of auto, ids, prefix, stream"),
         ({"base_url": "localhost:8000"}, "is no web address"),
-        ({"base_url": "http://me:secret@x/v1"}, "base_url of x holds a secret"),
-        ({"base_url": "http://x/v1?api_key=secret"}, "base_url of x holds a secret"),
+        ({"base_url": "http://me:secret@x/v1"}, "base_url of x contains a secret"),
+        ({"base_url": "http://x/v1?api_key=secret"}, "base_url of x contains a secret"),
         ({"concurrency": 0}, "concurrency=0 has to be a whole number"),
         ({"timeout": "soon"}, "timeout=soon has to be a number"),
         ({"price_input": 1}, "belong together"),
@@ -311,7 +321,7 @@ def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: s
     assert "=secret" not in str(caught.value)
 
 
-def test_several_servers_share_the_load_and_stand_in_for_each_other(folder: Path) -> None:
+def test_several_servers_share_the_load_and_replace_each_other(folder: Path) -> None:
     with serving(folder) as one, serving(folder) as other:
         engine = APIEngine("tiny", {"base_url": f"{one.url};{other.url}"})
         texts = [engine.render((("user", question),)) for question in QUESTIONS[:12]]
@@ -354,15 +364,17 @@ def answered(lm: TandemLM, questions: list[str]) -> list[str]:
         lm.close()
 
 
-def test_dollars_and_tflops_stand_where_they_are_known(folder: Path) -> None:
+def test_dollars_and_tflops_are_reported_where_they_are_known(folder: Path) -> None:
     prices = {"mentor_price_input": 2.0, "mentor_price_output": 10.0}
-    with serving(folder, Manner(ids=False, settles=0.1)) as server:  # the bill comes after the last token
+    with serving(
+        folder, Behaviour(returns_ids=False, usage_delay=0.1)
+    ) as server:  # the bill comes after the last token
         before = server.generated, server.prompted
         lm = tandem(server, folder, mentor_parameters="32e9", **prices)
-        looked = server.generated - before[0], server.prompted - before[1]
+        probed = server.generated - before[0], server.prompted - before[1]
         answers = lm.generate_until(instances(QUESTIONS[:5]), disable_tqdm=True)
         totals = lm.totals()
-        billed = (2 * (server.prompted - looked[1]) + 10 * (server.generated - looked[0])) / 1e6
+        billed = (2 * (server.prompted - probed[1]) + 10 * (server.generated - probed[0])) / 1e6
         assert totals["dollars_per_1000"] == pytest.approx(1000 * billed / 5)
         assert totals["computed"]["mentor"]["dollars"] == pytest.approx(billed)
         assert totals["tflops"] == pytest.approx(2e-12 * 32e9 * 14, rel=0.01)
@@ -394,16 +406,20 @@ def test_the_mentor_alone_answers_over_the_protocol(folder: Path, reference: Ref
 
 
 @pytest.mark.parametrize("ids", [True, False], ids=["resumed", "streamed"])
-def test_a_failed_question_fails_alone_and_is_asked_again(folder: Path, tmp_path: Path, ids: bool) -> None:
+def test_a_failed_question_fails_alone_and_is_tried_again_by_the_next_run(
+    folder: Path, tmp_path: Path, ids: bool
+) -> None:
     store = str(tmp_path / "store.sqlite")
     withheld = {"message": {"content": ""}, "finish_reason": "content_filter"}
-    with serving(folder, Manner(ids=ids, says={"with 12 coins": withheld, "with 15 coins": withheld})) as server:
+    with serving(
+        folder, Behaviour(returns_ids=ids, fixed_choices={"with 12 coins": withheld, "with 15 coins": withheld})
+    ) as server:
         with pytest.raises(
             EngineError, match=r"^2 of 10 questions failed: tiny: the server's content filter .* other 8"
         ):
             answered(tandem(server, folder, store=store, mentor_retries=0), QUESTIONS[:10])
         asked = len(server.requests)
-        server.manner.says = {}
+        server.behaviour.fixed_choices = {}
         again = answered(tandem(server, folder, store=store), QUESTIONS[:10])
         mine = [request for request in server.requests[asked:] if "coins" in json.dumps(request)]
         assert {"12" in json.dumps(request) or "15" in json.dumps(request) for request in mine} == {True} or ids
@@ -411,11 +427,11 @@ def test_a_failed_question_fails_alone_and_is_asked_again(folder: Path, tmp_path
         assert again == answered(tandem(server, folder), QUESTIONS[:10])
 
 
-def test_a_server_that_is_gone_for_good_ends_the_run_soon_and_keeps_what_is_finished(
+def test_a_server_that_stays_unreachable_ends_the_run_and_finished_calls_are_stored(
     folder: Path, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "store.sqlite")
-    with serving(folder, Manner(pace=0.01)) as server:
+    with serving(folder, Behaviour(seconds_per_token=0.01)) as server:
         lm = tandem(server, folder, store=store, mentor_give_up=2, mentor_concurrency=4)
 
         def vanish() -> None:
@@ -436,9 +452,9 @@ def test_a_server_that_is_gone_for_good_ends_the_run_soon_and_keeps_what_is_fini
 SHARES = {"429": 0.10, "500": 0.05, "cut": 0.05, "stall": 0.02, "garbage": 0.01}
 
 
-def under_fire(folder: Path, questions: list[str], manner: Manner) -> dict[str, Any]:
-    """The same questions undisturbed, and through a proxy at which things go wrong."""
-    with serving(folder, manner) as server:
+def under_fire(folder: Path, questions: list[str], behaviour: Behaviour) -> dict[str, Any]:
+    """The same questions undisturbed, and through a proxy at which requests fail."""
+    with serving(folder, behaviour) as server:
         began = time.monotonic()
         undisturbed = answered(tandem(server, folder), questions)
         calm = time.monotonic() - began
@@ -462,8 +478,8 @@ def under_fire(folder: Path, questions: list[str], manner: Manner) -> dict[str, 
         }
 
 
-def test_no_fault_of_a_network_loses_or_changes_an_answer(folder: Path) -> None:
-    found = under_fire(folder, [f"{n}: {QUESTIONS[n % 30]}" for n in range(60)], Manner())
+def test_no_network_failure_loses_or_changes_an_answer(folder: Path) -> None:
+    found = under_fire(folder, [f"{n}: {QUESTIONS[n % 30]}" for n in range(60)], Behaviour())
     faults = found["faults"]
     assert found["same"]
     assert min(faults[kind] for kind in ("429", "500", "cut")) > 0
@@ -472,7 +488,7 @@ def test_no_fault_of_a_network_loses_or_changes_an_answer(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_questions_under_fire(folder: Path) -> None:
-    found = under_fire(folder, [f"{n}: {QUESTIONS[n % 30]}" for n in range(1000)], Manner(pace=0.01))
+    found = under_fire(folder, [f"{n}: {QUESTIONS[n % 30]}" for n in range(1000)], Behaviour(seconds_per_token=0.01))
     print(found)
     faults = found["faults"]
     assert found["same"]
@@ -481,7 +497,7 @@ def test_a_thousand_questions_under_fire(folder: Path) -> None:
 
 
 def test_the_key_appears_nowhere(folder: Path, tmp_path: Path) -> None:
-    """A whole run of the harness, with the ledger, store, samples and everything that it prints."""
+    """In the ledger, store, samples and printed output of a whole run of the harness."""
     task = {
         "task": "coins",
         "dataset_path": "json",
@@ -496,7 +512,7 @@ def test_the_key_appears_nowhere(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in QUESTIONS[:3]))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "coins.yaml").write_text(json.dumps(task))
-    with serving(folder, Manner(ids=False), KEY) as server:
+    with serving(folder, Behaviour(returns_ids=False), KEY) as server:
         arguments = (
             f"mentor=tiny,mentor_backend=openai,mentor_base_url={server.url},intern={folder},policy=stage:1,efforts=6:9,"
             f"dtype=float32,prompts={folder}/wording.json,store={tmp_path}/out/s.sqlite,ledger={tmp_path}/out/l.jsonl,mentor_price_input=1,"
@@ -516,7 +532,7 @@ def test_the_key_appears_nowhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_key_among_the_arguments_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="mentor_api_key would be printed .* variable OPENAI_API_KEY") as caught:
+    with pytest.raises(ArgumentError, match=r"mentor_api_key would be printed .* variable OPENAI_API_KEY") as caught:
         TandemLM(mentor="x", mentor_backend="openai", mentor_api_key=KEY, intern="org/small", policy="stage:1")
     assert KEY not in str(caught.value)
 
@@ -544,7 +560,7 @@ def test_the_cascade_decides_and_answers_as_with_a_local_mentor(tmp_path: Path, 
         lm.close()
         return answers, [(record.doc_id, record.stage, record.tokens.mentor_new) for record in records]
 
-    with serving(pair.MENTOR, Manner(ids=ids, pace=0.002)) as server:
+    with serving(pair.MENTOR, Behaviour(returns_ids=ids, seconds_per_token=0.002)) as server:
         given = {"mentor": "tiny", "mentor_backend": "openai", "mentor_base_url": server.url}
         given |= {"intern": str(pair.INTERN), "prompts": str(tmp_path / "wording.json"), "classifier": "pair"}
         remote = cascaded(efforts=":".join(map(str, profile["efforts"])), **given)

@@ -1,4 +1,4 @@
-"""Any registered model of the harness as a mentor: text in, text out, batches of whatever waits."""
+"""Any registered model of the harness as a mentor: text in, text out, waiting calls in one batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 
 import tiny
 from engines.conformance import run, together
-from engines.http.openai_server import Manner, serving
+from engines.http.openai_server import Behaviour, serving
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.http.registered import RegisteredEngine
@@ -25,7 +25,7 @@ from lm_eval_tandem.pair import problems
 
 @register_model("tandem-test-halting")
 class Halting(LM):
-    """Writes one letter a token up to its budget; fails where it is told to."""
+    """Generates one letter, four bytes per token, up to its budget; fails for prompts that contain "fail"."""
 
     def __init__(self, pretrained: str, letter: str = "a") -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def halting() -> Iterator[RegisteredEngine]:
     engine.close()
 
 
-def test_what_waits_is_one_batch(halting: RegisteredEngine) -> None:
+def test_waiting_calls_are_one_batch(halting: RegisteredEngine) -> None:
     found = run(together(*(halting.generate(Prompt(f"question {n}"), Sampling(5)) for n in range(9))))
     assert halting._model.batches == [9]
     assert {completion.text for completion in found} == {"b" * 20}
@@ -59,7 +59,7 @@ def test_what_waits_is_one_batch(halting: RegisteredEngine) -> None:
     assert halting.parameters == 2 * 10**9
 
 
-def test_a_failed_batch_fails_alone_and_nothing_is_no_insight(halting: RegisteredEngine) -> None:
+def test_a_failed_batch_fails_alone_and_an_empty_text_is_an_error(halting: RegisteredEngine) -> None:
     with pytest.raises(CallError, match="out of memory"):
         run(halting.generate(Prompt("fail"), Sampling(3)))
     with pytest.raises(CallError, match="generated no text"):
@@ -91,8 +91,8 @@ def test_a_model_of_transformers_grows_as_if_uninterrupted() -> None:
     engine.close()
 
 
-def test_a_chat_model_behind_a_server_is_asked_to_go_on(tmp_path: Path) -> None:
-    with serving(tiny.save(tmp_path), Manner(ids=False)) as server:
+def test_a_chat_model_behind_a_server_is_asked_to_continue(tmp_path: Path) -> None:
+    with serving(tiny.save(tmp_path), Behaviour(returns_ids=False)) as server:
         given = {"base_url": server.url + "/chat/completions", "num_concurrent": 4, "tokenizer_backend": "None"}
         engine = RegisteredEngine("local-chat-completions", "tiny", given)
         text = engine.render((("user", "How many coins?"),))

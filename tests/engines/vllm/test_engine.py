@@ -1,4 +1,4 @@
-"""vLLM keeps the contract, gives what transformers gives, and leaves nothing behind."""
+"""The engine for vLLM: the contract, agreement with transformers, and no process left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engines.conformance import TEXTS, EngineConformance, Reference, run, togeth
 from engines.vllm.vllm_server import CPU, INSTALLED
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Engine, Prompt, Sampling, ScoringView
-from lm_eval_tandem.engines.entropy import bounds
+from lm_eval_tandem.engines.entropy import entropy_bounds
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import EngineError
 from lm_eval_tandem.judge.features import features
@@ -69,12 +69,12 @@ def transformers_engine(folder: Path) -> HFEngine:
 
 
 class TestVLLMEngine(EngineConformance):
-    """Everything that every engine promises."""
+    """The contract of every engine, and what this engine promises beyond it."""
 
     block = 32
-    """Of vLLM's cache, as this engine asks for it on a CPU."""
+    """Of vLLM's prefix cache, as this engine sets it on a CPU."""
 
-    def test_nothing_is_read_twice_beyond_a_block_a_call(self, engine: Any) -> None:
+    def test_each_call_reads_at_most_one_known_block_again(self, engine: Any) -> None:
         async def question(text: str) -> None:
             for size in (len(text) // 2, len(text)):
                 await engine.score(Prompt(text[:size], session=text))
@@ -88,8 +88,8 @@ class TestVLLMEngine(EngineConformance):
         assert engine.work.recomputed_tokens - before > 0, "whole blocks are read, so some tokens are read again"
         assert not set(long) & set(engine._sessions)
 
-    def test_a_text_that_grows_by_stages_is_read_once_to_the_token(self, engine: Any) -> None:
-        """As many as may be open are, the others go by the cache; all write what one uninterrupted run writes."""
+    def test_a_text_that_grows_in_an_open_request_is_read_once(self, engine: Any) -> None:
+        """With and without open requests, the text is that of one uninterrupted call."""
         whole = run(together(*(engine.generate(Prompt(text), Sampling(40)) for text in TEXTS)))
 
         async def grow(text: str, name: str) -> list[Any]:
@@ -103,20 +103,20 @@ class TestVLLMEngine(EngineConformance):
             engine.release(name)
             return found
 
-        for places in (engine.max_concurrency, 0):
-            engine._growth._max_concurrency = places
+        for max_open in (engine.max_concurrency, 0):
+            engine._open_requests._max_open = max_open
             before = engine.work.recomputed_tokens
-            stages = run(together(*(grow(text, f"grow {places} {i}") for i, text in enumerate(TEXTS))))
-            assert (engine.work.recomputed_tokens == before) == (places > 0)
+            stages = run(together(*(grow(text, f"grow {max_open} {i}") for i, text in enumerate(TEXTS))))
+            assert (engine.work.recomputed_tokens == before) == (max_open > 0)
             for found, full in zip(stages, whole, strict=True):
                 assert sum((part.token_ids for part in found), ()) == full.token_ids
                 assert found[-1].finish_reason == full.finish_reason
-                if places:
+                if max_open:
                     assert all(part.prompt_tokens - part.cached_tokens == 1 for part in found[1:])
-            engine._growth._max_concurrency = engine.max_concurrency // 2
-        assert not engine._growth._open
+            engine._open_requests._max_open = engine.max_concurrency // 2
+        assert not engine._open_requests._open
 
-    def test_an_open_text_that_is_given_up_leaves_nothing_behind(self, engine: Any) -> None:
+    def test_an_abandoned_open_request_is_ended(self, engine: Any) -> None:
         async def given_up() -> None:
             await engine.generate(Prompt(TEXTS[0], (), "kept", 200), Sampling(5))
             call = asyncio.ensure_future(engine.generate(Prompt(TEXTS[0], (), "cut", 300), Sampling(290)))
@@ -129,14 +129,14 @@ class TestVLLMEngine(EngineConformance):
             engine.release("kept")
 
         run(given_up())
-        assert not engine._growth._open
+        assert not engine._open_requests._open
         deadline = time.monotonic() + 30
-        while engine._served.llm.output_processor.has_unfinished_requests():
+        while engine._async_llm.llm.output_processor.has_unfinished_requests():
             assert time.monotonic() < deadline, "a request stayed open"
             time.sleep(0.1)
 
-    def test_texts_that_part_anywhere_are_scored_exactly(self, engine: Any, reference: Reference) -> None:
-        """Also at the end of a block, where the cache holds a row but not that of the new token."""
+    def test_prompts_that_diverge_anywhere_are_scored_exactly(self, engine: Any, reference: Reference) -> None:
+        """Also at the end of a block, where the cache holds no statistics of the next token."""
         ids = engine.encode(" ".join(TEXTS))[:70]
 
         async def part(n: int) -> Any:
@@ -153,11 +153,11 @@ class TestVLLMEngine(EngineConformance):
             np.testing.assert_allclose(stats.logprob[1:], expected, atol=2e-4)
             np.testing.assert_allclose(stats.entropy[1:], -(log_p.exp() * log_p).sum(-1).numpy(), atol=2e-4)
 
-    def test_it_says_that_it_tells_no_hidden_states(self, engine: Any) -> None:
-        with pytest.raises(EngineError, match="hidden states are not told .* intern_backend=hf"):
+    def test_hidden_states_are_refused(self, engine: Any) -> None:
+        with pytest.raises(EngineError, match=r"reports no hidden states .* intern_backend=hf"):
             run(engine.score(Prompt("x"), ScoringView(hidden=True)))
 
-    def test_another_session_s_cache_is_not_taken_for_known(self, engine: Any, reference: Reference) -> None:
+    def test_another_session_s_cache_is_not_used_for_scores(self, engine: Any, reference: Reference) -> None:
         async def twice() -> Any:
             text = " ".join(reversed(TEXTS))
             await engine.score(Prompt(text, session="first"))
@@ -174,7 +174,7 @@ def questions(n: int) -> list[str]:
     return [str(row["question"]) for domain in ("math", "code") for row in problems.rows(domain, "test", n // 2)]
 
 
-def test_the_pair_gives_the_tokens_and_features_of_transformers(engine: Any, mentor: Any) -> None:
+def test_the_bundled_pair_has_the_tokens_and_features_of_transformers(engine: Any, mentor: Any) -> None:
     """200 questions: insights of 40 tokens, the judge's features at every effort, the answer."""
     pairs: list[tuple[Engine, Engine]] = [
         (mentor, engine),
@@ -229,15 +229,15 @@ def top(reference: Reference, text: str, k: int) -> Any:
 
 
 @pytest.mark.slow
-def test_an_estimated_entropy_is_labelled_and_is_what_the_likeliest_tokens_say(reference: Reference) -> None:
+def test_an_estimated_entropy_is_labelled_and_follows_from_the_most_likely_tokens(reference: Reference) -> None:
     engine = opened(pair.INTERN, entropy="topk:30")
     found = run(together(*(engine.score(Prompt(text)) for text in TEXTS)))
-    written = run(engine.generate(Prompt(TEXTS[0]), Sampling(6, measured=True)))
+    written = run(engine.generate(Prompt(TEXTS[0]), Sampling(6, return_token_stats=True)))
     assert engine.identity["entropy"] == "topk:30"
     engine.close()
     for text, stats in zip(TEXTS, found, strict=True):
         np.testing.assert_allclose(stats.logprob[1:], reference.stats(text)[0], atol=2e-4)
-        least, most = bounds(top(reference, text, 30), len(reference.tokenizer))
+        least, most = entropy_bounds(top(reference, text, 30), len(reference.tokenizer))
         np.testing.assert_allclose(stats.entropy[1:], (least + most) / 2, atol=2e-3)
     unsure = written.entropy > 0
     expected = reference.stats(TEXTS[0], written.token_ids)[0][-6:]
@@ -263,7 +263,9 @@ def test_the_command_line_gives_what_the_transformers_backend_gives(tmp_path: Pa
         folder = tmp_path / backend
         command = [sys.executable, "-m", "lm_eval_tandem", "--model", "tandem", "--tasks", "tandem_pair_math"]
         command += ["--limit", "40", "--batch_size", "32", "--output_path", str(folder), "--log_samples"]
-        told = f"backend={backend},dtype=float32,policy=cascade,record_features=True,ledger={folder}/l.jsonl{given}"
+        arguments = (
+            f"backend={backend},dtype=float32,policy=cascade,record_features=True,ledger={folder}/l.jsonl{given}"
+        )
         environment = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "",
@@ -271,7 +273,12 @@ def test_the_command_line_gives_what_the_transformers_backend_gives(tmp_path: Pa
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         done = subprocess.run(
-            [*command, "--model_args", told], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+            [*command, "--model_args", arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         records = [json.loads(line) for line in (folder / "l.jsonl").read_text().splitlines()]
@@ -281,7 +288,7 @@ def test_the_command_line_gives_what_the_transformers_backend_gives(tmp_path: Pa
         both[backend] = {
             "answers": {sample["doc_id"]: sample["resps"] for sample in samples},
             "stages": {one["doc_id"]: one["stages"] for one in records if "doc_id" in one},
-            "told": json.loads(file.read_text())["config"]["tandem"],
+            "description": json.loads(file.read_text())["config"]["tandem"],
         }
     hf, vllm = both["hf"], both["vllm"]
     assert vllm["answers"] == hf["answers"]
@@ -289,18 +296,18 @@ def test_the_command_line_gives_what_the_transformers_backend_gives(tmp_path: Pa
     for doc, stages in hf["stages"].items():
         ours = [stage["features"] for stage in vllm["stages"][doc]]
         np.testing.assert_allclose(ours, [stage["features"] for stage in stages], rtol=1e-3, atol=1e-5)
-    assert vllm["told"]["mentor"]["engine"] == vllm["told"]["intern"]["engine"] == "vllm"
-    assert vllm["told"]["intern"]["parameters"] == hf["told"]["intern"]["parameters"]
-    assert 0 < vllm["told"]["totals"]["judge_share"] < 1
+    assert vllm["description"]["mentor"]["engine"] == vllm["description"]["intern"]["engine"] == "vllm"
+    assert vllm["description"]["intern"]["parameters"] == hf["description"]["intern"]["parameters"]
+    assert 0 < vllm["description"]["totals"]["judge_share"] < 1
 
 
-def test_a_dead_engine_is_an_error_of_its_questions(mentor: Any) -> None:
+def test_a_dead_engine_fails_its_questions(mentor: Any) -> None:
     """The last test of the mentor's engine."""
 
     async def ask() -> Any:
         asked = [asyncio.ensure_future(mentor.generate(Prompt(text), Sampling(400))) for text in TEXTS[:4]]
         await asyncio.sleep(0.05)
-        for process in mentor._served.llm.engine_core.resources.engine_manager.processes:
+        for process in mentor._async_llm.llm.engine_core.resources.engine_manager.processes:
             process.kill()
         return await asyncio.wait_for(asyncio.gather(*asked), 120)
 
@@ -338,19 +345,23 @@ def test_nothing_is_left_behind(tmp_path: Path, ending: str) -> None:
     environment = {**os.environ, **CPU, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (tmp_path / "log").open("wb") as log:
         started = subprocess.Popen([sys.executable, str(program)], stdout=log, stderr=log, env=environment)
-    seen: dict[int, psutil.Process] = {}
+    children: dict[int, psutil.Process] = {}
 
     def ended() -> bool:
-        with suppress(psutil.NoSuchProcess):  # it ended while we looked
-            seen.update((one.pid, one) for one in processes(started.pid, "VLLM"))
+        with suppress(psutil.NoSuchProcess):  # it ended in the meantime
+            children.update((one.pid, one) for one in processes(started.pid, "VLLM"))
         return started.poll() is not None
 
     until(ended, 300)
-    told = (tmp_path / "log").read_text(errors="replace")
-    assert "ready" in told and seen, told
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in seen.values()), 60)
+    log_text = (tmp_path / "log").read_text(errors="replace")
+    assert "ready" in log_text, log_text
+    assert children, log_text
+    until(
+        lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in children.values()),
+        60,
+    )
     if ending == "pass":
-        assert "EngineDeadError" not in told
+        assert "EngineDeadError" not in log_text
 
 
 def until(reached: Callable[[], bool], seconds: float) -> None:

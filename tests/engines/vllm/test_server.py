@@ -1,4 +1,4 @@
-"""The API engine keeps the contract against a real `vllm serve`, by every way of going on in a text."""
+"""The HTTP engine against a real `vllm serve`: the contract, and every way of continuing a text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reference() -> Reference:
 
 
 class InIds(APIEngine):
-    """The same with the server's own token ids in place of letters, to compare them with another engine's."""
+    """An APIEngine whose token ids are the server's own, so that they can be compared with another engine's."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         found = await super().generate(replace(prompt, continued=encode_reply("", prompt.continued)), sampling)
@@ -61,23 +61,23 @@ def engine(server: str) -> Iterator[InIds]:
 
 
 class TestAPIEngine(EngineConformance):
-    """What an engine without scores promises."""
+    """The contract of an engine that cannot score."""
 
     block = 32
 
-    @pytest.mark.skip(reason="a server tells no entropies")
-    def test_measured_tokens_are_scored_as_a_prompt_would_be(self) -> None: ...  # type: ignore[override]
+    @pytest.mark.skip(reason="a server reports no entropies")
+    def test_stats_of_generated_tokens_are_those_of_a_scored_prompt(self) -> None: ...  # type: ignore[override]
 
-    @pytest.mark.skip(reason="a server tells no entropies")
+    @pytest.mark.skip(reason="a server reports no entropies")
     def test_max_entropy_ends_a_generation_with_the_token_that_exceeds_it(self) -> None: ...  # type: ignore[override]
 
-    @pytest.mark.skip(reason="a server tells no entropies")
+    @pytest.mark.skip(reason="a server reports no entropies")
     def test_score_is_exact_over_the_whole_vocabulary(self) -> None: ...  # type: ignore[override]
 
-    @pytest.mark.skip(reason="a server tells no entropies")
-    def test_a_grown_prompt_is_scored_as_if_read_at_once(self) -> None: ...  # type: ignore[override]
+    @pytest.mark.skip(reason="a server reports no entropies")
+    def test_a_prompt_that_grows_is_scored_as_if_read_at_once(self) -> None: ...  # type: ignore[override]
 
-    def test_what_exceeds_the_window_is_refused(self, engine: Any) -> None:
+    def test_a_call_that_exceeds_the_window_is_refused(self, engine: Any) -> None:
         with pytest.raises(ContextError, match="window"):
             run(engine.generate(Prompt("word " * (engine.window + 1)), Sampling(1)))
         with pytest.raises(ContextError, match="max_gen_toks"):
@@ -86,7 +86,7 @@ class TestAPIEngine(EngineConformance):
 
 
 @pytest.mark.parametrize("resume", ["ids", "prefix", "stream"])
-def test_every_way_of_going_on_gives_the_uninterrupted_text(server: str, reference: Reference, resume: str) -> None:
+def test_every_way_of_continuing_gives_the_uninterrupted_text(server: str, reference: Reference, resume: str) -> None:
     engine = APIEngine("served", {"base_url": server, "tokenizer": str(pair.MENTOR), "resume": resume})
 
     async def grown(question: str) -> tuple[str, int]:
@@ -108,7 +108,7 @@ def test_every_way_of_going_on_gives_the_uninterrupted_text(server: str, referen
     engine.close()
 
 
-def test_a_judge_reads_with_estimates_where_they_are_asked_for(server: str, reference: Reference) -> None:
+def test_prompts_are_scored_with_estimates_where_that_is_requested(server: str, reference: Reference) -> None:
     """Log-probabilities are exact; entropies are the middle of what the 20 likeliest tokens leave possible."""
     given = {"base_url": server, "tokenizer": str(pair.MENTOR), "entropy": "topk:20"}
     engine = APIEngine("served", given)
