@@ -105,7 +105,7 @@ def test_install_carries_every_file_of_the_package_and_its_two_folders(contents:
     wanted = {
         path.as_posix()
         for path in expected
-        if path.suffix in {".py", ".yaml", ".jsonl", ".json", ".safetensors", ".jinja", ".log", ".md"}
+        if path.suffix in {".py", ".yaml", ".jsonl", ".json", ".safetensors", ".jinja", ".css", ".log", ".md"}
         and not any(part.startswith((".", "__pycache__")) for part in path.parts)
     }
     assert sorted(wanted - contents) == []

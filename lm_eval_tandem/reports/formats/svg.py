@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib import resources
 
 from lm_eval_tandem.digits import decimals, magnitude, settled
 
@@ -16,43 +17,10 @@ LETTER = 7.0
 """Width of a letter of a label, in units of the drawing; a little more than most fonts need."""
 LINE = 14.0
 
-COLOURS = {
-    "ink": ("#1c2330", "#e8eaf0"),
-    "soft": ("#5b6575", "#a3adbd"),
-    "rule": ("#d9dee6", "#363d4a"),
-    "paper": ("#ffffff", "#171b22"),
-    "intern": ("#2a6fdb", "#6ea8ff"),
-    "mentor": ("#c2570c", "#f19a4a"),
-    "cascade": ("#0d7a5f", "#3fcfa5"),
-    "other": ("#7a4fc4", "#b79bf2"),
-    "fixed": ("#7a8496", "#8d98aa"),
-    "right": ("#0d7a5f", "#3fcfa5"),
-    "wrong": ("#c03350", "#ff7f97"),
-}
-"""Every colour, for light and for dark."""
-
 
 def style() -> str:
-    """The style sheet that the drawings' classes mean."""
-    light, dark = (";".join(f"--{name}:{pair[i]}" for name, pair in COLOURS.items()) for i in (0, 1))
-    rules = [
-        f":root{{{light}}}",
-        f"@media (prefers-color-scheme:dark){{:root{{{dark}}}}}",
-        "svg text{font:12px system-ui,sans-serif;fill:var(--ink)}",
-        "svg text{paint-order:stroke;stroke:var(--paper);stroke-width:3px}",
-        "svg text.soft{fill:var(--soft)}",
-        "svg text.strong{font-weight:650}",
-        "svg .grid{stroke:var(--rule);stroke-width:1;fill:none}",
-        "svg .axis{stroke:var(--soft);stroke-width:1;fill:none}",
-        "svg .lead{stroke:var(--soft);stroke-width:.8;fill:none}",
-        "svg .dashed{stroke-dasharray:4 3}",
-    ]
-    for name in COLOURS:
-        rules.append(f"svg .fill-{name}{{fill:var(--{name})}}")
-        rules.append(f"svg .line-{name}{{stroke:var(--{name});stroke-width:2;fill:none;stroke-linejoin:round}}")
-        rules.append(f"svg .thin-{name}{{stroke:var(--{name});stroke-width:1.2;fill:none}}")
-        rules.append(f"svg .area-{name}{{fill:var(--{name});fill-opacity:.16;stroke:none}}")
-    return "".join(rules)
+    """Return the style sheet that the drawings' class names refer to."""
+    return resources.files(__package__).joinpath("templates/drawing.css").read_text(encoding="utf-8")
 
 
 def number(value: float) -> str:
