@@ -1,10 +1,17 @@
-"""`python benchmarks/packing.py FOLDER [CLASSIFIER]`: results as they are kept in a repository, small.
+"""Compress results so that they can be kept in a repository.
 
-Samples and ledgers are compressed (xz); the same files make the same bytes. Left out is what says nothing that the
-samples do not: the harness's hashes of documents, prompts and targets, which are more than half of what compression
-leaves, a prompt that is a field of its document, and responses that no filter changed. Of the looks at fixed stages the
-measures of single tokens are left out, in place of which the classifier's score of them is kept (`score`,
-`probe_tokens`, and the classifier's checksum as `judged_by`), and features and seconds keep three digits.
+    python benchmarks/packing.py FOLDER [CLASSIFIER]
+
+Replaces every JSON-lines file below FOLDER (samples of the harness, ledgers) with one compressed by xz; the same files
+give the same bytes. A report reads both forms alike. Removed is what is repeated or takes much room:
+
+- of samples the hashes of documents, prompts and targets, a prompt that is a field of its document, and responses that
+  no filter changed;
+- of ledgers the log-probabilities and entropies of single tokens at fixed stages. With CLASSIFIER (a folder, or the
+  name of one that ships) its score there is stored instead, as `score`, `probe_tokens` and `judged_by`, the classifier's
+  checksum. Features and seconds keep three digits.
+
+Prints the new files. `make results` calls it.
 """
 
 from __future__ import annotations
@@ -16,25 +23,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem.digits import significant
-from lm_eval_tandem.reports.sources import scores
-from lm_eval_tandem.reports.sources.runs import lines_of
+from lm_eval_tandem.reports.sources import classifiers, judge_scores
+from lm_eval_tandem.reports.sources.files import read_lines
 
 if TYPE_CHECKING:
     from lm_eval_tandem.judge.artefact import Sufficiency
 
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
-LONG = ("answer_logprob", "answer_entropy", "parts")
+"""Fields of samples that are removed; hashes are more than half of what compression leaves."""
+PER_TOKEN = ("answer_logprob", "answer_entropy", "parts")
+"""Fields of judgements that are removed."""
 
 
-def pack(folder: Path, judge: Sufficiency | None = None) -> list[Path]:
-    """Replace every JSON-lines file below the folder by a packed one; returns the new files."""
+def pack(folder: Path, classifier: Sufficiency | None = None) -> list[Path]:
+    """Replace every JSON-lines file below a folder with a compressed one and return the new files.
+
+    Parameters
+    ----------
+    folder
+        The results of runs.
+    classifier
+        Whose scores ledgers of fixed stages get; None for no scores.
+    """
     packed = []
     for file in sorted(folder.rglob("*.jsonl")):
-        lines = [json.loads(line) for line in lines_of(file)]
+        lines = [json.loads(line) for line in read_lines(file)]
         if file.name.startswith("samples_"):
-            lines = [without_repetition(line) for line in lines]
-        elif "stages" in lines[-1]:
-            lines = [lines[0], *[shortened(record, judge) for record in lines[1:]]]
+            lines = [without_repetition(sample) for sample in lines]
+        elif "stages" in lines[-1]:  # a ledger: a header and then records
+            lines = [lines[0], *[shortened(record, classifier) for record in lines[1:]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         target = file.with_name(file.name + ".xz")
         target.write_bytes(lzma.compress(text.encode(), preset=9))
@@ -43,49 +60,53 @@ def pack(folder: Path, judge: Sufficiency | None = None) -> list[Path]:
     return packed
 
 
-def without_repetition(line: dict[str, Any]) -> dict[str, Any]:
-    """A sample without what it says twice; how answers were generated stands in the results file."""
-    left_out = {*HASHES}
-    if line.get("filtered_resps") == [responses[0] for responses in line.get("resps") or [[None]]]:
-        left_out.add("filtered_resps")
-    document = line.get("doc")
-    prompts = [request.get("arg_0") for request in (line.get("arguments") or {}).values()]
+def without_repetition(sample: dict[str, Any]) -> dict[str, Any]:
+    """Return a sample without hashes and without what its other fields, or the results file, have already."""
+    removed = {*HASHES}
+    if sample.get("filtered_resps") == [responses[0] for responses in sample.get("resps") or [[None]]]:
+        removed.add("filtered_resps")
+    document = sample.get("doc")
+    prompts = [request.get("arg_0") for request in (sample.get("arguments") or {}).values()]
     if isinstance(document, dict) and all(prompt in document.values() for prompt in prompts):
-        left_out.add("arguments")
-    return {name: value for name, value in line.items() if name not in left_out}
+        removed.add("arguments")
+    return {name: value for name, value in sample.items() if name not in removed}
 
 
-def shortened(record: dict[str, Any], judge: Sufficiency | None) -> dict[str, Any]:
-    """A record of a ledger without the measures of single tokens, what the judge says of them in their place."""
-    looks = [{k: v for k, v in look.items() if k not in LONG} for look in record["stages"]]
-    shown = None if judge is None or record["reason"] not in ("fixed", "alone") else scores.vector(record, judge)
-    if judge is not None and shown is not None:
-        score = float(judge.estimator.predict_proba(shown[None])[0, 1])
-        taken = 0 if judge.probe is None else int(scores.probed(record["stages"][-1], judge))
-        told = {"score": float(significant(score, 7)), "probe_tokens": taken, "judged_by": judge.config["sha256"]}
-        looks[-1] |= told
-    for look in looks:
-        if look.get("features"):
-            look["features"] = [rounded(value) for value in look["features"]]
-    return with_short_seconds({**record, "stages": [with_short_seconds(look) for look in looks]})
+def shortened(record: dict[str, Any], classifier: Sufficiency | None) -> dict[str, Any]:
+    """Return a ledger record without measurements of single tokens, and with the classifier's score if it has one."""
+    judgements = [
+        {name: value for name, value in judgement.items() if name not in PER_TOKEN} for judgement in record["stages"]
+    ]
+    is_fixed = record["reason"] in ("fixed", "alone")
+    vector = judge_scores.input_vector(record, classifier) if classifier is not None and is_fixed else None
+    if classifier is not None and vector is not None:
+        score = float(classifier.estimator.predict_proba(vector[None])[0, 1])
+        length = 0 if classifier.probe is None else int(judge_scores.probe_length(record["stages"][-1], classifier))
+        judgements[-1] |= {
+            "score": float(significant(score, 7)),
+            "probe_tokens": length,
+            "judged_by": classifier.config["sha256"],
+        }
+    for judgement in judgements:
+        if judgement.get("features"):
+            judgement["features"] = [three_digits(value) for value in judgement["features"]]
+    return with_short_seconds({**record, "stages": [with_short_seconds(judgement) for judgement in judgements]})
 
 
-def with_short_seconds(told: dict[str, Any]) -> dict[str, Any]:
-    """The same with seconds of three digits, which is more than clocks repeat."""
-    return {name: rounded(value) if name.endswith("seconds") else value for name, value in told.items()}
+def with_short_seconds(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a record or judgement whose seconds have three digits, which is more than clocks repeat."""
+    return {name: three_digits(value) if name.endswith("seconds") else value for name, value in fields.items()}
 
 
-def rounded(value: float) -> float:
-    """Three digits of a number."""
+def three_digits(value: float) -> float:
+    """Return a number rounded to three significant digits."""
     return float(significant(value, 3))
 
 
 def main(folder: str, classifier: str | None = None) -> None:
-    """The command."""
-    from lm_eval_tandem.reports.report import classifier_of
-
-    for made in pack(Path(folder), None if classifier is None else classifier_of(classifier)):
-        print(made)
+    """Run the command."""
+    for file in pack(Path(folder), None if classifier is None else classifiers.load(classifier)):
+        print(file)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def run_report(given: argparse.Namespace) -> None:
     if given.only is not None:
         made = only(made, given.only.split(","))
     if given.output is None:
-        print(markdown.text(made), end="")
+        print(markdown.render(made), end="")
     else:
         print(f"report: {write(made, given.output)[0]}")
 

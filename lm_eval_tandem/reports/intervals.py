@@ -1,4 +1,8 @@
-"""95 % intervals and paired tests: Wilson for shares, bootstrap over questions for the rest, and McNemar."""
+"""Statistics of a report: 95 % confidence intervals (Wilson, DeLong, bootstrap), McNemar's test and the area under ROC.
+
+Every comparison of two runs is paired: both answered the same questions. Inputs that are compared or ranked are rounded
+first (`digits.settled`), so that the last bits of a float, which differ between processors, decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,90 +11,165 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+from sklearn.metrics import roc_auc_score
 
-from lm_eval_tandem.digits import apart, settled
+from lm_eval_tandem.digits import apart, mean, settled
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
-Z = 1.959963984540054
+Z = float(norm.ppf(0.975))
+"""Half the width of a normal 95 % interval, in standard deviations: 1.96."""
 RESAMPLES = 10_000
-_AT_ONCE = 500
+"""Bootstrap resamples behind every interval."""
+_BATCH = 500
+"""Resamples drawn at a time, which bounds the memory that drawing takes."""
 
 
-def wilson(right: float, n: int) -> Interval:
-    """The interval of a share of `right` out of n, both ends in [0, 1]."""
-    share = right / n
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, float(apart(middle, half))), min(1.0, middle + half)
+def wilson(correct: float, n: int) -> Interval:
+    """Return Wilson's 95 % interval of a proportion.
+
+    Parameters
+    ----------
+    correct
+        Sum of the grades, in [0, n]; fractional where grades are partial credit.
+    n
+        Number of questions.
+
+    Returns
+    -------
+    tuple of float
+        Both ends, in [0, 1].
+
+    Notes
+    -----
+    For whole counts this is `scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")`. The formula stands here
+    because SciPy takes whole counts only, while a task's grades may lie between 0 and 1.
+
+    Examples
+    --------
+    >>> low, high = wilson(50, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    proportion = correct / n
+    centre = (proportion + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(proportion * (1 - proportion) / n + Z**2 / (4 * n**2))
+    return max(0.0, float(apart(centre, half))), min(1.0, centre + half)
 
 
 def resampled_means(columns: Floats, seed: int = 0) -> Floats:
-    """Means of the columns (Q, K) over bootstrap resamples of the Q questions: (resamples, K).
+    """Return the means of several per-question figures over bootstrap resamples of the questions.
 
-    The resamples depend on Q and the seed alone: columns of the same questions may be given in several calls, and
-    figures made of their means are paired all the same.
+    Parameters
+    ----------
+    columns
+        Float64 (Q, K): K figures of the same Q questions.
+    seed
+        Seed of the resampling. The resamples depend on Q and the seed alone, so results of several calls on the same
+        questions are paired with each other.
+
+    Returns
+    -------
+    ndarray
+        Float64 (`RESAMPLES`, K).
     """
-    drawn = _drawn(len(columns), seed)
+    counts = _resample_counts(len(columns), seed)
     means = np.empty((RESAMPLES, columns.shape[1]))
-    for start in range(0, RESAMPLES, _AT_ONCE):
-        means[start : start + _AT_ONCE] = drawn[start : start + _AT_ONCE].astype(np.float64) @ columns
+    for start in range(0, RESAMPLES, _BATCH):
+        means[start : start + _BATCH] = counts[start : start + _BATCH].astype(np.float64) @ columns
     return means / len(columns)
 
 
 @lru_cache(maxsize=2)
-def _drawn(n: int, seed: int) -> NDArray[np.uint8]:
-    """How often each of n questions is drawn in each resample: (resamples, n). More than 255 times never happens."""
+def _resample_counts(n: int, seed: int) -> NDArray[np.uint8]:
+    """Return how many times each resample draws each of n questions: (`RESAMPLES`, n)."""
     rng = np.random.default_rng(seed)
+    # uint8 suffices: that one question is drawn more than 255 times in a resample does not happen
     counts = np.empty((RESAMPLES, n), dtype=np.uint8)
-    rows = n * np.arange(_AT_ONCE)[:, None]
-    for start in range(0, RESAMPLES, _AT_ONCE):
-        places = rng.integers(0, n, (_AT_ONCE, n)) + rows
-        counts[start : start + _AT_ONCE] = np.bincount(places.ravel(), minlength=n * _AT_ONCE).reshape(_AT_ONCE, n)
+    row_offsets = n * np.arange(_BATCH)[:, None]
+    for start in range(0, RESAMPLES, _BATCH):
+        drawn = rng.integers(0, n, (_BATCH, n)) + row_offsets
+        counts[start : start + _BATCH] = np.bincount(drawn.ravel(), minlength=n * _BATCH).reshape(_BATCH, n)
     return counts
 
 
 def difference(a: Floats, b: Floats) -> Interval:
-    """Of mean(a) - mean(b), for two figures of the same questions."""
+    """Return the 95 % interval of mean(a) - mean(b), for two figures (Q,) of the same questions."""
     means = resampled_means(np.stack([a, b], axis=1))
-    return span(apart(means[:, 0], means[:, 1]))
+    return central_interval(apart(means[:, 0], means[:, 1]))
 
 
 def ratio(a: Floats, b: Floats) -> Interval:
-    """Of mean(a) / mean(b), for two figures of the same questions."""
+    """Return the 95 % interval of mean(a) / mean(b), for two figures (Q,) of the same questions."""
     means = resampled_means(np.stack([a, b], axis=1))
-    return span(means[:, 0] / means[:, 1])
+    return central_interval(means[:, 0] / means[:, 1])
 
 
-def span(values: Floats) -> Interval:
-    """The middle 95 %."""
+def central_interval(values: Floats) -> Interval:
+    """Return the central 95 % of some values: their quantiles at 2.5 % and 97.5 %."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
 def mcnemar(a: Floats, b: Floats) -> float | None:
-    """The exact two-sided p of McNemar's test: are a and b, 0 or 1 for the same questions, right equally often?
+    """Return the two-sided p value of McNemar's exact test that two runs are correct equally often.
 
-    None where a grade is neither 0 nor 1.
+    Parameters
+    ----------
+    a, b
+        Grades (Q,) of two runs on the same questions, 0 or 1 each.
+
+    Returns
+    -------
+    float or None
+        None if some grade is neither 0 nor 1.
     """
     a, b = settled(a), settled(b)
     if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
         return None
     only_a, only_b = int(np.sum((a == 1) & (b == 0))), int(np.sum((a == 0) & (b == 1)))
-    n = only_a + only_b
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(min(only_a, only_b) + 1)]
-    tail = math.fsum(math.exp(value - n * math.log(2)) for value in logs)
-    return min(1.0, 2 * tail)
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
-def auc(truth: Floats, scores: Floats) -> float | None:
-    """Area under the ROC curve: how often a right answer scores higher than a wrong one. None if all are alike."""
-    # ties count half, so scores that differ in their last bits alone have to tie on every machine
-    positive, scores = settled(truth) >= 0.5, settled(scores)
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
+def auc(correct: Floats, scores: Floats) -> float | None:
+    """Return the area under the ROC curve: the chance that a correct answer scores higher than a wrong one.
+
+    Parameters
+    ----------
+    correct
+        Grades (Q,) in [0, 1]; from 0.5 on an answer counts as correct.
+    scores
+        Scores (Q,). Scores that differ in their last bits only count as ties, and a tie counts half.
+
+    Returns
+    -------
+    float or None
+        None if all answers are correct or all are wrong.
+    """
+    positive = settled(correct) >= 0.5
+    if positive.all() or not positive.any():
         return None
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float(roc_auc_score(positive, settled(scores)))
+
+
+def auc_interval(correct: Floats, scores: Floats) -> Interval:
+    """Return the 95 % interval of `auc` by DeLong's variance, clipped to [0, 1]; takes what `auc` takes."""
+    positive, scores = settled(correct) >= 0.5, settled(scores)
+    # for each correct answer the share of wrong ones that score lower, and for each wrong one the share of correct ones
+    # that score higher: the two sets of components of DeLong, DeLong and Clarke-Pearson (1988)
+    below = share_below(scores[positive], scores[~positive])
+    above = 1 - share_below(scores[~positive], scores[positive])
+    variance = sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else 0.0 for part in (below, above))
+    centre, half = mean(below), Z * math.sqrt(variance)
+    return max(0.0, float(apart(centre, half))), min(1.0, centre + half)
+
+
+def share_below(values: Floats, others: Floats) -> Floats:
+    """Return for each value the share of the others that are lower, ties counting half."""
+    ordered = np.sort(others)
+    lower, not_higher = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return np.asarray((lower + not_higher) / 2 / len(others), dtype=np.float64)

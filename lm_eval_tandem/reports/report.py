@@ -1,29 +1,178 @@
-"""A report of any set of runs: every table and figure of the paper that they can fill, in every format."""
+"""A report of any set of runs: the paper's tables and figures that the runs can fill, written in every format.
+
+`SECTIONS` is the table of contents. To add a section:
+
+1. Write a function in a module of `sections/` that takes the `ReportData` and returns a list of parts: tables from
+   `table.make_table`, figures, and a `Missing` for what the runs lack.
+2. Add a `SectionSpec` with its name, title, introduction and function to `SECTIONS`, where it belongs in the report.
+
+Every format, `--only`, and the files of tables and figures then have it.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lm_eval_tandem import _paths
-from lm_eval_tandem.digits import decimals, listed
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet, svg
-from lm_eval_tandem.reports.sections import accuracy, figures, importance, judge, latency, pairs, routing
-from lm_eval_tandem.reports.sources import ledgers, runs
-from lm_eval_tandem.reports.sources.pairing import studies
-from lm_eval_tandem.reports.sources.runs import Run, reason
-from lm_eval_tandem.reports.sources.study import Study, model_name
-from lm_eval_tandem.reports.table import Report
+from lm_eval_tandem.reports.sections import (
+    accuracy,
+    cascade_vs_others,
+    classifiers,
+    dollars,
+    entropy,
+    guidance,
+    importance,
+    judge,
+    latency,
+    pairs,
+    routing,
+    trade_off,
+    transfer,
+)
+from lm_eval_tandem.reports.sections.environment import environment
+from lm_eval_tandem.reports.sections.headlines import headlines
+from lm_eval_tandem.reports.sources import report_data
+from lm_eval_tandem.reports.sources.files import describe
+from lm_eval_tandem.reports.sources.report_data import ReportData
+from lm_eval_tandem.reports.table import Part, Report, Section
 
-if TYPE_CHECKING:
-    from lm_eval_tandem.judge.artefact import Sufficiency
 
-COLLECTED = "collected.parquet"
-FORMATS = (".md", ".tex", ".html")
+@dataclass(frozen=True)
+class SectionSpec:
+    """An entry of a report's table of contents.
+
+    Attributes
+    ----------
+    name
+        Unique name, for `--only` and for links.
+    title
+        Heading.
+    intro
+        A paragraph below it: what is shown and where the paper has it.
+    parts
+        Makes the section's tables and figures.
+    """
+
+    name: str
+    title: str
+    intro: str
+    parts: Callable[[ReportData], Sequence[Part]]
+
+    def section(self, data: ReportData) -> Section:
+        """Return the section with its parts."""
+        return Section(self.name, self.title, self.intro, tuple(self.parts(data)))
+
+
+SECTIONS: tuple[SectionSpec, ...] = (
+    SectionSpec(
+        "trade-off",
+        "The trade-off: accuracy against cost",
+        "Up and to the left is better. Bars are 95 % intervals; the dashed line joins the fixed stages. The solid line "
+        "shows what the cascade's judge would reach with the same threshold at every stage, for thresholds from 0 to "
+        "1. It is drawn if the ledgers of the fixed stages allow it. No threshold was chosen on these questions.",
+        trade_off.trade_off,
+    ),
+    SectionSpec(
+        "policies",
+        "Accuracy, length and cost by policy",
+        "Paper, Tables 1 and 7. Cost is Eq. 12 per question; length is the number of tokens that mentor and intern "
+        "generated together. Brackets hold 95 % intervals: Wilson's for accuracy, and by bootstrap over questions for "
+        "everything else, paired where two policies are compared.",
+        accuracy.by_policy,
+    ),
+    SectionSpec(
+        "compared",
+        "The cascade against every other policy",
+        "Paper, Table 6. Both policies answer the same questions, so every comparison is paired. Intervals of "
+        "differences and ratios are by bootstrap over questions (10,000 resamples). For accuracy, McNemar's exact test "
+        "(two-sided p) uses the questions that only one of the two answers correctly.",
+        cascade_vs_others.paired,
+    ),
+    SectionSpec(
+        "guidance",
+        "Accuracy and tokens by length of guidance",
+        "Paper, Figure 5: the fixed stages, from no guidance to the highest effort. The mentor may end before its "
+        "budget is used up.",
+        guidance.guidance,
+    ),
+    SectionSpec(
+        "pairs",
+        "Pairs and sizes of models",
+        "Paper, Tables 2 and 3: each model alone, each pair under the cascade, and each pair at every fixed effort.",
+        pairs.pairs,
+    ),
+    SectionSpec(
+        "dollars",
+        "Dollars per 1,000 questions",
+        "Paper, Table 4. A prompt prefix that an earlier call has read or generated is charged at the price of cached "
+        "tokens.",
+        dollars.dollars,
+    ),
+    SectionSpec(
+        "transfer",
+        "Transfer to another domain",
+        "Paper, Table 5: the classifier judges questions of a domain that it was not fitted on.",
+        transfer.transfer,
+    ),
+    SectionSpec(
+        "stages",
+        "Stages at which questions were answered",
+        "Paper, Table 12, in percent of the questions. Brackets hold Wilson's 95 % intervals.",
+        routing.stage_shares,
+    ),
+    SectionSpec(
+        "failures",
+        "Failure cases of the judge",
+        "Paper, Table 14. The fixed-stage runs on the same questions show what the intern would have answered at each "
+        "stage. A wrong answer is a premature stop if a later stage is correct, a late stop if only an earlier one is, "
+        "and unsolvable if none is. A correct answer came later than needed if an earlier stage is correct too.",
+        routing.failures,
+    ),
+    SectionSpec(
+        "judge",
+        "The judge, stage by stage",
+        "Paper, Table 9. A stage is sufficient if the intern's answer there is correct. Precision, recall and F1 count "
+        f"a score above {judge.COMMON_THRESHOLD} as sufficient; the columns at the threshold use that of the run.",
+        judge.per_stage,
+    ),
+    SectionSpec(
+        "inputs",
+        "Classifiers and their inputs",
+        "Paper, Table 8: the cascade with one classifier or another, on the same questions.",
+        classifiers.by_inputs,
+    ),
+    SectionSpec(
+        "unified",
+        "One classifier, or one per subject",
+        "Paper, Table 10.",
+        classifiers.unified,
+    ),
+    SectionSpec(
+        "importance",
+        "Features that the judge relies on",
+        "Paper, Table 11. Permutation importance: the values of one feature are permuted among the questions of a "
+        "stage, and the loss in area under the ROC curve is measured. The paper lists split gains instead, which exist "
+        "for other kinds of models.",
+        importance.importance,
+    ),
+    SectionSpec(
+        "entropy",
+        "Entropy by sufficiency and stage",
+        "Paper, Figure 3: the mean entropy of the intern's next-token distribution over question and insights, "
+        "separately for questions that it then answers correctly (the insights were sufficient) and for the others. "
+        "Densities are Gaussian kernel estimates (Silverman's bandwidth), each scaled to the same height. AUC is the "
+        "chance that a wrong answer has the higher entropy.",
+        entropy.entropy,
+    ),
+    SectionSpec("latency", "Wall-clock time per question", "Paper, Table 13.", latency.latency),
+)
+"""The sections of a report, in order."""
+
+FORMATS: dict[str, Callable[[Report], str]] = {".md": markdown.render, ".tex": latex.render, ".html": html.render}
+"""Writers of a whole report in one file, by the ending of its name."""
 
 
 def report(
@@ -34,187 +183,95 @@ def report(
     collected: Path | None = None,
     classifier: str | None = None,
 ) -> Report:
-    """Everything that the runs below the folders show.
+    """Make the report of all runs below some folders.
 
-    metric, by: see `runs.read`. collected: what `lm-eval-tandem collect` wrote (default: a collected.parquet below the
-        folders). classifier: folder, or name of one that ships (default: the cascade's, where it is found unchanged).
+    Parameters
+    ----------
+    folders
+        Folders that lm_eval got as --output_path.
+    title
+        Heading of the report.
+    metric
+        The metric to report as accuracy, NAME or NAME,FILTER; None for each task's first.
+    by
+        The document field that names a question's subject; None for `subject` or `type`, where documents have one.
+    collected
+        File or folder that `lm-eval-tandem collect` wrote; None for every collected.parquet below the folders.
+    classifier
+        Folder of a classifier, or name of one that ships; None for the cascade's, if its files are found unchanged.
 
     Raises
     ------
     ArgumentError
-        The folders cannot be read, or hold what cannot be compared.
+        The folders cannot be read, or hold runs that cannot be compared.
     ClassifierError
-        The classifier or the collected data cannot be read.
+        The classifier or the collected questions cannot be read.
+
+    Examples
+    --------
+    >>> made = report([Path("runs")])  # doctest: +SKIP
+    >>> write(made, Path("report"))  # doctest: +SKIP
     """
-    found = ledgers.joined(runs.read(folders, metric, by), folders)
-    made = studies(found)
-    fitted = loaded_judge(classifier, made, folders)
-    data = sorted(file for folder in folders for file in folder.rglob(COLLECTED)) if collected is None else [collected]
-    sections = (
-        figures.trade_off(made, fitted),
-        accuracy.section(made),
-        accuracy.compared(made),
-        figures.guidance(made),
-        pairs.section(made),
-        pairs.dollars(made),
-        pairs.transfer(made),
-        routing.shares(made),
-        routing.failures(made),
-        judge.stages(made, fitted),
-        judge.inputs(made),
-        judge.unified(made),
-        importance.section(data, fitted, collected is not None),
-        figures.entropy(made),
-        latency.section(folders),
-    )
-    return Report(title, tuple(headlines(made)), sections, tuple(circumstances(found)))
+    data = report_data.read(folders, metric, by, collected, classifier)
+    sections = tuple(spec.section(data) for spec in SECTIONS)
+    return Report(title, tuple(headlines(data)), sections, tuple(environment(data)))
 
 
-def loaded_judge(asked: str | None, made: Sequence[Study], folders: Sequence[Path]) -> Sufficiency | None:
-    """The classifier that was asked for, or that of a cascade, where it ships or lies below the folders unchanged."""
-    from lm_eval_tandem.judge import artefact  # brings scikit-learn
+def only(full: Report, names: Sequence[str]) -> Report:
+    """Return the report with some of its sections.
 
-    if asked is not None:
-        return classifier_of(asked)
-    for run in [study.cascade for study in made]:
-        told = {} if run is None else run.about.get("judge") or {}
-        if run is None or "sha256" not in told:
-            continue
-        below = [file.parent for folder in folders for file in folder.rglob("config.json")]
-        for place in (_paths.classifiers() / run.about["classifier"], *sorted(below)):
-            if place.name == run.about["classifier"] and same_sum(place / "config.json", told["sha256"]):
-                return artefact.load(place)
-    return None
-
-
-def classifier_of(asked: str) -> Sufficiency:
-    """The classifier in a folder, or that ships under a name."""
-    from lm_eval_tandem.judge import artefact
-
-    shipped = _paths.classifiers() / asked
-    return artefact.load(shipped if shipped.is_dir() else Path(asked).expanduser())
-
-
-def same_sum(file: Path, checksum: str) -> bool:
-    """Whether a classifier's folder still holds what a run judged with."""
-    if not file.is_file():
-        return False
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return False  # some other config.json
-    return isinstance(config, dict) and config.get("sha256") == checksum
-
-
-def only(made: Report, names: Sequence[str]) -> Report:
-    """The report with some of its sections."""
-    known = [section.name for section in made.sections]
+    Raises
+    ------
+    ArgumentError
+        There is no section of such a name.
+    """
+    known = [section.name for section in full.sections]
     for name in names:
         if name not in known:
-            raise ArgumentError(f"--only {name}: there is no such section; they are {', '.join(known)}.")
-    return replace(made, sections=tuple(section for section in made.sections if section.name in names))
-
-
-def headlines(made: Iterable[Study]) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
-    """What the cascade reached in each study."""
-    told = []
-    for study in made:
-        run = study.cascade
-        if run is None:
-            continue
-        facts = [(f"{accuracy.accuracy(run).text} %", f"right, on {study.questions:,} questions")]
-        for other, what in ((study.mentor, "the mentor's cost"), (study.high, "the cost of always-high")):
-            shown = accuracy.cost_ratio(study, run, other)
-            if other is not None and shown != "":
-                points = accuracy.percent(study.difference(run, other)[0], signed=True).text
-                facts.append((f"{getattr(shown, 'text', shown)} %", f"of {what}, at {points} points of accuracy"))
-        facts += paper_s(study, run)
-        closed = study.closed(run)
-        if closed is not None:
-            facts.append((f"{decimals(100 * closed[0], 0)} %", "of the costs between always-high and the oracle saved"))
-        told.append((f"{study.title}: {study.label(run)}", tuple(facts)))
-    return told
-
-
-def paper_s(study: Study, run: Run) -> list[tuple[str, str]]:
-    """The cascade against the one with the paper's classifier."""
-    other = study.paper_s
-    shown = "" if other is None else accuracy.cost_ratio(study, run, other)
-    if other is None or shown == "":
-        return []
-    points = accuracy.percent(*study.difference(run, other), signed=True)
-    words = f"of the cost with the paper's recipe, at {points} points of accuracy"
-    return [(f"{getattr(shown, 'text', shown)} %", words)]
-
-
-def circumstances(found: Sequence[Run]) -> list[str]:
-    """What the runs ran on."""
-    said: set[str] = set()
-    for run in found:
-        about = run.about
-        for role in ("mentor", "intern"):
-            if role in about:
-                said.add(f"{role}: {model(about[role])}")
-        if "classifier" in about:
-            limits = about.get("thresholds")
-            thresholds = "of its own each" if limits is None else listed(limits)
-            said.add(
-                f"classifier: {model_name(about['classifier'])}, recipe {about['recipe']}, thresholds {thresholds}"
-            )
-        if "efforts" in about:
-            said.add(f"efforts {':'.join(map(str, about['efforts']))} mentor tokens; lm-eval-tandem {about['version']}")
-        said.add(f"commit {run.commit}")
-        said.add(f"{run.domain}: accuracy is the metric {run.metric}")
-    return sorted(said)
-
-
-def model(about: dict[str, Any]) -> str:
-    """One model and what ran it."""
-    versions = ", ".join(
-        f"{name} {about[name]}" for name in ("torch", "transformers", "vllm", "openai") if about.get(name)
-    )
-    words = [f"{model_name(about['model'])}", f"{about['parameters']:,} parameters" if about.get("parameters") else ""]
-    words += [f"{about.get('engine', '')}{f' ({versions})' if versions else ''}"]
-    words += [str(about.get("dtype") or "").removeprefix("torch."), str(about.get("device") or "")]
-    return ", ".join(word for word in words if word)
+            raise ArgumentError(f"--only {name}: there is no such section; the sections are {', '.join(known)}.")
+    return replace(full, sections=tuple(section for section in full.sections if section.name in names))
 
 
 def write(made: Report, output: Path) -> list[Path]:
-    """Write the report; returns the files.
+    """Write a report and return its files, the main one first.
 
-    output: a file that ends in .md, .tex or .html, or a folder that gets README.md, report.html, tables.tex, one CSV
-        file per table in tables/ and one SVG file per figure in figures/.
+    Parameters
+    ----------
+    made
+        The report.
+    output
+        A file ending in .md, .tex or .html; or a folder that gets README.md, report.html, tables.tex, one CSV file per
+        table in tables/ and one SVG file per figure in figures/.
+
+    Raises
+    ------
+    ArgumentError
+        The file has another ending, or cannot be written.
     """
     if output.suffix in FORMATS:
-        form = {".md": markdown.text, ".tex": latex.text, ".html": html.text}[output.suffix]
-        return written({output: form(made)})
+        return write_files({output: FORMATS[output.suffix](made)})
     if output.suffix and not output.is_dir():
-        raise ArgumentError(f"--output {output}: a report is a folder, or a file that ends in {', '.join(FORMATS)}.")
+        raise ArgumentError(
+            f"--output {output}: a report is written to a folder, or to a file ending in {', '.join(FORMATS)}."
+        )
     texts = {
-        output / "README.md": markdown.text(made, figures="figures"),
-        output / "report.html": html.text(made),
-        output / "tables.tex": latex.text(made),
+        output / "README.md": markdown.render(made, figures="figures"),
+        output / "report.html": html.render(made),
+        output / "tables.tex": latex.render(made),
     }
-    texts |= {output / "tables" / f"{table.name}.csv": spreadsheet.text(table) for table in made.tables}
-    texts |= {output / "figures" / f"{figure.name}.svg": standing_alone(figure.svg) for figure in made.figures}
-    return written(texts)
+    texts |= {output / "tables" / f"{table.name}.csv": spreadsheet.render(table) for table in made.tables}
+    texts |= {output / "figures" / f"{figure.name}.svg": svg.standalone(figure.svg) for figure in made.figures}
+    return write_files(texts)
 
 
-def written(texts: dict[Path, str]) -> list[Path]:
-    """Write texts to files, folders included."""
+def write_files(texts: dict[Path, str]) -> list[Path]:
+    """Write texts to files, make their folders, and return the files."""
     for file, text in texts.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ArgumentError(
-                f"--output: {file} cannot be written ({reason(error)}); give a folder that can."
+                f"--output: {file} cannot be written ({describe(error)}); give another folder."
             ) from None
     return list(texts)
-
-
-def standing_alone(drawing: str) -> str:
-    """A drawing with its style sheet and a ground, to be shown as a file of its own."""
-    ground = '<rect class="fill-paper" width="100%" height="100%"/>'
-    head, _, rest = drawing.partition(">")
-    return f"{head}><style>{svg.style()}</style>{ground}{rest}\n"

@@ -1,4 +1,7 @@
-"""What a report is made of: tables of numbers with intervals, figures, what is missing. No files, no formats."""
+"""The parts of a report as plain data: numbers with intervals, tables, figures, missing parts, sections.
+
+Sections make them, formats write them. Nothing here reads a file or knows an output format.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,29 @@ from lm_eval_tandem.digits import decimals, magnitude, typed
 
 Interval = tuple[float, float]
 
+ENVIRONMENT_TITLE = "Models and software of the runs"
+"""Heading of `Report.environment`."""
+
 
 @dataclass(frozen=True)
 class Number:
-    """A figure with, where it has one, its 95 % interval.
+    """A number in a table, with its 95 % interval if it has one.
 
-    digits: decimals shown. signed: show a plus sign, for differences.
+    Attributes
+    ----------
+    value
+        The number at full precision.
+    interval
+        Both ends of its interval, or None.
+    digits
+        Decimals that are printed.
+    signed
+        Whether to print a plus sign, for differences.
+
+    Examples
+    --------
+    >>> str(Number(61.94, (58.8, 64.9)))
+    '61.9 [58.8, 64.9]'
     """
 
     value: float
@@ -25,36 +45,47 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The value as it is shown, without its interval."""
-        return self.shown(self.value)
+        """The value as it is printed, without its interval."""
+        return self._format(self.value)
 
     @property
-    def range(self) -> str:
-        """The interval as it is shown, "" without one."""
-        return "" if self.interval is None else f"[{', '.join(self.shown(end) for end in self.interval)}]"
+    def interval_text(self) -> str:
+        """The interval as it is printed; "" if there is none."""
+        return "" if self.interval is None else f"[{', '.join(self._format(end) for end in self.interval)}]"
 
-    def shown(self, value: float) -> str:
-        """A number with this one's decimals; a rounded zero never shows as -0."""
+    def _format(self, value: float) -> str:
         return decimals(value, self.digits, self.signed)
 
     def __str__(self) -> str:
-        return f"{self.text} {self.range}".strip()
+        return f"{self.text} {self.interval_text}".strip()
 
 
 Cell = str | Number
+"""One entry of a table; "" where there is nothing to show."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns. `name` is unique within a report: the name of its file, its anchor, its label."""
+    """A table; `make_table` builds one.
+
+    Attributes
+    ----------
+    name
+        Unique within the report: the name of its CSV file and its LaTeX label.
+    title, caption
+        Heading, and a paragraph below it; the caption may be "".
+    columns, rows
+        Headings, and rows of as many cells.
+    collapsed
+        Whether the HTML page shows it only on demand, for long detail.
+    """
 
     name: str
     title: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    folded: bool = False
-    """Long detail that a page shows on demand."""
+    collapsed: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -63,7 +94,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing as SVG text (colours by class, see `svg.STYLE`), and the numbers it shows."""
+    """A drawing, and the numbers behind it.
+
+    Attributes
+    ----------
+    name
+        Unique within the report: the name of its SVG file and its anchor in the page.
+    title, caption
+        Heading, and a paragraph below it.
+    svg
+        The drawing as an `<svg>` element; class names refer to `formats/templates/drawing.css`.
+    data
+        The numbers that it shows.
+    """
 
     name: str
     title: str
@@ -74,9 +117,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Missing:
-    """What the given runs cannot show: the reason in a sentence, and the command that would mend it ("" for none)."""
+    """What the runs cannot show: why, in a sentence, and the command that would change it ("" if there is none)."""
 
-    what: str
+    reason: str
     command: str = ""
 
 
@@ -85,7 +128,7 @@ Part = Table | Figure | Missing
 
 @dataclass(frozen=True)
 class Section:
-    """Parts that answer one question."""
+    """A section: its name for `--only` and links, its heading, an introduction, and its parts in order."""
 
     name: str
     title: str
@@ -95,21 +138,33 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole: what comes out first (per study, figures with what they mean), sections, what the runs ran on."""
+    """A whole report, ready to be written in any format.
+
+    Attributes
+    ----------
+    title
+        Heading of the report.
+    headlines
+        Main results: for each comparison its title and pairs of a value and what it means.
+    sections
+        Sections in order.
+    environment
+        Lines on models, engines, versions and commits of the runs.
+    """
 
     title: str
     headlines: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     sections: tuple[Section, ...]
-    circumstances: tuple[str, ...]
+    environment: tuple[str, ...]
 
     @property
     def tables(self) -> list[Table]:
-        """Every table, those behind the figures last in each section."""
-        found = []
+        """Every table; in each section those behind its figures come last."""
+        tables: list[Table] = []
         for section in self.sections:
-            found += [part for part in section.parts if isinstance(part, Table)]
-            found += [part.data for part in section.parts if isinstance(part, Figure)]
-        return found
+            tables += [part for part in section.parts if isinstance(part, Table)]
+            tables += [part.data for part in section.parts if isinstance(part, Figure)]
+        return tables
 
     @property
     def figures(self) -> list[Figure]:
@@ -117,47 +172,64 @@ class Report:
         return [part for section in self.sections for part in section.parts if isinstance(part, Figure)]
 
 
-def table(
+def make_table(
     name: str,
     title: str,
     caption: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[Cell]],
-    fill: bool = True,
-    folded: bool = False,
+    keep_empty_columns: bool = False,
+    collapsed: bool = False,
 ) -> Table:
-    """A table; columns in which no row says anything are left out (unless `fill` is False)."""
-    kept = [tuple(row) for row in rows]
-    used = [i for i in range(len(columns)) if not fill or any(row[i] != "" for row in kept)]
-    shown = tuple(tuple(row[i] for i in used) for row in kept)
-    return Table(name, title, caption, tuple(columns[i] for i in used), shown, folded)
+    """Return a table without the columns that are empty in every row, unless `keep_empty_columns`; see `Table`."""
+    all_rows = [tuple(row) for row in rows]
+    kept = [i for i in range(len(columns)) if keep_empty_columns or any(row[i] != "" for row in all_rows)]
+    return Table(
+        name,
+        title,
+        caption,
+        tuple(columns[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in all_rows),
+        collapsed,
+    )
 
 
 def percent(share: float, interval: Interval | None = None, digits: int = 1, signed: bool = False) -> Number:
-    """A share as a percentage."""
+    """Return a share in [0, 1] and its interval as a percentage."""
     scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
     return Number(100 * share, scaled, digits, signed)
 
 
 @dataclass(frozen=True)
-class Unit:
-    """In which unit costs are shown, so that those of tiny models can be read; `factor` times TFLOPs."""
+class CostUnit:
+    """The unit in which costs are printed, so that those of tiny models are readable.
+
+    Attributes
+    ----------
+    name
+        TFLOPs, GFLOPs or MFLOPs.
+    factor
+        What a number of TFLOPs is multiplied by.
+    digits
+        Decimals that are printed.
+    """
 
     name: str
     factor: float
     digits: int
 
     def number(self, tflops: float, interval: Interval | None = None) -> Number:
-        """A cost in this unit."""
+        """Return a cost in TFLOPs and its interval in this unit."""
         scaled = None if interval is None else (self.factor * interval[0], self.factor * interval[1])
         return Number(self.factor * tflops, scaled, self.digits)
 
 
-def unit_of(tflops: Iterable[float]) -> Unit:
-    """The unit that suits the largest of some costs (TFLOPs a question), with about four digits of it."""
+def cost_unit(tflops: Iterable[float]) -> CostUnit:
+    """Return the unit that suits the largest of some costs (TFLOPs per question), which is printed with four digits."""
     largest = max([abs(cost) for cost in tflops if math.isfinite(cost)], default=0.0)
-    largest = typed(largest)  # one that is a unit but for its last bit is a unit
-    names = (("TFLOPs", 1.0), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
-    name, factor = next((pair for pair in names if typed(largest * pair[1]) >= 1), names[-1] if largest else names[0])
-    shown = largest * factor
-    return Unit(name, factor, max(0, 3 - magnitude(shown)) if shown > 0 else 2)
+    largest = typed(largest)  # so that 0.999…9 TFLOPs count as 1 on every machine
+    units = (("TFLOPs", 1.0), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
+    fitting = units[-1] if largest else units[0]
+    name, factor = next((unit for unit in units if typed(largest * unit[1]) >= 1), fitting)
+    scaled = largest * factor
+    return CostUnit(name, factor, max(0, 3 - magnitude(scaled)) if scaled > 0 else 2)

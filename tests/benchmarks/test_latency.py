@@ -38,7 +38,7 @@ def printed(script: str, *arguments: str) -> str:
 
 def test_the_report_shows_a_benchmark_s_file_as_random_weights(tmp_path: Path) -> None:
     bench(tmp_path, "--questions", "3", "--policies", "mentor,cascade")
-    (shown,) = latency.section([tmp_path]).parts
+    (shown,) = latency.latency_parts([tmp_path])
     assert isinstance(shown, Table)
     assert [str(cells[0]) for cells in shown.rows] == ["mentor", "cascade"]
     assert str(shown.rows[0][1]) == "3"

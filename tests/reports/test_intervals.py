@@ -1,4 +1,4 @@
-"""Intervals and paired tests: known values, the same answers as the libraries that have them."""
+"""Intervals and paired tests: known values, and the results of SciPy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,9 +21,20 @@ def test_wilson_has_known_values_and_stays_within_bounds() -> None:
     assert wilson(980, 1000) == pytest.approx((0.96935, 0.98701), abs=1e-4)
 
 
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_that_of_scipy_for_whole_counts(counts: tuple[int, int]) -> None:
+    expected = binomtest(*counts).proportion_ci(method="wilson")
+    assert wilson(*counts) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_takes_the_sum_of_partial_grades() -> None:
+    (low, high), (lower, _), (_, higher) = wilson(50.5, 100), wilson(50, 100), wilson(51, 100)
+    assert lower < low < high < higher
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.booleans(), min_size=5, max_size=40))
-def test_a_paired_difference_of_a_run_with_itself_is_nothing(right: list[bool]) -> None:
+def test_a_run_does_not_differ_from_itself(right: list[bool]) -> None:
     values = np.array(right, dtype=float)
     assert difference(values, values) == (0, 0)
     assert ratio(values + 1, values + 1) == pytest.approx((1, 1))

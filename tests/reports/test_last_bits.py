@@ -17,9 +17,9 @@ from lm_eval_tandem import digits
 from lm_eval_tandem.reports.formats import svg
 from lm_eval_tandem.reports.intervals import auc, difference, mcnemar, wilson
 from lm_eval_tandem.reports.report import report, write
-from lm_eval_tandem.reports.sections.figures import density
-from lm_eval_tandem.reports.sources.runs import lines_of
-from lm_eval_tandem.reports.table import Number, unit_of
+from lm_eval_tandem.reports.sections.entropy import density
+from lm_eval_tandem.reports.sources.files import read_lines
+from lm_eval_tandem.reports.table import Number, cost_unit
 
 RESULTS = Path(__file__).parents[2] / "results" / "pair"
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12).filter(
@@ -68,7 +68,7 @@ def nudged_copy(folder: Path, copy: Path, seed: int) -> None:
             told = json.loads(file.read_text(encoding="utf-8"))
             target.write_text(json.dumps(with_nudged(told, rng)), encoding="utf-8")
         elif file.name.endswith((".jsonl", ".jsonl.xz")):
-            lines = [json.dumps(with_nudged(json.loads(line), rng)) + "\n" for line in lines_of(file)]
+            lines = [json.dumps(with_nudged(json.loads(line), rng)) + "\n" for line in read_lines(file)]
             target.with_name(target.name.removesuffix(".xz")).write_text("".join(lines), encoding="utf-8")
         elif file.suffix == ".parquet":
             table = with_nudged_columns(pyarrow.parquet.read_table(file), rng)
@@ -83,7 +83,7 @@ def test_the_report_of_the_pair_stays_the_same_when_the_last_bits_of_its_inputs_
     nudged_copy(RESULTS, tmp_path / "runs", seed=1)
     samples = next((tmp_path / "runs").rglob("samples_*"))
     before = RESULTS / f"{samples.relative_to(tmp_path / 'runs')}.xz"
-    assert all(a != b for a, b in zip(lines_of(samples), lines_of(before), strict=True)), "nothing was changed"
+    assert all(a != b for a, b in zip(read_lines(samples), read_lines(before), strict=True)), "nothing was changed"
     title = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
     files = write(report([tmp_path / "runs"], title, by="steps"), tmp_path / "report")
     committed = {file.relative_to(RESULTS) for kind in ("*.csv", "*.svg") for file in RESULTS.rglob(kind)}
@@ -113,7 +113,7 @@ def test_a_tie_and_its_neighbours_are_written_alike(value: float, signed: bool) 
         near = [value, np.nextafter(value, -np.inf), np.nextafter(value, np.inf)]
         assert len({Number(float(one), (float(one), float(one)), wide, signed).__str__() for one in near}) == 1
         assert len({digits.significant(float(one), 3 + wide) for one in near}) == 1
-        assert len({svg.number(float(one)) for one in near}) == 1
+        assert len({svg.coordinate(float(one)) for one in near}) == 1
 
 
 def test_a_tie_goes_to_the_even_digit_of_the_decimal_and_zero_has_no_minus() -> None:
@@ -149,4 +149,4 @@ def test_what_is_equal_is_decided_alike_on_either_side_of_its_last_bit() -> None
 @pytest.mark.parametrize("largest", [1e-6, 1e-3, 1.0, 10.0, 1000.0])
 def test_the_unit_of_a_cost_does_not_hang_on_a_last_bit(largest: float) -> None:
     near = [largest, np.nextafter(largest, 0), np.nextafter(largest, np.inf)]
-    assert len({unit_of([float(cost)]) for cost in near}) == 1
+    assert len({cost_unit([float(cost)]) for cost in near}) == 1

@@ -1,4 +1,4 @@
-"""The report: every number from the files alone, every table of the paper or a sentence that says what it lacks."""
+"""The report: its numbers against a world that is known, every table of the paper or a sentence on what is missing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from lm_eval_tandem import cli
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet
-from lm_eval_tandem.reports.report import report, write
-from lm_eval_tandem.reports.sections.routing import routed
+from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet, svg
+from lm_eval_tandem.reports.report import SECTIONS, report, write
+from lm_eval_tandem.reports.sections import accuracy
+from lm_eval_tandem.reports.sections.routing import outcome_counts
 from lm_eval_tandem.reports.sources import runs
-from lm_eval_tandem.reports.sources.pairing import studies
-from lm_eval_tandem.reports.sources.study import Study
+from lm_eval_tandem.reports.sources.comparison import Comparison
+from lm_eval_tandem.reports.sources.grouping import group
 from lm_eval_tandem.reports.table import Missing, Number, Report, Table
 from reports.world import EFFORTS, PARAMETERS, POLICIES, World, read
 
@@ -62,12 +63,12 @@ def value(cell: object) -> float:
     return cell.value
 
 
-def the_study(folder: Path) -> Study:
-    (study,) = studies(read([folder]))
-    return study
+def the_comparison(folder: Path) -> Comparison:
+    (comparison,) = group(read([folder]))
+    return comparison
 
 
-def test_each_policy_stands_with_its_accuracy_length_and_cost(made: Report, folder: Path) -> None:
+def test_each_policy_has_its_accuracy_length_and_cost(made: Report, folder: Path) -> None:
     world = World.random(80)
     shown = tables(made)["policies-t-large-small"]
     assert [cells[0] for cells in shown.rows] == [*POLICIES, "oracle (not a policy)"]
@@ -90,21 +91,21 @@ def test_each_policy_stands_with_its_accuracy_length_and_cost(made: Report, fold
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
-def test_oracle_and_failure_cases_are_those_of_a_search_by_hand(seed: int) -> None:
+def test_oracle_and_failure_cases_are_those_of_a_plain_search(seed: int) -> None:
     import tempfile
 
     world = World.random(20, seed=seed)
     with tempfile.TemporaryDirectory() as name:
         for policy in ("intern", "stage:1", "stage:2", "cascade"):
             world.write(Path(name), policy, with_ledger=False)
-        study = the_study(Path(name))
-    counts = {"right": 0, "premature stop": 0, "late stop": 0, "unsolvable at every stage": 0}
+        comparison = the_comparison(Path(name))
+    counts = {"correct": 0, "premature stop": 0, "late stop": 0, "unsolvable at every stage": 0}
     first = later_than_needed = 0
     solved, spent = [], []
     for q in range(20):
         taken, right = world.stage_of(q), [bool(grade) for grade in world.right[q]]
         if right[taken]:
-            counts["right"] += 1
+            counts["correct"] += 1
             later_than_needed += any(right[:taken])
             first += not any(right[:taken])
         elif any(right[taken + 1 :]):
@@ -116,29 +117,29 @@ def test_oracle_and_failure_cases_are_those_of_a_search_by_hand(seed: int) -> No
         best = right.index(True) if any(right) else 0
         solved.append(any(right))
         spent.append((0, *EFFORTS)[best])
-    assert study.cascade is not None
-    assert study.oracle is not None
-    found = routed(study, study.cascade)
+    assert comparison.cascade is not None
+    assert comparison.oracle is not None
+    found = outcome_counts(comparison, comparison.cascade)
     assert {name: found[name] for name in counts} == counts
     assert [n for name, n in found.items() if name.startswith(" ")] == [first, later_than_needed]
-    assert study.oracle.score.tolist() == solved
-    assert study.oracle.columns["mentor_tokens"].tolist() == spent
+    assert comparison.oracle.grades.tolist() == solved
+    assert comparison.oracle.measures["mentor_tokens"].tolist() == spent
 
 
 def test_the_gap_closed_is_0_for_always_high_and_1_for_the_oracle(folder: Path) -> None:
-    study = the_study(folder)
-    assert study.high is not None
-    assert study.oracle is not None
-    assert study.cascade is not None
-    assert study.closed(study.high) == (0, (0, 0))
-    share, ends = study.closed(study.oracle) or (0, (0, 0))
+    comparison = the_comparison(folder)
+    assert comparison.always_high is not None
+    assert comparison.oracle is not None
+    assert comparison.cascade is not None
+    assert comparison.gap_closed(comparison.always_high) == (0, (0, 0))
+    share, ends = comparison.gap_closed(comparison.oracle) or (0, (0, 0))
     assert share == pytest.approx(1)
     assert ends == pytest.approx((1, 1))
-    share, (low, high) = study.closed(study.cascade) or (0, (0, 0))
+    share, (low, high) = comparison.gap_closed(comparison.cascade) or (0, (0, 0))
     assert low < share < high
 
 
-def test_subjects_stand_beside_each_other_and_their_mean_is_the_whole(made: Report) -> None:
+def test_subjects_are_columns_and_their_mean_is_the_whole(made: Report) -> None:
     shown = tables(made)["subjects-t-large-small"]
     assert shown.columns == ("policy", "figure", "a", "b", "all")
     for cells in shown.rows:
@@ -146,10 +147,10 @@ def test_subjects_stand_beside_each_other_and_their_mean_is_the_whole(made: Repo
         assert (numbers[0] + numbers[1]) / 2 == pytest.approx(numbers[2])
 
 
-def test_the_judge_s_scores_are_measured_where_it_looked(made: Report) -> None:
+def test_the_judge_is_measured_on_the_questions_that_it_judged(made: Report) -> None:
     world = World.random(80)
     shown = tables(made)["judge-t-large-small"]
-    assert "Only questions that came to a stage" in shown.caption
+    assert "Only questions that reached a stage" in shown.caption
     came = [q for q in range(80) if all(world.scores[q, s] <= 0.5 for s in range(1))]
     truth, passed = world.right[came, 1] > 0, world.scores[came, 1] > 0.5
     told = row(shown, "1: ≤ 10 mentor tokens")
@@ -158,7 +159,7 @@ def test_the_judge_s_scores_are_measured_where_it_looked(made: Report) -> None:
     assert value(told["recall"]) == pytest.approx((truth & passed).sum() / truth.sum())
 
 
-def test_stage_shares_dollars_transfer_and_entropy_are_there(made: Report) -> None:
+def test_stage_shares_dollars_transfer_and_entropy_are_reported(made: Report) -> None:
     shown = tables(made)
     stages = [World.random(80).stage_of(q) for q in range(80)]
     shares = row(shown["stages-t-large-small"], "cascade")
@@ -166,20 +167,20 @@ def test_stage_shares_dollars_transfer_and_entropy_are_there(made: Report) -> No
     assert value(row(shown["dollars-t-large-small"], "cascade")["all: $ per 1,000"]) == pytest.approx(1.0)
     assert "transfer" in missing(made), "the classifier was fitted on this very domain"
     entropy = shown["entropy-t-large-small"]
-    assert [cells[1] for cells in entropy.rows] == ["right", "wrong"] * 3
+    assert [cells[1] for cells in entropy.rows] == ["correct", "wrong"] * 3
 
 
-def test_another_domain_than_the_classifier_s_is_a_transfer(tmp_path: Path) -> None:
+def test_a_domain_that_the_classifier_was_not_fitted_on_is_a_transfer(tmp_path: Path) -> None:
     world = World.random(30, task="u")
     for policy in POLICIES:
         world.write(tmp_path, policy)
     shown = tables(report([tmp_path]))["transfer-u-large-small"]
     assert shown.caption == "The classifier was fitted on t_train."
     right = int(sum(world.right[q, world.stage_of(q)] for q in range(30)))
-    assert row(shown, "cascade")["right / questions"] == f"{right} / 30"
+    assert row(shown, "cascade")["correct / questions"] == f"{right} / 30"
 
 
-def test_several_classifiers_and_per_subject_ones_are_compared(tmp_path: Path) -> None:
+def test_one_classifier_is_compared_with_one_per_subject(tmp_path: Path) -> None:
     subjects = ["a", "b"] * 20
     world = World.random(40, subjects=subjects, judge={"tasks": ["t_train", "u_train"], "sha256": "0"})
     for policy in POLICIES:
@@ -189,12 +190,12 @@ def test_several_classifiers_and_per_subject_ones_are_compared(tmp_path: Path) -
     shown = tables(report([tmp_path]))
     labels = [cells[0] for cells in shown["inputs-t-large-small"].rows]
     assert labels == ["intern", "mentor", "cascade (each)", "cascade (judge)"]
-    gap = row(shown["unified-t-large-small"], "all")["unified above it (points)"]
+    gap = row(shown["unified-t-large-small"], "all")["unified minus per subject (points)"]
     assert isinstance(gap, Number)
     assert gap.signed
 
 
-def test_classifiers_of_other_inputs_are_rows_that_say_what_they_see(tmp_path: Path) -> None:
+def test_classifiers_with_other_inputs_are_rows_that_name_their_inputs(tmp_path: Path) -> None:
     world = World.random(40)
     for policy in POLICIES:
         world.write(tmp_path, policy)
@@ -205,11 +206,12 @@ def test_classifiers_of_other_inputs_are_rows_that_say_what_they_see(tmp_path: P
     shown = tables(made)["inputs-t-large-small"]
     assert row(shown, "cascade (a-hidden)")["inputs"] == "hidden-64/1"
     assert row(shown, "cascade (a-lora)")["inputs"] == "hidden-lora-64/1"
-    assert "cascade (judge): points above it" in shown.columns, "the others are compared with the default recipe's own"
+    compared = "cascade (judge): accuracy difference (points)"
+    assert compared in shown.columns, "the others are compared with the default recipe's"
     assert "inputs" not in missing(made)
 
 
-def test_two_pairs_on_one_task_stand_beside_each_other(tmp_path: Path) -> None:
+def test_two_pairs_on_one_task_are_in_one_table(tmp_path: Path) -> None:
     for seed, (mentor, intern) in enumerate(itertools.product(("lab/large", "lab/giant"), ("lab/small",))):
         world = World.random(30, seed, models={"mentor": mentor, "intern": intern}, pair=f"{mentor[4:]}+small")
         for policy in POLICIES:
@@ -221,7 +223,7 @@ def test_two_pairs_on_one_task_stand_beside_each_other(tmp_path: Path) -> None:
     assert "pairs" not in missing(report([tmp_path]))
 
 
-def test_what_runs_cannot_fill_is_said_with_the_command_that_would(tmp_path: Path) -> None:
+def test_a_missing_table_names_the_runs_it_needs_and_their_commands(tmp_path: Path) -> None:
     given = {"policy": "intern", "mentor": "/data/m/large", "intern": "/data/m/small", "store": "s.sqlite"}
     World.random(10).write(tmp_path, "intern", with_ledger=False, arguments=given)
     made = report([tmp_path])
@@ -239,17 +241,17 @@ def test_what_runs_cannot_fill_is_said_with_the_command_that_would(tmp_path: Pat
         "latency",
     } <= set(gaps)
     (failures,) = gaps["failures"]
-    assert failures.what == "The failure cases needs the runs cascade, stage:1, stage:2 of t, small."
+    assert failures.reason == "The table of failure cases needs the runs cascade, stage:1, stage:2 of t, small."
     assert failures.command.splitlines()[1] == (
         "lm_eval --model tandem --model_args policy=stage:1,mentor=…/large,intern=…/small,store=s.sqlite "
         "--tasks t --batch_size 4 --log_samples --output_path RUNS"
     )
-    for text in (markdown.text(made), html.text(made), latex.text(made)):
+    for text in (markdown.render(made), html.render(made), latex.render(made)):
         assert "/data/m" not in text
         assert str(tmp_path) not in text
 
 
-def test_other_models_stand_beside_the_policies(tmp_path: Path) -> None:
+def test_other_models_are_rows_after_the_policies(tmp_path: Path) -> None:
     world = World.random(10)
     for policy in ("intern", "cascade"):
         world.write(tmp_path, policy)
@@ -258,7 +260,7 @@ def test_other_models_stand_beside_the_policies(tmp_path: Path) -> None:
     del results["config"]["tandem"]
     file.write_text(json.dumps(results))
     samples = next(file.parent.glob("samples_*"))
-    lines = [{k: v for k, v in json.loads(line).items() if k not in runs.COLUMNS} for line in samples.open()]
+    lines = [{k: v for k, v in json.loads(line).items() if k not in runs.MEASURES} for line in samples.open()]
     samples.write_text("\n".join(map(json.dumps, lines)))
     shown = tables(report([tmp_path]))["policies-t-large-small"]
     assert [str(cells[0]) for cells in shown.rows][-1] == file.parent.name
@@ -298,7 +300,7 @@ def test_a_report_made_twice_is_the_same_to_the_byte(folder: Path, tmp_path: Pat
 
 
 def test_the_page_needs_nothing_but_itself(made: Report) -> None:
-    text = html.text(made)
+    text = html.render(made)
     outside = [
         *re.findall(r"""(?:src|href|action)\s*=\s*(?!["']?(?:#|data:,))[^\s>]+""", text),
         *re.findall(r"url\(|@import", text),
@@ -334,13 +336,13 @@ class Tags(HTMLParser):
 
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(made: Report) -> None:
     tags = Tags()
-    tags.feed(html.text(made))
+    tags.feed(html.render(made))
     assert tags.open == []
     assert len(set(tags.ids)) == len(tags.ids)
     assert {link.removeprefix("#") for link in tags.links} <= set(tags.ids)
 
 
-def test_every_figure_is_a_drawing_of_finite_places(made: Report) -> None:
+def test_every_figure_is_well_formed_with_finite_coordinates(made: Report) -> None:
     assert {figure.name.split("-t-")[0] for figure in made.figures} == {"trade-off", "guidance", "entropy"}
     for figure in made.figures:
         ElementTree.fromstring(figure.svg)
@@ -348,9 +350,36 @@ def test_every_figure_is_a_drawing_of_finite_places(made: Report) -> None:
         assert "inf" not in figure.svg.replace("infinite", "")
 
 
+def test_the_style_sheet_defines_every_class_of_the_figures(made: Report) -> None:
+    used = {
+        name for figure in made.figures for names in re.findall('class="(.*?)"', figure.svg) for name in names.split()
+    }
+    assert used
+    assert used <= set(re.findall(r"\.([a-z][\w-]*)", svg.style()))
+
+
+def test_only_known_sections_have_names_and_each_has_one(made: Report) -> None:
+    names = [spec.name for spec in SECTIONS]
+    assert [section.name for section in made.sections] == names
+    assert len(set(names)) == len(names)
+
+
+def test_a_column_added_to_the_policies_table_is_in_every_format(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = accuracy.Column("stage reached", ("stage",), lambda comparison, run: Number(run.measures["stage"].mean()))
+    monkeypatch.setattr(accuracy, "POLICY_COLUMNS", (*accuracy.POLICY_COLUMNS, added))
+    made = report([folder])
+    shown = tables(made)["policies-t-large-small"]
+    assert shown.columns[-1] == "stage reached"
+    assert value(row(shown, "stage:2")["stage reached"]) == 2
+    for render in (markdown.render, html.render, latex.render):
+        assert "stage reached" in render(made)
+
+
 def test_csv_holds_the_numbers_unrounded_with_their_intervals(made: Report) -> None:
     shown = tables(made)["policies-t-large-small"]
-    lines = list(csv.DictReader(io.StringIO(spreadsheet.text(shown))))
+    lines = list(csv.DictReader(io.StringIO(spreadsheet.render(shown))))
     first = shown.rows[0][1]
     assert isinstance(first, Number)
     assert first.interval is not None
@@ -359,10 +388,10 @@ def test_csv_holds_the_numbers_unrounded_with_their_intervals(made: Report) -> N
 
 
 def test_latex_has_one_table_each_with_as_many_cells_as_columns(made: Report) -> None:
-    text = latex.text(made)
+    text = latex.render(made)
     assert text.count(r"\toprule") == len(made.tables) == len(set(re.findall(r"\\label\{(.*?)\}", text)))
     for table in made.tables:
-        lines = latex.of_table(table)
+        lines = latex.table_lines(table)
         for line in lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]:
             assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns) - 1
     assert not re.search(r"(?m)(?<!\\)[#_]|(?<!\\)%(?!$)", re.sub(r"(?m)^%.*$|\\label\{.*?\}", "", text))
@@ -370,18 +399,18 @@ def test_latex_has_one_table_each_with_as_many_cells_as_columns(made: Report) ->
 
 
 def test_markdown_rows_have_as_many_cells_as_their_heading(made: Report) -> None:
-    text = markdown.text(made)
+    text = markdown.render(made)
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
 @pytest.mark.parametrize("suffix", [".md", ".tex", ".html"])
-def test_a_single_format_is_asked_for_by_its_ending(folder: Path, tmp_path: Path, suffix: str) -> None:
+def test_the_ending_of_the_output_chooses_a_single_format(folder: Path, tmp_path: Path, suffix: str) -> None:
     cli.main(["report", str(folder), "--title", "Mine", "--output", str(tmp_path / f"r{suffix}")])
     assert "Mine" in (tmp_path / f"r{suffix}").read_text()
 
 
-def test_some_sections_can_be_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_chooses_sections(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["report", str(folder), "--only", "policies,stages"])
     headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")]
     assert len(headings) == 3
@@ -420,20 +449,20 @@ def test_a_report_loads_neither_torch_nor_the_harness(folder: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(60, 400), st.floats(40, 260)), min_size=1, max_size=9, unique=True))
 def test_labels_stay_within_the_drawing(points: list[tuple[float, float]]) -> None:
-    from lm_eval_tandem.reports.formats.svg import LETTER, place_labels
+    from lm_eval_tandem.reports.formats.label_placement import LETTER_WIDTH, place_labels
 
     labels = [f"policy:{i}" for i in range(len(points))]
-    for (x, y, anchor, _), label in zip(place_labels(points, labels, (46, 4, 440, 288)), labels, strict=True):
-        width = LETTER * len(label)
-        left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
+    for position, label in zip(place_labels(points, labels, (46, 4, 440, 288)), labels, strict=True):
+        width = LETTER_WIDTH * len(label)
+        left = position.x - {"start": 0, "middle": width / 2, "end": width}[position.anchor]
         assert -width <= left <= 440
-        assert 0 <= y <= 340
+        assert 0 <= position.y <= 340
 
 
-# --- what the judge looks at
+# --- the judge's features and scores
 
 
-def test_the_loss_of_auc_is_that_of_the_features_that_matter() -> None:
+def test_permuting_a_feature_loses_auc_only_if_the_feature_matters() -> None:
     from sklearn.linear_model import LogisticRegression
 
     from lm_eval_tandem.reports.sections.importance import permutation_losses
@@ -449,7 +478,7 @@ def test_the_loss_of_auc_is_that_of_the_features_that_matter() -> None:
     assert np.array_equal(permutation_losses(estimator, features, right)[0], losses)
 
 
-def test_scores_of_every_question_come_from_fixed_stages_that_recorded_them(tmp_path: Path) -> None:
+def test_the_judge_is_measured_on_every_question_where_fixed_stages_recorded_scores(tmp_path: Path) -> None:
     world = World.random(40)
     for policy in POLICIES:
         file = world.write(tmp_path, policy)
@@ -468,9 +497,8 @@ def test_scores_of_every_question_come_from_fixed_stages_that_recorded_them(tmp_
     assert value(row(shown, "0: question alone")["recall"]) == pytest.approx((truth & passed).sum() / truth.sum())
 
 
-def test_delong_s_interval_is_near_the_bootstrap_s() -> None:
-    from lm_eval_tandem.reports.intervals import auc
-    from lm_eval_tandem.reports.sections.judge import auc_interval
+def test_delong_s_interval_is_close_to_the_bootstrap_s() -> None:
+    from lm_eval_tandem.reports.intervals import auc, auc_interval
 
     rng = np.random.default_rng(3)
     truth = (rng.random(400) < 0.6).astype(float)
@@ -498,8 +526,8 @@ def test_one_classifier_per_task_of_a_group_makes_one_cascade(tmp_path: Path) ->
     assert labels == ["intern", "mentor", "cascade (judge)", "cascade (one per task)"]
 
 
-def recorded(folder: Path, world: World) -> Study:
-    """The world's study with the scores of every question in the ledgers of the fixed stages."""
+def recorded(folder: Path, world: World) -> Comparison:
+    """The world's comparison with the scores of every question in the ledgers of the fixed stages."""
     for policy in POLICIES:
         file = world.write(folder, policy)
         stage = {"intern": 0, "stage:1": 1, "stage:2": 2}.get(policy)
@@ -511,24 +539,24 @@ def recorded(folder: Path, world: World) -> Study:
         for record in records:
             record["stages"][0]["score"] = world.scores[record["doc_id"], stage]
         ledger.write_text("\n".join([head, *map(json.dumps, records)]))
-    return the_study(folder)
+    return the_comparison(folder)
 
 
 def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path) -> None:
-    from lm_eval_tandem.reports.sections.sweep import outcomes_of, sweep
+    from lm_eval_tandem.reports.sections.threshold_sweep import outcomes_at_every_stage, sweep
     from lm_eval_tandem.training.thresholds import simulate
 
-    study = recorded(tmp_path, World.random(60))
-    outcomes = outcomes_of(study, None)
+    comparison = recorded(tmp_path, World.random(60))
+    outcomes = outcomes_at_every_stage(comparison, None)
     assert outcomes is not None
-    assert study.cascade is not None
+    assert comparison.cascade is not None
     stage, right, cost = simulate(outcomes, [0.5] * 3)
-    assert stage.tolist() == study.cascade.columns["stage"].astype(int).tolist()
-    assert right.tolist() == study.cascade.score.tolist()
-    assert cost == pytest.approx(study.cascade.columns["tflops"])
-    points = sweep(study, None)
+    assert stage.tolist() == comparison.cascade.measures["stage"].astype(int).tolist()
+    assert right.tolist() == comparison.cascade.grades.tolist()
+    assert cost == pytest.approx(comparison.cascade.measures["tflops"])
+    points = sweep(comparison, None)
     assert points == sorted(points)
     assert len(points) > 10
     cheapest, dearest = points[0], points[-1]
-    assert cheapest[0] == pytest.approx(study.stages[0].columns["tflops"].mean())
-    assert dearest[0] >= study.cascade.columns["tflops"].mean()
+    assert cheapest[0] == pytest.approx(comparison.stages[0].measures["tflops"].mean())
+    assert dearest[0] >= comparison.cascade.measures["tflops"].mean()

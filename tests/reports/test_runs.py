@@ -1,4 +1,4 @@
-"""Reading runs back: every form the files come in, the ledger that belongs to a run, one sentence for what is wrong."""
+"""Reading runs: every form the files come in, the ledger that belongs to a run, one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from benchmarks.packing import pack, without_repetition
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources import runs
-from lm_eval_tandem.reports.sources.pairing import studies
-from lm_eval_tandem.reports.sources.study import shown
+from lm_eval_tandem.reports.sources.grouping import group
+from lm_eval_tandem.reports.sources.labels import without_paths
 from reports.world import STAMP, World, read
 
 
@@ -23,11 +23,11 @@ def test_questions_come_back_in_order_with_grades_costs_and_records(tmp_path: Pa
     world = World.random(12, subjects=["a", "b"] * 6)
     world.write(tmp_path, "stage:1", packed)
     (run,) = read([tmp_path])
-    assert run.keys == tuple(("t", i) for i in range(12))
+    assert run.questions == tuple(("t", i) for i in range(12))
     assert run.subjects == ("a", "b") * 6
-    assert np.array_equal(run.score, world.right[:, 1])
-    assert (run.columns["length"] == 60).all()
-    assert (run.columns["mentor_tokens"] == 10).all()
+    assert np.array_equal(run.grades, world.right[:, 1])
+    assert (run.measures["length"] == 60).all()
+    assert (run.measures["mentor_tokens"] == 10).all()
     assert [record["doc_id"] for record in run.records] == list(range(12))
     assert run.policy == "stage:1"
 
@@ -43,8 +43,8 @@ def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_pat
         (before,) = read([tmp_path / name])
         packed = pack(tmp_path / name)
         (after,) = read([tmp_path / name])
-        assert after.keys == before.keys
-        assert np.array_equal(after.score, before.score)
+        assert after.questions == before.questions
+        assert np.array_equal(after.grades, before.grades)
         assert [r["doc_id"] for r in after.records] == list(range(20))
         assert [r["stages"][0]["score"] for r in after.records] == [r["stages"][0]["score"] for r in before.records]
         assert not list(tmp_path.rglob("*.jsonl"))
@@ -64,26 +64,26 @@ def test_packed_results_are_smaller_read_the_same_and_are_the_same_bytes(tmp_pat
         ({"doc_id": 1, "target": "45", "acc": 1.0, "target_hash": "0"}, {"target_hash"}),
     ],
 )
-def test_packing_leaves_out_only_what_is_said_twice(line: dict[str, Any], left_out: set[str]) -> None:
+def test_packing_leaves_out_only_what_is_repeated(line: dict[str, Any], left_out: set[str]) -> None:
     assert without_repetition(line) == {name: value for name, value in line.items() if name not in left_out}
 
 
-def test_a_ledger_gives_the_costs_of_tasks_that_do_not_show_them(tmp_path: Path) -> None:
+def test_a_ledger_supplies_the_costs_that_samples_lack(tmp_path: Path) -> None:
     world = World.random(5)
     file = world.write(tmp_path, "stage:2")
     samples = next(file.parent.glob("samples_*"))
-    kept = [{k: v for k, v in json.loads(line).items() if k not in runs.COLUMNS} for line in samples.open()]
+    kept = [{k: v for k, v in json.loads(line).items() if k not in runs.MEASURES} for line in samples.open()]
     samples.write_text("\n".join(map(json.dumps, kept)))
     (run,) = read([tmp_path])
-    assert (run.columns["length"] == 70).all()
-    assert run.columns["tflops"][0] > 0
+    assert (run.measures["length"] == 70).all()
+    assert run.measures["tflops"][0] > 0
     next(file.parent.glob("ledger.jsonl")).unlink()
     (run,) = read([tmp_path])
-    assert not run.columns
+    assert not run.measures
     assert not run.records
 
 
-def test_a_ledger_of_other_answers_is_not_taken_for_the_run_s(tmp_path: Path) -> None:
+def test_a_ledger_with_other_costs_is_not_joined_to_the_run(tmp_path: Path) -> None:
     world = World.random(5)
     file = world.write(tmp_path, "cascade")
     ledger = file.with_name("ledger.jsonl")
@@ -93,7 +93,7 @@ def test_a_ledger_of_other_answers_is_not_taken_for_the_run_s(tmp_path: Path) ->
     assert not read([tmp_path])[0].records
 
 
-def test_the_newest_of_a_run_made_twice_counts(tmp_path: Path) -> None:
+def test_of_a_repeated_run_the_newest_counts(tmp_path: Path) -> None:
     world = World.random(4)
     old = world.write(tmp_path / "a", "intern")
     world.right[:] = 1.0
@@ -102,7 +102,7 @@ def test_the_newest_of_a_run_made_twice_counts(tmp_path: Path) -> None:
         for path in list(file.parent.glob(f"*{STAMP}*")):
             path.rename(path.with_name(path.name.replace(STAMP, stamp)))
     (run,) = read([tmp_path])
-    assert run.score.mean() == 1
+    assert run.grades.mean() == 1
 
 
 def test_tasks_of_a_group_are_one_domain_whose_tasks_are_its_subjects(tmp_path: Path) -> None:
@@ -121,22 +121,22 @@ def test_a_metric_and_a_filter_can_be_chosen(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in samples.open()]
     doubled = [{**line, "filter": name, "em": float(name == "loose")} for line in lines for name in ("strict", "loose")]
     samples.write_text("\n".join(map(json.dumps, doubled)))
-    assert read([tmp_path], "em,loose")[0].score.tolist() == [1, 1, 1]
-    assert read([tmp_path], "em")[0].score.tolist() == [0, 0, 0]
+    assert read([tmp_path], "em,loose")[0].grades.tolist() == [1, 1, 1]
+    assert read([tmp_path], "em")[0].grades.tolist() == [0, 0, 0]
     with pytest.raises(ArgumentError, match="no filter other; it has strict, loose"):
         read([tmp_path], "em,other")
     with pytest.raises(ArgumentError, match="no such metric in its samples; it has acc"):
         read([tmp_path], "bleu")
 
 
-def test_a_field_that_no_question_has_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_field_is_refused_with_the_list_of_fields(tmp_path: Path) -> None:
     World.random(3).write(tmp_path, "intern")
     with pytest.raises(ArgumentError, match="--by level: no question has this field; they have q"):
         read([tmp_path], by="level")
 
 
 def test_unreadable_folders_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="is no folder"):
+    with pytest.raises(ArgumentError, match="is not a folder"):
         read([tmp_path / "none"])
     with pytest.raises(ArgumentError, match="holds no results"):
         read([tmp_path])
@@ -163,21 +163,21 @@ def test_unreadable_folders_and_files_are_named(tmp_path: Path) -> None:
             read([tmp_path])
 
 
-def test_a_broken_ledger_is_named_and_other_files_are_let_be(tmp_path: Path) -> None:
+def test_a_broken_ledger_is_named_and_other_files_are_ignored(tmp_path: Path) -> None:
     file = World.random(3).write(tmp_path, "intern")
     (tmp_path / "mine.jsonl").write_text('{"question": "?"}\n')
     assert read([tmp_path])[0].records
     ledger = file.with_name("ledger.jsonl")
     ledger.write_text(ledger.read_text()[:-40])
-    with pytest.raises(ArgumentError, match="ledger.jsonl cannot be read as a ledger"):
+    with pytest.raises(ArgumentError, match=r"ledger\.jsonl cannot be read as a ledger"):
         read([tmp_path])
 
 
-def test_runs_on_different_questions_are_not_compared(tmp_path: Path) -> None:
+def test_runs_on_different_questions_are_refused(tmp_path: Path) -> None:
     World.random(3).write(tmp_path, "intern")
     World.random(2).write(tmp_path, "mentor")
     with pytest.raises(ArgumentError, match=r"\(3 questions\) and .* \(2\) on t answered different questions"):
-        studies(read([tmp_path]))
+        group(read([tmp_path]))
 
 
 def test_two_pairs_under_one_name_are_refused(tmp_path: Path) -> None:
@@ -187,11 +187,11 @@ def test_two_pairs_under_one_name_are_refused(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     results["config"]["tandem"]["intern"]["parameters"] += 1
     file.write_text(json.dumps(results))
-    with pytest.raises(ArgumentError, match="mix two pairs: lab/small has 100000000. parameters in one"):
-        studies(read([tmp_path]))
+    with pytest.raises(ArgumentError, match=r"mix two pairs: lab/small has 100000000\d parameters in one"):
+        group(read([tmp_path]))
 
 
-def test_arguments_that_hold_secrets_are_forgotten(tmp_path: Path) -> None:
+def test_secret_arguments_are_dropped(tmp_path: Path) -> None:
     given = {"policy": "intern", "mentor_api_key": "S3CRET", "hf_token": "S3CRET", "dtype": "auto"}
     World.random(3).write(tmp_path, "intern", arguments=given)
     (run,) = read([tmp_path])
@@ -211,5 +211,5 @@ def test_arguments_that_hold_secrets_are_forgotten(tmp_path: Path) -> None:
         ("build/store.sqlite", "build/store.sqlite"),
     ],
 )
-def test_no_place_on_this_machine_is_shown(value: object, expected: str) -> None:
-    assert shown(value) == expected
+def test_paths_on_this_machine_are_cut_to_their_last_part(value: object, expected: str) -> None:
+    assert without_paths(value) == expected

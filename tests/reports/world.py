@@ -167,4 +167,4 @@ POLICIES = ("intern", "stage:1", "stage:2", "mentor", "cascade")
 
 def read(folders: Sequence[Path], metric: str | None = None, by: str | None = None) -> list[Run]:
     """The runs below the folders with their records, as a report reads them."""
-    return ledgers.joined(runs.read(folders, metric, by), folders)
+    return ledgers.join(runs.read(folders, metric, by), folders)

@@ -19,7 +19,7 @@ from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.judge.estimators import LogisticJudge
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.reports.sections import importance
-from lm_eval_tandem.reports.sources import scores
+from lm_eval_tandem.reports.sources import judge_scores
 from lm_eval_tandem.training.dataset import Collected, together
 from lm_eval_tandem.training.fit import RECIPES, fit_sufficiency
 
@@ -151,9 +151,9 @@ def test_an_artefact_says_how_the_intern_has_to_look(data: Collected, tmp_path: 
         with pytest.raises(ClassifierError, match="12 finite numbers"):
             judge.score(judge.look(np.zeros(18)))
         record = {"stages": [{"features": [0.0] * 18}], "tokens": {"intern_new": 3}}
-        assert scores.vector(record, judge) is None
-        (said,) = importance.section([], judge, asked=False).parts
-        assert "hidden states, whose entries mean nothing one by one" in said.what  # type: ignore[union-attr]
+        assert judge_scores.input_vector(record, judge) is None
+        part = importance.importance_part(judge, [], must_fit=False)
+        assert "hidden states, whose entries have no meaning one by one" in part.reason  # type: ignore[union-attr]
     assert plain.view != DEFAULT_VIEW
 
 

@@ -1,1 +1,1 @@
-"""How a report is written: Markdown, LaTeX, HTML, CSV, SVG."""
+"""Writers of a report, one module per format, and `svg`, which draws the figures. They know `table.py` only."""

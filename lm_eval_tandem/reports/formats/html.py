@@ -6,12 +6,13 @@ from functools import lru_cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lm_eval_tandem.reports.table import Cell, Figure, Missing, Number, Report, Table
+from lm_eval_tandem.reports.table import ENVIRONMENT_TITLE, Cell, Figure, Missing, Number, Report, Table
 
 
-def text(report: Report) -> str:
+def render(report: Report) -> str:
     """Return the page: links to the sections, headline figures, then every figure and table."""
-    return _environment().get_template("report.html.jinja").render(report=report).lstrip()
+    template = _environment().get_template("report.html.jinja")
+    return template.render(report=report, environment_title=ENVIRONMENT_TITLE).lstrip()
 
 
 @lru_cache(maxsize=1)

@@ -1,10 +1,10 @@
-"""A report's tables as LaTeX, for a paper that loads `booktabs` and `graphicx`."""
+"""A report's tables as LaTeX, for a document that loads the packages booktabs and graphicx."""
 
 from __future__ import annotations
 
 from lm_eval_tandem.reports.table import Cell, Number, Report, Table
 
-_ESCAPED = {
+_ESCAPES = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
     "%": r"\%",
@@ -21,32 +21,30 @@ _ESCAPED = {
     "…": r"\dots{}",
     "×": r"$\times$",
 }
+_RESIZED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Scales a table that is wider than the line down to it, and leaves any other as it is."""
 
 
-_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-"""Makes a table that is too wide as narrow as the page, and leaves every other alone."""
-
-
-def text(report: Report) -> str:
-    """Every table, those behind the figures included; wide ones span both columns."""
+def render(report: Report) -> str:
+    """Return every table, those behind figures included; wide ones span both columns of a page."""
     lines = [f"% {report.title}", r"% needs \usepackage{booktabs,graphicx}"]
-    lines += [f"% {line}" for line in report.circumstances]
+    lines += [f"% {line}" for line in report.environment]
     for table in report.tables:
-        lines += ["", *of_table(table)]
+        lines += ["", *table_lines(table)]
     return "\n".join(lines) + "\n"
 
 
-def of_table(table: Table) -> list[str]:
-    """One floating table."""
+def table_lines(table: Table) -> list[str]:
+    """Return the lines of one floating table."""
     wide = "table*" if len(table.columns) > 5 else "table"
     caption = ". ".join(part.rstrip(".") for part in (table.title, table.caption) if part) + "."
     return [
         rf"\begin{{{wide}}}",
         r"\centering\small\setlength{\tabcolsep}{4pt}",
-        _FITTED,
+        _RESIZED,
         rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
         r"\toprule",
-        " & ".join(stacked(column) for column in table.columns) + r" \\",
+        " & ".join(wrapped_heading(column) for column in table.columns) + r" \\",
         r"\midrule",
         *[" & ".join(map(cell, row)) + r" \\" for row in table.rows],
         r"\bottomrule",
@@ -58,18 +56,18 @@ def of_table(table: Table) -> list[str]:
 
 
 def cell(content: Cell) -> str:
-    """One cell; an interval stands small below its figure."""
+    """Return one cell; an interval is printed small below its number."""
     if not isinstance(content, Number):
         return escaped(content)
     value = content.text.replace("-", "$-$").replace("+", "$+$")
     if content.interval is None:
         return value
-    span = content.range.replace("-", "$-$").replace("+", "$+$")
-    return rf"\begin{{tabular}}{{@{{}}r@{{}}}}{value}\\[-2pt]\tiny {span}\end{{tabular}}"
+    interval = content.interval_text.replace("-", "$-$").replace("+", "$+$")
+    return rf"\begin{{tabular}}{{@{{}}r@{{}}}}{value}\\[-2pt]\tiny {interval}\end{{tabular}}"
 
 
-def stacked(column: str) -> str:
-    """A heading over several lines of about 14 letters, so that columns stay as narrow as their figures."""
+def wrapped_heading(column: str) -> str:
+    """Return a heading broken into lines of about 14 letters, so that columns stay as narrow as their numbers."""
     lines: list[str] = []
     for word in column.split():
         if lines and len(lines[-1]) + len(word) < 14:
@@ -81,5 +79,5 @@ def stacked(column: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which nothing is a command."""
-    return "".join(_ESCAPED.get(letter, letter) for letter in text)
+    """Return a text in which LaTeX finds no command."""
+    return "".join(_ESCAPES.get(letter, letter) for letter in text)

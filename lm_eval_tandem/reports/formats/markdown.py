@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from lm_eval_tandem.reports.table import Cell, Figure, Missing, Part, Report, Table
+from lm_eval_tandem.reports.table import ENVIRONMENT_TITLE, Cell, Figure, Missing, Part, Report, Table
 
 
-def text(report: Report, figures: str | None = None) -> str:
-    """The whole report; figures as links to SVG files in the folder `figures` (and to their
-    numbers in `tables`), or as tables where there is none.
+def render(report: Report, figures: str | None = None) -> str:
+    """Return the report as Markdown.
+
+    Parameters
+    ----------
+    report
+        The report.
+    figures
+        The folder of the SVG files that figures are linked to; None to print the numbers of a figure as a table.
     """
     lines = [f"# {report.title}", ""]
     for title, facts in report.headlines:
@@ -15,30 +21,30 @@ def text(report: Report, figures: str | None = None) -> str:
     for section in report.sections:
         lines += [f"## {section.title}", "", section.intro, ""]
         for part in section.parts:
-            lines += [*of_part(part, figures), ""]
-    return "\n".join([*lines, "## What the runs ran on", "", *[f"- {line}" for line in report.circumstances]]) + "\n"
+            lines += [*part_lines(part, figures), ""]
+    return "\n".join([*lines, f"## {ENVIRONMENT_TITLE}", "", *[f"- {line}" for line in report.environment]]) + "\n"
 
 
-def of_part(part: Part, figures: str | None) -> list[str]:
-    """The lines of a table, a figure or a gap."""
+def part_lines(part: Part, figures: str | None) -> list[str]:
+    """Return the lines of a table, a figure or a missing part."""
     if isinstance(part, Missing):
-        return [f"*Missing:* {part.what}", *(["", "```", part.command, "```"] if part.command else [])]
+        return [f"*Missing:* {part.reason}", *(["", "```", part.command, "```"] if part.command else [])]
     heading = [f"### {part.title}", ""]
     if isinstance(part, Figure):
         if figures is not None:
             link = f"[the numbers](tables/{part.data.name}.csv)"
             return [*heading, f"![{part.title}]({figures}/{part.name}.svg)", "", link]
-        return heading + of_table(part.data)
-    return heading + of_table(part)
+        return heading + table_lines(part.data)
+    return heading + table_lines(part)
 
 
-def of_table(table: Table) -> list[str]:
-    """Its caption and its rows."""
+def table_lines(table: Table) -> list[str]:
+    """Return the lines of a table: caption, headings, rows."""
     lines = [table.caption, ""] if table.caption else []
     lines += ["| " + " | ".join(map(cell, table.columns)) + " |", "|---" * len(table.columns) + "|"]
     return lines + ["| " + " | ".join(map(cell, row)) + " |" for row in table.rows]
 
 
 def cell(content: Cell) -> str:
-    """One cell."""
+    """Return a cell in which no character ends it."""
     return str(content).replace("|", "\\|")

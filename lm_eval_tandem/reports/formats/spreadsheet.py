@@ -1,4 +1,4 @@
-"""A report's tables as CSV: figures to seven digits, the ends of intervals in columns of their own."""
+"""A report's tables as CSV: numbers with seven significant digits, and the ends of intervals in separate columns."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from lm_eval_tandem.digits import significant
 from lm_eval_tandem.reports.table import Cell, Number, Table
 
 
-def text(table: Table) -> str:
-    """One table, with a heading line."""
-    ranged = [
-        any(isinstance(one, Number) and one.interval for one in column) for column in zip(*table.rows, strict=True)
-    ]
-    ranged = ranged or [False] * len(table.columns)
+def render(table: Table) -> str:
+    """Return one table with a line of headings; a column with intervals is followed by "…, low" and "…, high"."""
+    has_interval = [
+        any(isinstance(cell, Number) and cell.interval for cell in column) for column in zip(*table.rows, strict=True)
+    ] or [False] * len(table.columns)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heading: list[str] = []
-    for column, has_range in zip(table.columns, ranged, strict=True):
-        heading += [column, f"{column}, low", f"{column}, high"] if has_range else [column]
+    for column, three in zip(table.columns, has_interval, strict=True):
+        heading += [column, f"{column}, low", f"{column}, high"] if three else [column]
     writer.writerow(heading)
     for row in table.rows:
         line: list[str] = []
-        for content, has_range in zip(row, ranged, strict=True):
-            line += cells(content, has_range)
+        for cell, three in zip(row, has_interval, strict=True):
+            line += cell_entries(cell, three)
         writer.writerow(line)
     return out.getvalue()
 
 
-def cells(content: Cell, has_range: bool) -> list[str]:
-    """One cell, and the ends of its interval where the column has some."""
-    if not isinstance(content, Number):
-        return [content.strip(), "", ""] if has_range else [content.strip()]
-    value = [significant(content.value)]
-    if not has_range:
+def cell_entries(cell: Cell, with_interval: bool) -> list[str]:
+    """Return the entries of one cell: its value, and if its column has intervals the two ends ("" if it has none)."""
+    if not isinstance(cell, Number):
+        return [cell.strip(), "", ""] if with_interval else [cell.strip()]
+    value = [significant(cell.value)]
+    if not with_interval:
         return value
-    return value + ([significant(end) for end in content.interval] if content.interval else ["", ""])
+    return value + ([significant(end) for end in cell.interval] if cell.interval else ["", ""])

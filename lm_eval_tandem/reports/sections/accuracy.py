@@ -1,196 +1,140 @@
-"""Accuracy, length and cost: by policy and subject, policies compared in pairs (paper, Tables 1, 6 and 7)."""
+"""Accuracy, length and cost of every policy (paper, Tables 1 and 7).
+
+To add a column to the policies table, write a function that returns its cell and add a `Column` to `POLICY_COLUMNS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lm_eval_tandem import digits
-from lm_eval_tandem.reports.intervals import mcnemar, resampled_means, span, wilson
-from lm_eval_tandem.reports.sources.runs import Floats, Run
-from lm_eval_tandem.reports.sources.study import ORACLE, Study
-from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Section, Table, percent, table
+from lm_eval_tandem.reports.intervals import Interval, central_interval, resampled_means
+from lm_eval_tandem.reports.sections.cells import accuracy, accuracy_of, cost, cost_ratio, gap_closed, mean
+from lm_eval_tandem.reports.sources.comparison import Comparison
+from lm_eval_tandem.reports.sources.report_data import ReportData
+from lm_eval_tandem.reports.sources.runs import Run
+from lm_eval_tandem.reports.table import Cell, Number, Part, Table, make_table, percent
 
-BASELINES = ("budget_forcing:N", "llm_cascade", "escalate")
-NUMBERS = "Brackets hold 95 % intervals"
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the policies table.
+
+    Attributes
+    ----------
+    heading
+        Its heading; "{unit}" stands for the unit of costs.
+    needs
+        Measures per question that a run must have for it (see `sources.runs.MEASURES`). The cell of a run that lacks
+        one is empty, and a column that is empty in every row is left out of the table.
+    cell
+        Computes the cell of a run: a `Number` with its interval, or text.
+    """
+
+    heading: str
+    needs: tuple[str, ...]
+    cell: Callable[[Comparison, Run], Cell]
 
 
-def section(studies: Sequence[Study]) -> Section:
-    """What each policy reaches, in all and by subject."""
+def length(comparison: Comparison, run: Run) -> Cell:
+    """Return the number of tokens that mentor and intern generate per question, together."""
+    return mean(comparison, run, "length")
+
+
+def mentor_tokens(comparison: Comparison, run: Run) -> Cell:
+    """Return the number of tokens that the mentor generates per question."""
+    return mean(comparison, run, "mentor_tokens")
+
+
+def cost_relative_to_mentor(comparison: Comparison, run: Run) -> Cell:
+    """Return the cost in percent of the mentor's when it answers alone."""
+    return cost_ratio(comparison, run, comparison.mentor)
+
+
+def cost_relative_to_always_high(comparison: Comparison, run: Run) -> Cell:
+    """Return the cost in percent of that of the fixed stage with the highest effort."""
+    return cost_ratio(comparison, run, comparison.always_high)
+
+
+def truncated(comparison: Comparison, run: Run) -> Cell:
+    """Return the percentage of answers that were cut off at the token limit."""
+    return percent(digits.mean(run.measures["truncated"]))
+
+
+POLICY_COLUMNS: tuple[Column, ...] = (
+    Column("accuracy %", (), lambda comparison, run: accuracy(run)),
+    Column("length (tokens)", ("length",), length),
+    Column("mentor tokens", ("mentor_tokens",), mentor_tokens),
+    Column("cost ({unit})", ("tflops",), cost),
+    Column("cost / mentor %", ("tflops",), cost_relative_to_mentor),
+    Column("cost / always-high %", ("tflops",), cost_relative_to_always_high),
+    Column("gap to the oracle closed %", ("tflops",), gap_closed),
+    Column("truncated %", ("truncated",), truncated),
+)
+"""The columns of the policies table after the policy's name, from left to right."""
+
+
+def by_policy(data: ReportData) -> list[Part]:
+    """Return for each comparison the policies table, and the table by subject if there are several subjects."""
     parts: list[Part] = []
-    for study in studies:
-        parts.append(overall(study))
-        if study.subjects:
-            parts.append(by_subject(study))
-    return Section(
-        "policies",
-        "Accuracy, length and cost by policy",
-        "Paper, Tables 1 and 7. Cost is Eq. 12 per question, length the tokens that mentor and intern generated "
-        f"together. {NUMBERS} (accuracy: Wilson; everything else: bootstrap over questions, paired where two policies "
-        "are compared).",
-        tuple(parts),
-    )
+    for comparison in data.comparisons:
+        parts.append(policies_table(comparison))
+        if comparison.subjects:
+            parts.append(subjects_table(comparison))
+    return parts
 
 
-def overall(study: Study) -> Table:
-    """One row per policy, and the oracle."""
-    unit, mentor, high = study.unit, study.mentor, study.high
-    columns = [
-        "policy",
-        "accuracy %",
-        "length (tokens)",
-        "mentor tokens",
-        f"cost ({unit.name})",
-        "cost / mentor %",
-        "cost / always-high %",
-        "gap to the oracle closed %",
-        "truncated %",
-    ]
+def policies_table(comparison: Comparison) -> Table:
+    """Return the table with one row per policy, the oracle last, and the columns of `POLICY_COLUMNS`."""
     rows: list[list[Cell]] = []
-    for run in study.rows:
-        row: list[Cell] = [name(study, run), accuracy(run)]
-        row += [mean(study, run, "length"), mean(study, run, "mentor_tokens"), cost(study, run)]
-        row += [cost_ratio(study, run, mentor), cost_ratio(study, run, high), closed(study, run)]
-        row.append(percent(digits.mean(run.columns["truncated"])) if "truncated" in run.columns else "")
-        rows.append(row)
-    return table(
-        f"policies-{study.name}",
-        study.title,
-        f"Every policy on the same {study.questions:,} questions. always-high is the highest fixed stage; the oracle "
-        "takes, question by question, the cheapest fixed stage that is right, and the intern alone where none is: "
-        "it is what a judge without error would reach. The gap is the cost between always-high and the oracle.",
-        columns,
+    for run in comparison.rows:
+        cells = [
+            column.cell(comparison, run) if all(measure in run.measures for measure in column.needs) else ""
+            for column in POLICY_COLUMNS
+        ]
+        rows.append([comparison.label(run), *cells])
+    return make_table(
+        f"policies-{comparison.name}",
+        comparison.title,
+        f"Every policy on the same {comparison.n_questions:,} questions. Always-high is the fixed stage with the "
+        "highest effort. The oracle takes for each question the cheapest fixed stage that is correct, or the intern "
+        "alone if none is: a judge without errors would do the same. The gap is the cost between always-high and "
+        "the oracle.",
+        ["policy", *[column.heading.format(unit=comparison.unit.name) for column in POLICY_COLUMNS]],
         rows,
     )
 
 
-def by_subject(study: Study) -> Table:
-    """Three rows per policy, a column per subject, as the paper's Table 1."""
-    unit, subjects = study.unit, study.subjects
+def subjects_table(comparison: Comparison) -> Table:
+    """Return Table 1: three rows per policy (accuracy, length, cost) and a column per subject."""
+    unit, subjects = comparison.unit, comparison.subjects
+    masks = [comparison.subject_mask(subject) for subject in subjects]
     rows: list[list[Cell]] = []
-    for run in study.rows:
-        masks = [study.of_subject(subject) for subject in subjects]
-        row: list[Cell] = [name(study, run), "accuracy %"]
-        row += [accuracy_of(run.score[m]) for m in masks]
-        rows.append([*row, accuracy(run)])
-        for figure, title in (("length", "length"), ("tflops", f"cost, {unit.name}")):
-            if figure in run.columns:
-                shown: list[Cell] = [name(study, run), title]
-                for mask in masks:
-                    values = run.columns[figure][mask]
-                    interval = span(resampled_means(values[:, None])[:, 0])
-                    average = digits.mean(values)
-                    shown.append(unit.number(average, interval) if figure == "tflops" else Number(average, interval))
-                rows.append([*shown, cost(study, run) if figure == "tflops" else mean(study, run, figure)])
-    counts = ", ".join(f"{subject} ({int(study.of_subject(subject).sum())})" for subject in subjects)
-    return table(
-        f"subjects-{study.name}",
-        f"{study.title}, by subject",
-        f"Questions: {counts}.",
+    for run in comparison.rows:
+        label = comparison.label(run)
+        rows.append([label, "accuracy %", *[accuracy_of(run.grades[mask]) for mask in masks], accuracy(run)])
+        if "length" in run.measures:
+            cells = [Number(*mean_with_interval(run, "length", mask)) for mask in masks]
+            rows.append([label, "length", *cells, length(comparison, run)])
+        if "tflops" in run.measures:
+            cells = [unit.number(*mean_with_interval(run, "tflops", mask)) for mask in masks]
+            rows.append([label, f"cost, {unit.name}", *cells, cost(comparison, run)])
+    counts = ", ".join(f"{subject} ({int(mask.sum())})" for subject, mask in zip(subjects, masks, strict=True))
+    return make_table(
+        f"subjects-{comparison.name}",
+        f"{comparison.title}, by subject",
+        f"Number of questions: {counts}.",
         ["policy", "figure", *subjects, "all"],
         rows,
-        folded=True,
+        collapsed=True,
     )
 
 
-def compared(studies: Sequence[Study]) -> Section:
-    """The cascade against every other policy, question by question (paper, Table 6, with the tests it lacks)."""
-    parts: list[Part] = []
-    for study in studies:
-        if study.cascade is None:
-            parts.append(study.missing("Comparing the cascade with other policies", ["cascade"]))
-            continue
-        parts.append(against(study, study.cascade))
-        lacking = [policy for policy in BASELINES if not study.has(policy, False)]
-        if lacking:
-            parts.append(study.missing("The comparison with the paper's efficiency baselines", lacking))
-    return Section(
-        "compared",
-        "The cascade against every other policy",
-        "Paper, Table 6. Both policies answer the same questions, so every comparison is paired: intervals of "
-        "differences and ratios by bootstrap over questions (10,000 resamples), and for accuracy McNemar's exact test "
-        "(two-sided p) on the questions that only one of the two gets right.",
-        tuple(parts),
-    )
-
-
-def against(study: Study, cascade: Run) -> Table:
-    """One row per other run."""
-    rows: list[list[Cell]] = []
-    for run in study.rows:
-        if run is cascade:
-            continue
-        p = mcnemar(cascade.score, run.score)
-        only = [int((one.right & ~other.right).sum()) for one, other in ((cascade, run), (run, cascade))]
-        value, interval = study.difference(cascade, run)
-        row: list[Cell] = [name(study, run), accuracy(run), cost(study, run)]
-        row += [percent(value, interval, signed=True), f"{only[0]} / {only[1]}", "" if p is None else p_value(p)]
-        rows.append([*row, cost_ratio(study, cascade, run)])
-    label = study.label(cascade)
-    return table(
-        f"compared-{study.name}",
-        study.title,
-        f"{label} reaches {accuracy(cascade)} % at {cost(study, cascade)} {study.unit.name} a question.",
-        [
-            "policy",
-            "accuracy %",
-            f"cost ({study.unit.name})",
-            f"{label}: accuracy above it (points)",
-            f"right only in {label} / only in it",
-            "McNemar p",
-            f"{label}: cost in % of it",
-        ],
-        rows,
-    )
-
-
-def name(study: Study, run: Run) -> str:
-    """How a row is called."""
-    return ORACLE if run.policy == ORACLE else study.label(run)
-
-
-def accuracy(run: Run) -> Number:
-    """With Wilson's interval."""
-    return accuracy_of(run.score)
-
-
-def accuracy_of(score: Floats) -> Number:
-    """The same of some questions' grades."""
-    return percent(digits.mean(score), wilson(digits.total(score), len(score)))
-
-
-def mean(study: Study, run: Run, figure: str) -> Cell:
-    """Of a figure, with its interval; "" where the run does not have it."""
-    if figure not in run.columns:
-        return ""
-    return Number(digits.mean(run.columns[figure]), study.interval(run, figure))
-
-
-def cost(study: Study, run: Run) -> Cell:
-    """TFLOPs a question in the study's unit."""
-    if "tflops" not in run.columns:
-        return ""
-    return study.unit.number(digits.mean(run.columns["tflops"]), study.interval(run, "tflops"))
-
-
-def cost_ratio(study: Study, run: Run, other: Run | None) -> Cell:
-    """Cost in percent of another run's."""
-    if other is None or other is run or not all("tflops" in one.columns for one in (run, other)):
-        return ""
-    value, interval = study.ratio(run, other)
-    return percent(value, interval)
-
-
-def closed(study: Study, run: Run) -> Cell:
-    """How much of the cost between always-high and the oracle a judging policy saves."""
-    found = study.closed(run) if run.policy in ("cascade", "llm_cascade", "escalate") else None
-    return "" if found is None else percent(*found)
-
-
-def p_value(p: float) -> str:
-    """A p as it is usually written."""
-    return "< 0.001" if digits.typed(p) < 0.001 else digits.decimals(p, 3)
-
-
-def needs_cascade(study: Study, what: str, ledger: bool = False) -> Missing:
-    """For tables that read a cascade's run."""
-    return study.missing(what, ["cascade"], ledger)
+def mean_with_interval(run: Run, measure: str, mask: NDArray[np.bool_]) -> tuple[float, Interval]:
+    """Return the mean of a measure over some questions, and its bootstrap interval."""
+    values = run.measures[measure][mask]
+    return digits.mean(values), central_interval(resampled_means(values[:, None])[:, 0])

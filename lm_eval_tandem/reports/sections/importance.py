@@ -1,4 +1,4 @@
-"""What the judge's scores rest on, by permutation on collected training data (paper, Table 11)."""
+"""Which features the judge relies on, by permutation on collected training questions (paper, Table 11)."""
 
 from __future__ import annotations
 
@@ -11,93 +11,130 @@ import numpy as np
 from lm_eval_tandem import digits
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.intervals import auc
+from lm_eval_tandem.reports.sources.labels import without_paths
+from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Floats
-from lm_eval_tandem.reports.sources.study import shown
-from lm_eval_tandem.reports.table import Missing, Number, Part, Section, Table, table
+from lm_eval_tandem.reports.table import Missing, Number, Part, Table, make_table
 
 if TYPE_CHECKING:
     from lm_eval_tandem.judge.artefact import Sufficiency
 
 REPEATS = 5
-SHOWN_FEATURES = 10
+"""Permutations of each feature."""
+MAX_ROWS = 10
+"""Features that the table lists, the most important first."""
 
 
-def section(collected: Sequence[Path], judge: Sufficiency | None, asked: bool) -> Section:
-    """Table 11: what the scores rest on, by permutation on collected training data.
+def importance(data: ReportData) -> list[Part]:
+    """Return the table for the report's classifier, or why there is none."""
+    return [importance_part(data.classifier, data.collected, data.collected_named)]
 
-    collected: files to look for data of the judge's pair in. asked: the user named them, so they have to fit.
+
+def importance_part(classifier: Sufficiency | None, collected: Sequence[Path], must_fit: bool) -> Part:
+    """Return the table of a classifier, or why there is none.
+
+    Parameters
+    ----------
+    classifier
+        The classifier, or None if it is not at hand.
+    collected
+        Files of collected training questions; the first one of the classifier's pair is used.
+    must_fit
+        Whether a file of another pair is an error.
     """
-    part: Part | None = None
-    if judge is not None and judge.width is not None:
-        part = Missing(f"The classifier {judge.name} sees hidden states, whose entries mean nothing one by one.")
-    elif judge is not None:
-        part = next((made for file in collected if (made := importance_table(file, judge, asked))), None)
-    if part is None:
-        there = (("collected data of the pair", collected), ("the classifier's folder", judge))
-        lacking = [what for what, found in there if not found] or [there[0][0]]
-        part = Missing(
-            f"Feature importance needs {' and '.join(lacking)}.",
-            "lm-eval-tandem collect --tasks TRAINING_TASK --output COLLECTED\n"
-            "lm-eval-tandem report RUNS --collected COLLECTED --classifier CLASSIFIER",
+    if classifier is not None and classifier.width is not None:
+        return Missing(
+            f"The classifier {classifier.name} reads hidden states, whose entries have no meaning one by one."
         )
-    return Section(
-        "importance",
-        "What the judge looks at",
-        "Paper, Table 11. Permutation importance: one feature's values are exchanged among the questions of a stage, "
-        "and the area under the ROC curve falls by so much. The paper lists the split gains of another kind of model.",
-        (part,),
+    if classifier is not None:
+        tables = (table(file, classifier, must_fit) for file in collected)
+        fitting = next((made for made in tables if made is not None), None)
+        if fitting is not None:
+            return fitting
+    lacking = [] if collected else ["collected questions of the pair"]
+    lacking += [] if classifier is not None else ["the classifier's folder"]
+    return Missing(
+        f"Feature importance needs {' and '.join(lacking or ['collected questions of the pair'])}.",
+        "lm-eval-tandem collect --tasks TRAINING_TASK --output COLLECTED\n"
+        "lm-eval-tandem report RUNS --collected COLLECTED --classifier CLASSIFIER",
     )
 
 
-def importance_table(collected: Path, judge: Sufficiency, asked: bool) -> Table | None:
-    """The features that matter most, by their mean loss of AUC; None for data of another pair that nobody asked for."""
+def table(collected: Path, classifier: Sufficiency, must_fit: bool) -> Table | None:
+    """Return the features with the largest mean loss in AUC; None for questions of another pair, unless `must_fit`.
+
+    Raises
+    ------
+    ArgumentError
+        The questions were collected with another pair, and `must_fit`.
+    """
     from lm_eval_tandem.training.collect import read
 
     data, description = read(collected)
     pair = {role: description[role]["model"] for role in ("mentor", "intern")}
-    if pair != {role: judge.pair.get(role) for role in pair}:
-        if not asked:
+    if pair != {role: classifier.pair.get(role) for role in pair}:
+        if not must_fit:
             return None
         raise ArgumentError(
-            f"the classifier {judge.name} is of the pair {shown(judge.pair.get('mentor'))} and "
-            f"{shown(judge.pair.get('intern'))}, but {collected.name} was collected with {shown(pair['mentor'])} and "
-            f"{shown(pair['intern'])}; give what belongs together."
+            f"the classifier {classifier.name} was fitted for the pair "
+            f"{without_paths(classifier.pair.get('mentor'))} and {without_paths(classifier.pair.get('intern'))}, but "
+            f"{collected.name} was collected with {without_paths(pair['mentor'])} and "
+            f"{without_paths(pair['intern'])}; give a classifier and questions of the same pair."
         )
-    names = [str(feature) for feature in judge.config["features"]]
-    vectors = data.inputs(judge.schema, judge.probe)
-    losses, area = permutation_losses(judge.estimator, vectors, np.asarray(data.correct, dtype=np.float64))
-    means = [digits.mean(lost) for lost in losses]
-    order = np.argsort(-digits.settled(means), kind="stable")[:SHOWN_FEATURES]
+    names = [str(feature) for feature in classifier.config["features"]]
+    vectors = data.inputs(classifier.schema, classifier.probe)
+    losses, area = permutation_losses(classifier.estimator, vectors, np.asarray(data.correct, dtype=np.float64))
+    means = [digits.mean(feature) for feature in losses]
+    order = np.argsort(-digits.settled(means), kind="stable")[:MAX_ROWS]
     rows = [
         [str(rank), names[i], Number(means[i], (float(losses[i].min()), float(losses[i].max())), 4)]
         for rank, i in enumerate(order, 1)
     ]
-    return table(
+    return make_table(
         "importance",
-        f"Classifier {judge.name}",
-        f"{len(data.ids)} questions of {', '.join(description['tasks'])} at {data.features.shape[1]} stages; AUC with "
-        f"all {len(names)} features {digits.decimals(area, 3)}. Brackets hold the least and the largest of "
+        f"Classifier {classifier.name}",
+        f"{len(data.ids)} questions of {', '.join(description['tasks'])} at {data.features.shape[1]} stages. AUC with "
+        f"all {len(names)} features: {digits.decimals(area, 3)}. Brackets hold the smallest and the largest loss of "
         f"{REPEATS} permutations.",
-        ["rank", "feature", "loss of AUC"],
+        ["rank", "feature", "loss in AUC"],
         rows,
     )
 
 
 def permutation_losses(estimator: Any, features: Floats, correct: Floats, seed: int = 0) -> tuple[Floats, float]:
-    """How much AUC falls when a feature (Q, T, F) is permuted within each stage: (F, repeats); and the whole AUC."""
+    """Return by how much AUC falls when the values of one feature are permuted among the questions of each stage.
+
+    Parameters
+    ----------
+    estimator
+        A fitted scikit-learn classifier.
+    features
+        Float64 (Q, T, F), its inputs.
+    correct
+        (Q, T), grades of the answers.
+    seed
+        Seed of the permutations.
+
+    Returns
+    -------
+    losses
+        Float64 (F, `REPEATS`).
+    area
+        AUC with all features as they are.
+    """
     rng = np.random.default_rng(seed)
-    truth = correct.ravel()
+    grades = correct.ravel()
 
-    def area(values: Floats) -> float:
-        scores = estimator.predict_proba(values.reshape(-1, values.shape[2]))[:, 1]
-        return auc(truth, np.asarray(scores, dtype=np.float64)) or 0.0
+    def area_of(inputs: Floats) -> float:
+        scores = estimator.predict_proba(inputs.reshape(-1, inputs.shape[2]))[:, 1]
+        return auc(grades, np.asarray(scores, dtype=np.float64)) or 0.0
 
-    whole = area(features)
+    area = area_of(features)
     losses = np.zeros((features.shape[2], REPEATS))
     for feature in range(features.shape[2]):
         for repeat in range(REPEATS):
-            mixed = features.copy()
+            permuted = features.copy()
             for stage in range(features.shape[1]):
-                mixed[:, stage, feature] = rng.permutation(mixed[:, stage, feature])
-            losses[feature, repeat] = whole - area(mixed)
-    return losses, whole
+                permuted[:, stage, feature] = rng.permutation(permuted[:, stage, feature])
+            losses[feature, repeat] = area - area_of(permuted)
+    return losses, area

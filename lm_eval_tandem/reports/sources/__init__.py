@@ -1,1 +1,5 @@
-"""What a report is made from: result, sample and ledger files, joined by question."""
+"""What a report is made from: the harness's result and sample files and the ledgers, joined question by question.
+
+`harness_files` and `ledgers` read files, `runs` joins them into one `Run` per policy and domain, `grouping` puts runs
+that are compared into a `Comparison`, and `report_data` holds everything that a section may use.
+"""

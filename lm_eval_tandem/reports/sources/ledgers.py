@@ -1,4 +1,4 @@
-"""Ledgers, read back and joined to the runs that they belong to."""
+"""Ledgers: one JSON-lines file per run with a record of every question, joined here to the runs that they belong to."""
 
 from __future__ import annotations
 
@@ -13,95 +13,102 @@ import numpy as np
 from lm_eval_tandem.digits import mean
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import FORMAT
-from lm_eval_tandem.reports.sources.runs import COLUMNS, Floats, Key, Run, identity, lines_of, reason
+from lm_eval_tandem.reports.sources.files import describe, read_lines
+from lm_eval_tandem.reports.sources.runs import MEASURES, Floats, QuestionId, Run, identity
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records of a run, by question; repeats of a question lie together."""
+    """A ledger file: its header, which describes the run, and by question the records of all repeats."""
 
-    name: str
-    about: Mapping[str, Any]
-    records: Mapping[Key, list[dict[str, Any]]]
+    description: Mapping[str, Any]
+    records: Mapping[QuestionId, list[dict[str, Any]]]
 
 
-def joined(runs: Iterable[Run], folders: Iterable[Path]) -> list[Run]:
-    """The runs, each with the records of its ledger, if one of those below the folders is.
+def join(runs: Iterable[Run], folders: Iterable[Path]) -> list[Run]:
+    """Return the runs, each with the records of its ledger if one lies below the folders.
 
     Raises
     ------
     ArgumentError
         A ledger cannot be read.
     """
-    ledgers = [ledger for folder in folders for ledger in ledgers_below(folder)]
-    return [with_ledger(run, ledgers) for run in runs]
+    ledgers = [ledger for folder in folders for ledger in read(folder)]
+    return [with_records(run, ledgers) for run in runs]
 
 
-def ledgers_below(folder: Path) -> list[Ledger]:
-    """The ledgers below a folder, in order of their paths."""
-    files = sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.jsonl.xz")])
-    found = []
-    for file in files:
+def read(folder: Path) -> list[Ledger]:
+    """Return the ledgers below a folder, in order of their paths; other JSON-lines files are passed over."""
+    ledgers = []
+    for file in sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.jsonl.xz")]):
         if file.name.startswith("samples_"):
             continue
-        lines = lines_of(file)
+        lines = read_lines(file)
         try:
-            about, *records = [json.loads(line) for line in lines]
-            if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
-                continue  # some other JSON-lines file of the user's
-            by_key: dict[Key, list[dict[str, Any]]] = {}
+            description, *records = [json.loads(line) for line in lines]
+            if not isinstance(description, dict) or description.pop("format", None) != FORMAT:
+                continue  # some other file of the user's
+            by_question: dict[QuestionId, list[dict[str, Any]]] = {}
             for record in records:
-                by_key.setdefault((record["task"], int(record["doc_id"])), []).append(record)
+                by_question.setdefault((record["task"], int(record["doc_id"])), []).append(record)
         except (ValueError, KeyError, TypeError) as error:
             raise ArgumentError(
-                f"{file} cannot be read as a ledger ({reason(error)}); run again with the same store, or take it away."
+                f"{file} cannot be read as a ledger ({describe(error)}); run again with the same store, or remove it."
             ) from None
-        found.append(Ledger(file.name, about, by_key))
-    return found
+        ledgers.append(Ledger(description, by_question))
+    return ledgers
 
 
-def with_ledger(run: Run, ledgers: Sequence[Ledger]) -> Run:
-    """The run with the records of its ledger: one of the same run whose figures are those of its samples."""
+def with_records(run: Run, ledgers: Sequence[Ledger]) -> Run:
+    """Return the run with the records and measures of its ledger; as it is if none of the ledgers is its own."""
     for ledger in reversed(ledgers):
-        if run.about and belongs(ledger, run):
-            records = [ledger.records[key] for key in run.keys]
-            columns = {**figures(records), **run.columns}
-            return replace(run, records=tuple(found[0] for found in records), columns=columns)
+        if run.description and belongs(ledger, run):
+            records = [ledger.records[question] for question in run.questions]
+            measures = {**measures_of(records), **run.measures}
+            return replace(run, records=tuple(repeats[0] for repeats in records), measures=measures)
     return run
 
 
 def belongs(ledger: Ledger, run: Run) -> bool:
-    """Whether a ledger is that of a run: the same settings, every question, the same stages and costs."""
-    ours = {**run.about, "thinking": None}
-    if identity({**ledger.about, "thinking": None}) != identity(ours):
+    """Whether a ledger is that of a run: same settings, every question, and the same numbers as in the samples."""
+    # `thinking` is a model argument that the header of a ledger does not have
+    ours, theirs = ({**description, "thinking": None} for description in (run.description, ledger.description))
+    if identity(theirs) != identity(ours):
         return False
-    if not all(key in ledger.records for key in run.keys):
+    if not all(question in ledger.records for question in run.questions):
         return False
-    told = figures([ledger.records[key] for key in run.keys])
+    recorded = measures_of([ledger.records[question] for question in run.questions])
     return all(
-        np.allclose(run.columns[name], told[name], rtol=1e-9)
-        for name in COLUMNS
-        if name in run.columns and name in told
+        np.allclose(run.measures[name], recorded[name], rtol=1e-9)
+        for name in MEASURES
+        if name in run.measures and name in recorded
     )
 
 
-def figures(records: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Floats]:
-    """A ledger's figures per question, means over its repeats; those that some question lacks are left out."""
+def measures_of(records: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Floats]:
+    """Return the `MEASURES` of ledger records, float64 (Q,) each, without those that some question lacks.
 
-    def one(record: Mapping[str, Any], name: str) -> float | None:
-        tokens = record["tokens"]
-        if name == "length":
-            return float(tokens["mentor_new"] + tokens["intern_new"])
-        if name == "mentor_tokens":
-            return float(tokens["mentor_new"])
-        if name == "truncated":
-            return float(record["finish_reason"] == "length")
-        value = record.get(name)
-        return None if value is None else float(value)
-
-    found = {}
-    for name in COLUMNS:
-        values = [[one(record, name) for record in repeats] for repeats in records]
+    Parameters
+    ----------
+    records
+        For each of Q questions the records of its repeats, over which means are taken.
+    """
+    measures = {}
+    for name in MEASURES:
+        values = [[measure_of(record, name) for record in repeats] for repeats in records]
         if not any(value is None for repeats in values for value in repeats):
-            found[name] = np.array([mean([v for v in repeats if v is not None]) for repeats in values])
-    return found
+            measures[name] = np.array([mean([v for v in repeats if v is not None]) for repeats in values])
+    return measures
+
+
+def measure_of(record: Mapping[str, Any], name: str) -> float | None:
+    """Return one of the `MEASURES` of a ledger record; None if the record does not have it."""
+    tokens = record["tokens"]
+    if name == "length":
+        return float(tokens["mentor_new"] + tokens["intern_new"])
+    if name == "mentor_tokens":
+        return float(tokens["mentor_new"])
+    if name == "truncated":
+        return float(record["finish_reason"] == "length")
+    value = record.get(name)
+    return None if value is None else float(value)

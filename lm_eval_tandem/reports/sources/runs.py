@@ -1,298 +1,261 @@
-"""The harness's result and sample files, read back question by question."""
+"""`Run`: one policy, or another model, on one domain, question by question; and reading runs from results folders."""
 
 from __future__ import annotations
 
 import json
-import lzma
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.digits import settled, significant, typed
+from lm_eval_tandem.digits import settled, typed
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.reports.sources import harness_files
 
 Floats = NDArray[np.float64]
-Key = tuple[str, int]
-"""A question: task and document id."""
+QuestionId = tuple[str, int]
+"""Task and document id."""
 
-COLUMNS = ("length", "mentor_tokens", "tflops", "stage", "truncated", "dollars")
-"""A tandem's own figures per question, where the task or the ledger has them."""
+MEASURES = ("length", "mentor_tokens", "tflops", "stage", "truncated", "dollars")
+"""Numbers that a run may have per question besides its grade, under these names in samples and in ledger records."""
 SUBJECT_FIELDS = ("subject", "type")
-"""Fields of documents that name a subject, where no other is asked for."""
-SETTING = ("efforts", "insights", "guidance", "thinking")
-"""What a mentor and an intern are told besides the policy."""
+"""Fields of a document that name its subject, unless the user names another one."""
+PAIR_SETTINGS = ("efforts", "insights", "guidance", "thinking")
+"""Settings that make two runs of the same models runs of two different pairs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run on one domain: a task, or the tasks of one of the harness's groups.
+    """One run on one domain: a task, or all tasks of one of the harness's groups.
 
-    name: e.g. tandem-pair-cascade. policy: "" for another model. about: what the tandem says of itself.
-    arguments: the model arguments that it was given. flags: what the harness was given besides, as typed.
-    keys, subjects, score: one per question, sorted; score is the task's first metric. columns: see `COLUMNS`; a
-    figure that is not known is absent. records: the ledger's, one per question, or none.
+    Attributes
+    ----------
+    name
+        For example tandem-pair-cascade.
+    policy
+        For example cascade or stage:2; "" for a model that is not a tandem.
+    domain
+        Name of the task or group.
+    description
+        What the tandem recorded about itself (`config.tandem` in the results file); empty for other models.
+    arguments
+        Model arguments as given.
+    flags
+        Further flags of the lm_eval command, as typed.
+    commit
+        The commit that the harness recorded.
+    metric
+        Name of the metric that `grades` holds.
+    questions
+        Task and document id of each of the Q questions, sorted.
+    subjects
+        Subject of each question; "" where there is none.
+    grades
+        Float64 (Q,), the metric per question, in [0, 1].
+    measures
+        Float64 (Q,) under names of `MEASURES`; those that are not known for every question are absent.
+    records
+        Ledger records, one per question; empty if the run has no ledger.
     """
 
     name: str
     policy: str
     domain: str
-    about: Mapping[str, Any]
+    description: Mapping[str, Any]
     arguments: Mapping[str, Any]
     flags: tuple[str, ...]
     commit: str
     metric: str
-    keys: tuple[Key, ...]
+    questions: tuple[QuestionId, ...]
     subjects: tuple[str, ...]
-    score: Floats
-    columns: Mapping[str, Floats]
+    grades: Floats
+    measures: Mapping[str, Floats]
     records: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        """Which questions count as answered right."""
-        return np.asarray(settled(self.score) >= 0.5, dtype=np.bool_)
+    def correct(self) -> NDArray[np.bool_]:
+        """Which questions count as answered correctly: those graded 0.5 or higher."""
+        return np.asarray(settled(self.grades) >= 0.5, dtype=np.bool_)
 
     @property
     def identity(self) -> str:
-        """What makes two runs the same one, made again."""
-        return identity(self.about) if self.about else self.name
+        """A string that is the same for two runs of the same models with the same settings."""
+        return identity(self.description) if self.description else self.name
+
+    @property
+    def classifier_facts(self) -> Mapping[str, Any]:
+        """What the run recorded about its classifier: schema, model, labels, tasks, sha256; empty if nothing."""
+        return self.description.get("judge") or {}
+
+    @property
+    def has_both_models(self) -> bool:
+        """Whether mentor and intern took part; False for a model that ran alone."""
+        return {"mentor", "intern"} <= set(self.description)
 
 
-@dataclass
-class _Part:
-    """One run on one task."""
+@dataclass(frozen=True)
+class _TaskRun:
+    """A run on a single task, before tasks of a group are joined; `documents` has one entry per question."""
 
     run: Run
-    file: str
-    fields: list[Mapping[str, Any]] = field(default_factory=list)
+    documents: Sequence[Mapping[str, Any]]
 
 
 def read(folders: Iterable[Path], metric: str | None = None, by: str | None = None) -> list[Run]:
-    """Every run below the folders, the newest of each, sorted by domain and name; no records yet (`ledgers.joined`).
+    """Read every run below some folders; of a run that was repeated, the newest. Ledgers are joined later.
 
-    metric: the grade to report, as NAME or NAME,FILTER (default: each task's first). by: the field of the documents
-        that names their subject (default: `subject` or `type`, where documents have it).
+    Parameters
+    ----------
+    folders
+        Folders that lm_eval got as --output_path.
+    metric
+        The metric to report, as NAME or NAME,FILTER; None for each task's first.
+    by
+        The document field that names a question's subject; None for `subject` or `type`, where documents have one.
+
+    Returns
+    -------
+    list of Run
+        Sorted by domain and name, without ledger records (see `ledgers.join`).
 
     Raises
     ------
     ArgumentError
-        A folder holds no readable results, or results without their samples.
+        A folder holds no readable results, or results without samples, or no question has the field `by`.
     """
     paths = list(folders)
-    parts: dict[tuple[str, str], _Part] = {}
-    groups: dict[str, str] = {}
-    for file in sorted((file for folder in paths for file in results_below(folder)), key=lambda file: file.name):
-        results = loaded(file)
+    newest: dict[tuple[str, str], _TaskRun] = {}
+    group_of: dict[str, str] = {}
+    files = [file for folder in paths for file in harness_files.find_results(folder)]
+    for file in sorted(files, key=lambda file: file.name):  # names end in a time stamp: the newest comes last
+        results = harness_files.load_results(file)
         for group, tasks in (results.get("group_subtasks") or {}).items():
-            groups |= dict.fromkeys(tasks, group)
-        for part in parts_of(file, results, metric):
-            parts[part.run.domain, part.run.identity] = part
-    if by is not None and not any(by in document for part in parts.values() for document in part.fields):
-        known = sorted({name for part in parts.values() for document in part.fields[:1] for name in document})
-        raise ArgumentError(f"--by {by}: no question has this field; they have {', '.join(known)}.")
-    domains: dict[tuple[str, str], list[_Part]] = {}
-    for (task, run), part in sorted(parts.items()):
-        domains.setdefault((groups.get(task, task), run), []).append(part)
-    runs = [assembled(domain, found, by) for (domain, _), found in sorted(one_per_task(domains).items())]
+            group_of |= dict.fromkeys(tasks, group)
+        for task_run in read_task_runs(file, results, metric):
+            newest[task_run.run.domain, task_run.run.identity] = task_run
+    if by is not None:
+        check_field(by, newest.values())
+    parts: dict[tuple[str, str], list[_TaskRun]] = {}
+    for (task, run_identity), task_run in sorted(newest.items()):
+        parts.setdefault((group_of.get(task, task), run_identity), []).append(task_run)
+    runs = [join_tasks(domain, part, by) for (domain, _), part in sorted(merge_per_task_cascades(parts).items())]
     return sorted(runs, key=lambda run: (run.domain, run.name, run.identity))
 
 
-def one_per_task(domains: dict[tuple[str, str], list[_Part]]) -> dict[tuple[str, str], list[_Part]]:
-    """Cascades that answered single tasks of a domain, each with a classifier of its own, as one run."""
-    tasks: dict[str, set[str]] = {}
-    for (domain, _), parts in domains.items():
-        tasks.setdefault(domain, set()).update(part.run.domain for part in parts)
-    whole: dict[tuple[str, str], list[_Part]] = {}
-    pieces: dict[tuple[str, str], list[_Part]] = {}
-    for (domain, name), parts in domains.items():
-        about = parts[0].run.about
-        if len(parts) == len(tasks[domain]) or "classifier" not in about:
-            whole[domain, name] = parts
-        else:
-            plain = {**about, "classifier": "one per task", "thresholds": None, "judge": {"per": "task"}}
-            joint = [_Part(replace(part.run, about=plain), part.file, part.fields) for part in parts]
-            pieces.setdefault((domain, identity(plain)), []).extend(joint)
-    return whole | pieces
+def check_field(field: str, task_runs: Iterable[_TaskRun]) -> None:
+    """Refuse a document field that no question has."""
+    if any(field in document for task_run in task_runs for document in task_run.documents):
+        return
+    known = sorted({name for task_run in task_runs for document in task_run.documents[:1] for name in document})
+    raise ArgumentError(f"--by {field}: no question has this field; they have {', '.join(known)}.")
 
 
-def identity(about: Mapping[str, Any]) -> str:
-    """Pair, settings, policy and judge of a tandem, as one string."""
-    roles = {
-        role: [about[role].get(k) for k in ("model", "parameters")] for role in ("mentor", "intern") if role in about
-    }
-    rest = {name: about.get(name) for name in ("run", "seed", "classifier", "recipe", "thresholds", *SETTING)}
-    rest["thresholds"] = [typed(value) for value in rest["thresholds"]] if rest["thresholds"] else None
-    return json.dumps([roles, rest, (about.get("judge") or {}).get("sha256")], sort_keys=True)
-
-
-def results_below(folder: Path) -> list[Path]:
-    """The results files of the harness below a folder."""
-    if not folder.is_dir():
-        raise ArgumentError(f"{folder} is no folder; give the one that lm_eval got as --output_path.")
-    files = sorted(folder.rglob("results_*.json"))
-    if not files:
-        raise ArgumentError(f"{folder} holds no results of the harness; run it with --output_path and --log_samples.")
-    return files
-
-
-def loaded(file: Path) -> dict[str, Any]:
-    """A results file as the harness wrote it."""
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        tasks, config = results["configs"], results["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(
-            f"{file} cannot be read as results of the harness ({reason(error)}); run it again or take the file away."
-        ) from None
-    if not isinstance(tasks, dict) or not isinstance(config, dict):
-        raise ArgumentError(f"{file} holds no configs of tasks; run the harness again or take the file away.")
-    return dict(results)
-
-
-def reason(error: Exception) -> str:
-    """Why a file could not be read, in a few words and without the path."""
-    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-
-
-def parts_of(file: Path, results: dict[str, Any], metric: str | None) -> list[_Part]:
-    """The runs, one per task, of one results file."""
+def read_task_runs(file: Path, results: dict[str, Any], metric: str | None) -> list[_TaskRun]:
+    """Return the runs in one results file, one per task."""
     config = results["config"]
-    arguments = given_arguments(config.get("model_args"))
-    about = dict(config.get("tandem") or {})
-    if about:
-        about["thinking"] = str(arguments.get("thinking", "auto"))
-    found = []
-    for task, settings in results["configs"].items():
-        lines, name = graded(file, task, settings, metric)
+    arguments = harness_files.model_arguments(config.get("model_args"))
+    description = dict(config.get("tandem") or {})
+    if description:
+        description["thinking"] = str(arguments.get("thinking", "auto"))
+    task_runs = []
+    for task, task_config in results["configs"].items():
+        samples, metric_name = harness_files.read_samples(file, task, task_config, metric)
         run = Run(
-            name=about.get("run", file.parent.name),
-            policy=about.get("policy", ""),
+            name=description.get("run", file.parent.name),
+            policy=description.get("policy", ""),
             domain=task,
-            about=about,
+            description=description,
             arguments=arguments,
-            flags=flags(config, results),
+            flags=harness_files.command_flags(results),
             commit=str(results.get("git_hash") or "unknown"),
-            metric=name,
-            keys=tuple((task, int(line["doc_id"])) for line in lines),
+            metric=metric_name,
+            questions=tuple((task, int(sample["doc_id"])) for sample in samples),
             subjects=(),
-            score=column(lines, name),
-            columns={
-                name: column(lines, name) for name in COLUMNS if all(line.get(name) is not None for line in lines)
+            grades=numbers_of(samples, metric_name),
+            measures={
+                name: numbers_of(samples, name)
+                for name in MEASURES
+                if all(sample.get(name) is not None for sample in samples)
             },
         )
-        documents = [line["doc"] if isinstance(line.get("doc"), dict) else {} for line in lines]
-        found.append(_Part(run, file.name, documents))
-    return found
+        documents = [sample["doc"] if isinstance(sample.get("doc"), dict) else {} for sample in samples]
+        task_runs.append(_TaskRun(run, documents))
+    return task_runs
 
 
-def given_arguments(arguments: Any) -> dict[str, Any]:
-    """The model arguments of a run; what the tandem itself added or nobody should see is left out."""
-    if isinstance(arguments, str):
-        arguments = dict(pair.split("=", 1) for pair in arguments.split(",") if "=" in pair)
-    secret = ("token", "key", "password")
-    return {
-        name: value
-        for name, value in (arguments or {}).items()
-        if name != "model" and not any(str(name).lower().endswith(word) for word in secret)
+def numbers_of(samples: Sequence[Mapping[str, Any]], name: str) -> Floats:
+    """Return one number of every sample, float64 (Q,)."""
+    return np.array([float(sample[name]) for sample in samples])
+
+
+def merge_per_task_cascades(parts: dict[tuple[str, str], list[_TaskRun]]) -> dict[tuple[str, str], list[_TaskRun]]:
+    """Join cascades that ran on single tasks of a group, each with a classifier fitted for its task, into one run.
+
+    Parameters
+    ----------
+    parts
+        Task runs by domain and identity.
+
+    Returns
+    -------
+    dict
+        The same, the joined cascades under an identity of their own.
+    """
+    tasks: dict[str, set[str]] = {}
+    for (domain, _), task_runs in parts.items():
+        tasks.setdefault(domain, set()).update(task_run.run.domain for task_run in task_runs)
+    complete: dict[tuple[str, str], list[_TaskRun]] = {}
+    joined: dict[tuple[str, str], list[_TaskRun]] = {}
+    for (domain, run_identity), task_runs in parts.items():
+        description = task_runs[0].run.description
+        if len(task_runs) == len(tasks[domain]) or "classifier" not in description:
+            complete[domain, run_identity] = task_runs
+        else:
+            common = {**description, "classifier": "one per task", "thresholds": None, "judge": {"per": "task"}}
+            renamed = [replace(part, run=replace(part.run, description=common)) for part in task_runs]
+            joined.setdefault((domain, identity(common)), []).extend(renamed)
+    return complete | joined
+
+
+def identity(description: Mapping[str, Any]) -> str:
+    """Return a string that is the same for two runs of the same models, settings, policy and classifier."""
+    models = {
+        role: [description[role].get(key) for key in ("model", "parameters")]
+        for role in ("mentor", "intern")
+        if role in description
     }
+    names = ("run", "seed", "classifier", "recipe", "thresholds", *PAIR_SETTINGS)
+    settings = {name: description.get(name) for name in names}
+    settings["thresholds"] = [typed(value) for value in settings["thresholds"]] if settings["thresholds"] else None
+    return json.dumps([models, settings, (description.get("judge") or {}).get("sha256")], sort_keys=True)
 
 
-def flags(config: Mapping[str, Any], results: Mapping[str, Any]) -> tuple[str, ...]:
-    """How the harness was called, as far as a repetition needs it."""
-    said: list[str] = []
-    if results.get("chat_template") or results.get("chat_template_sha"):
-        said.append("--apply_chat_template")
-    if config.get("batch_size"):
-        said.append(f"--batch_size {config['batch_size']}")
-    if config.get("limit"):
-        said.append(f"--limit {significant(config['limit'], 6)}")
-    if config.get("gen_kwargs"):
-        pairs = config["gen_kwargs"]
-        text = pairs if isinstance(pairs, str) else ",".join(f"{name}={value}" for name, value in pairs.items())
-        said.append(f"--gen_kwargs {text}")
-    return tuple(said)
-
-
-def graded(file: Path, task: str, settings: Mapping[str, Any], metric: str | None) -> tuple[list[dict[str, Any]], str]:
-    """The samples of a task, one line per question in order, and the metric that grades them."""
-    asked, _, filtered = (metric or "").partition(",")
-    name = asked or settings["metric_list"][0]["metric"]
-    lines = objects(samples_of(file, task))
-    filters = list(dict.fromkeys(str(line.get("filter", "none")) for line in lines))
-    if filtered and filtered not in filters:
-        raise ArgumentError(f"--metric {metric}: {task} has no filter {filtered}; it has {', '.join(filters)}.")
-    kept = [line for line in lines if str(line.get("filter", "none")) == (filtered or filters[0])]
-    lacking = next((line for line in kept if name not in line), None)
-    if lacking is not None:
-        raise ArgumentError(
-            f"--metric {name}: {task} has no such metric in its samples; it has "
-            f"{', '.join(lacking.get('metrics', ())) or 'none'}."
-        )
-    return kept, name
-
-
-def samples_of(file: Path, task: str) -> Path:
-    """The samples file that lies beside a results file, plain or packed (xz)."""
-    plain = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
-    packed = plain.with_name(plain.name + ".xz")
-    found = packed if packed.is_file() else plain
-    if not found.is_file():
-        raise ArgumentError(f"{file} has no samples of {task} beside it; run the harness with --log_samples.")
-    return found
-
-
-def lines_of(file: Path) -> list[str]:
-    """The lines of a JSON-lines file, plain or packed (xz); at least one."""
-    try:
-        content = file.read_bytes()
-        text = (lzma.decompress(content) if file.suffix == ".xz" else content).decode()
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{file} cannot be read ({reason(error)}); run the harness again.") from None
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not lines:
-        raise ArgumentError(f"{file} holds no samples; run the harness again with --log_samples.")
-    return lines
-
-
-def objects(file: Path) -> list[dict[str, Any]]:
-    """The samples of a file."""
-    try:
-        found = [json.loads(line) for line in lines_of(file)]
-        return sorted(found, key=lambda line: int(line["doc_id"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"{file} cannot be read as samples ({reason(error)}); run the harness again.") from None
-
-
-def column(lines: Sequence[Mapping[str, Any]], name: str) -> Floats:
-    """One figure of every question."""
-    return np.array([float(line[name]) for line in lines])
-
-
-def assembled(domain: str, parts: Sequence[_Part], by: str | None) -> Run:
-    """One run of the parts that it has in a domain's tasks."""
-    runs = [part.run for part in parts]
-    shared = set.intersection(*(set(run.columns) for run in runs))
+def join_tasks(domain: str, task_runs: Sequence[_TaskRun], by: str | None) -> Run:
+    """Return the run on a whole domain, from its runs on the domain's tasks."""
+    runs = [task_run.run for task_run in task_runs]
+    shared = set.intersection(*(set(run.measures) for run in runs))
+    several = len(task_runs) > 1
     return replace(
         runs[-1],
         domain=domain,
-        keys=tuple(key for run in runs for key in run.keys),
-        subjects=tuple(subject for part in parts for subject in subjects_of(part, domain, len(parts) > 1, by)),
-        score=np.concatenate([run.score for run in runs]),
-        columns={name: np.concatenate([run.columns[name] for run in runs]) for name in COLUMNS if name in shared},
+        questions=tuple(question for run in runs for question in run.questions),
+        subjects=tuple(subject for task_run in task_runs for subject in subjects_of(task_run, domain, several, by)),
+        grades=np.concatenate([run.grades for run in runs]),
+        measures={name: np.concatenate([run.measures[name] for run in runs]) for name in MEASURES if name in shared},
     )
 
 
-def subjects_of(part: _Part, domain: str, several: bool, by: str | None) -> list[str]:
-    """The subject of each question: a field of its document, or its task where the domain has several."""
+def subjects_of(task_run: _TaskRun, domain: str, several: bool, by: str | None) -> list[str]:
+    """Return the subject of each question: its task if the domain has several, otherwise a field of its document."""
+    documents = task_run.documents
     if by is None and several:
-        return [part.run.domain.removeprefix(f"{domain}_")] * len(part.fields)
+        return [task_run.run.domain.removeprefix(f"{domain}_")] * len(documents)
     for name in SUBJECT_FIELDS if by is None else (by,):
-        values = [str(document.get(name) or "") for document in part.fields]
+        values = [str(document.get(name) or "") for document in documents]
         if any(values):
-            numbers = all(value.replace(".", "", 1).isdigit() for value in values)
-            return [f"{name} {value}" for value in values] if numbers else values
-    return [""] * len(part.fields)
+            numeric = all(value.replace(".", "", 1).isdigit() for value in values)
+            return [f"{name} {value}" for value in values] if numeric else values
+    return [""] * len(documents)

@@ -1,0 +1,66 @@
+"""What 1,000 questions cost at the prices of an API (paper, Table 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lm_eval_tandem import digits
+from lm_eval_tandem.reports.sections.cells import accuracy_of
+from lm_eval_tandem.reports.sources.comparison import Comparison
+from lm_eval_tandem.reports.sources.missing import command
+from lm_eval_tandem.reports.sources.report_data import ReportData
+from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Table, make_table
+
+PRICED = ("input", "cached", "output")
+"""Kinds of tokens that have a price."""
+
+
+def dollars(data: ReportData) -> list[Part]:
+    """Return a table for each comparison with known prices, or what it takes to get one."""
+    parts: list[Part] = [
+        table(comparison)
+        for comparison in data.comparisons
+        if any("dollars" in run.measures for run in comparison.runs)
+    ]
+    if parts:
+        return parts
+    prices = ",".join(f"{role}_price_{kind}=P" for role in ("mentor", "intern") for kind in PRICED)
+    like = command(data.comparisons[0], "cascade", ledger=True)
+    return [
+        Missing(
+            "Dollars need runs with prices per million tokens (those of an API, or what an API would charge for local "
+            "models) and with a ledger; none of these runs has both.",
+            like.replace("policy=cascade", f"policy=cascade,{prices}"),
+        )
+    ]
+
+
+def table(comparison: Comparison) -> Table:
+    """Return accuracy and dollars per 1,000 questions of every policy, by subject and for all."""
+    masks = {subject: comparison.subject_mask(subject) for subject in comparison.subjects}
+    masks["all"] = np.ones(comparison.n_questions, dtype=bool)
+    columns = ["policy", *[f"{subject}: {what}" for subject in masks for what in ("accuracy %", "$ per 1,000")]]
+    rows: list[list[Cell]] = []
+    for run in comparison.rows:
+        if "dollars" not in run.measures:
+            continue
+        row: list[Cell] = [comparison.label(run)]
+        for subject, mask in masks.items():
+            low, high = comparison.interval(run, "dollars")
+            interval = (1000 * low, 1000 * high) if subject == "all" else None
+            paid = digits.mean(1000 * run.measures["dollars"][mask])
+            row += [accuracy_of(run.grades[mask]), Number(paid, interval, 4)]
+        rows.append(row)
+    return make_table(f"dollars-{comparison.name}", comparison.title, prices_of(comparison), columns, rows)
+
+
+def prices_of(comparison: Comparison) -> str:
+    """Return a sentence with the prices of a comparison's runs; "" if none recorded them."""
+    prices: dict[str, None] = {}
+    for run in comparison.runs:
+        for role in ("mentor", "intern"):
+            recorded = run.description.get(role, {}).get("prices")
+            if recorded:
+                amounts = ", ".join(f"{digits.significant(recorded[kind], 6)} ({kind})" for kind in PRICED)
+                prices[f"{role} {amounts}"] = None
+    return f"Dollars per million tokens: {'; '.join(prices)}." if prices else ""

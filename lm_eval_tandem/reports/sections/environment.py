@@ -1,0 +1,50 @@
+"""What a report ends with: models, engines, classifiers and versions of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval_tandem.digits import listed
+from lm_eval_tandem.reports.sources.labels import model_name
+from lm_eval_tandem.reports.sources.report_data import ReportData
+
+LIBRARIES = ("torch", "transformers", "vllm", "openai")
+"""Libraries whose versions an engine records."""
+
+
+def environment(data: ReportData) -> list[str]:
+    """Return one line per fact, sorted, each once."""
+    lines: set[str] = set()
+    for run in data.runs:
+        description = run.description
+        lines |= {f"{role}: {model(description[role])}" for role in ("mentor", "intern") if role in description}
+        if "classifier" in description:
+            lines.add(classifier(description))
+        if "efforts" in description:
+            efforts = ":".join(map(str, description["efforts"]))
+            lines.add(f"efforts {efforts} mentor tokens; lm-eval-tandem {description['version']}")
+        lines.add(f"commit {run.commit}")
+        lines.add(f"{run.domain}: accuracy is the metric {run.metric}")
+    return sorted(lines)
+
+
+def classifier(description: Mapping[str, Any]) -> str:
+    """Return a line on the classifier of a run."""
+    thresholds = description.get("thresholds")
+    chosen = "one set per task" if thresholds is None else listed(thresholds)
+    name = model_name(description["classifier"])
+    return f"classifier: {name}, recipe {description['recipe']}, thresholds {chosen}"
+
+
+def model(facts: Mapping[str, Any]) -> str:
+    """Return a line on a model and the engine that ran it."""
+    versions = ", ".join(f"{name} {facts[name]}" for name in LIBRARIES if facts.get(name))
+    parts = [
+        model_name(facts["model"]),
+        f"{facts['parameters']:,} parameters" if facts.get("parameters") else "",
+        f"{facts.get('engine', '')}{f' ({versions})' if versions else ''}",
+        str(facts.get("dtype") or "").removeprefix("torch."),
+        str(facts.get("device") or ""),
+    ]
+    return ", ".join(part for part in parts if part)

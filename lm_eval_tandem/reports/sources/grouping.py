@@ -1,0 +1,138 @@
+"""Which runs are compared with each other: one `Comparison` per domain and pair, and what each pair is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.reports.sources.comparison import POLICY_ORDER, Comparison
+from lm_eval_tandem.reports.sources.labels import model_name, without_paths
+from lm_eval_tandem.reports.sources.runs import PAIR_SETTINGS, Run
+
+
+def group(runs: Sequence[Run]) -> list[Comparison]:
+    """Return the comparisons that some runs allow, one per domain and pair.
+
+    A run of a single model belongs to every pair that has this model, and a run of a model that is not a tandem to
+    every comparison of its domain.
+
+    Raises
+    ------
+    ArgumentError
+        Runs on one domain answered different questions, or one name stands for two models.
+    """
+    comparisons = []
+    for domain in sorted({run.domain for run in runs}):
+        on_domain = [run for run in runs if run.domain == domain]
+        check_same_questions(on_domain)
+        check_same_models(on_domain)
+        # one run stands for each pair
+        pairs = {pair_key(run.description): run for run in on_domain if run.has_both_models}
+        if not pairs:
+            comparisons.append(Comparison(domain, name_without_pair(on_domain), ordered(on_domain)))
+        names = pair_names([run.description for run in pairs.values()])
+        for key, example in sorted(pairs.items()):
+            members = [
+                run
+                for run in on_domain
+                if not run.policy or pair_key(run.description) == key or is_one_model_of(run, example)
+            ]
+            comparisons.append(Comparison(domain, names[key], ordered(members)))
+    return comparisons
+
+
+def ordered(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Return runs in the order of a table's rows: by policy and its number, then by name and classifier."""
+
+    def key(run: Run) -> tuple[int, int, str, str]:
+        name, _, number = run.policy.partition(":")
+        return (
+            policy_rank(name),
+            int(number) if number.isdigit() else 0,
+            run.name,
+            str(run.description.get("classifier", "")),
+        )
+
+    return tuple(sorted(runs, key=key))
+
+
+def policy_rank(policy: str) -> int:
+    """Return the place of a policy in `POLICY_ORDER`; unknown ones come last."""
+    name = policy.partition(":")[0]
+    return POLICY_ORDER.index(name) if name in POLICY_ORDER else len(POLICY_ORDER)
+
+
+def pair_key(description: Mapping[str, Any]) -> str:
+    """Return a string that is the same for all runs of a pair: its models and `PAIR_SETTINGS`."""
+    models = [description.get(role, {}).get("model", "") for role in ("mentor", "intern")]
+    return json.dumps([models, {name: description.get(name) for name in PAIR_SETTINGS}], sort_keys=True)
+
+
+def is_one_model_of(run: Run, example: Run) -> bool:
+    """Whether a run is that of one of a pair's models alone; `example` is any run of the pair."""
+    roles = [role for role in ("mentor", "intern") if role in run.description]
+    ours, theirs = run.description, example.description
+    return (
+        len(roles) == 1
+        and ours.get("thinking") == theirs.get("thinking")
+        and ours[roles[0]]["model"] == theirs[roles[0]]["model"]
+    )
+
+
+def pair_names(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what each pair is called, by `pair_key`: its models, and the settings in which pairs of them differ.
+
+    Parameters
+    ----------
+    pairs
+        The description of one run of each pair.
+    """
+    names = {}
+    for description in pairs:
+        same_models = [other for other in pairs if models_name(other) == models_name(description)]
+        differing = [name for name in PAIR_SETTINGS if len({json.dumps(o.get(name)) for o in same_models}) > 1]
+        settings = []
+        for name in differing:
+            value = description.get(name)
+            settings.append(f"{name} {':'.join(map(str, value)) if isinstance(value, list) else value}")
+        names[pair_key(description)] = ", ".join([models_name(description), *settings])
+    return names
+
+
+def models_name(description: Mapping[str, Any]) -> str:
+    """Return mentor and intern by the last parts of their names."""
+    if description.get("pair") == "pair":
+        return "the bundled pair"
+    return " + ".join(model_name(description[role]["model"]) for role in ("mentor", "intern") if role in description)
+
+
+def name_without_pair(runs: Sequence[Run]) -> str:
+    """Return what to call runs none of which has both models."""
+    return next((models_name(run.description) for run in runs if run.description), "other models")
+
+
+def check_same_questions(runs: Sequence[Run]) -> None:
+    """Refuse runs on one domain that answered different questions."""
+    for run in runs[1:]:
+        if run.questions != runs[0].questions:
+            raise ArgumentError(
+                f"the runs {runs[0].name} ({len(runs[0].questions)} questions) and {run.name} "
+                f"({len(run.questions)}) on {run.domain} answered different questions, so they cannot be compared; "
+                "run each with the same --limit and --samples."
+            )
+
+
+def check_same_models(runs: Sequence[Run]) -> None:
+    """Refuse two models of one name but different sizes: their runs would be mixed up."""
+    sizes: dict[str, int] = {}
+    for run in runs:
+        for role in ("mentor", "intern"):
+            facts = run.description.get(role)
+            if facts and sizes.setdefault(facts["model"], facts.get("parameters")) != facts.get("parameters"):
+                raise ArgumentError(
+                    f"the runs on {run.domain} mix two pairs: {without_paths(facts['model'])} has "
+                    f"{sizes[facts['model']]} parameters in one and {facts.get('parameters')} in another; "
+                    "report each pair from its own folder."
+                )

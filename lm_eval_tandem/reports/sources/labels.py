@@ -1,0 +1,74 @@
+"""What runs, models, files and subjects are called in a report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval_tandem.digits import listed, typed
+from lm_eval_tandem.reports.sources.runs import Run
+
+
+def run_label(run: Run, others: Sequence[Run]) -> str:
+    """Return a run's policy, followed by as much of its classifier as distinguishes it from the other runs.
+
+    Parameters
+    ----------
+    run
+        The run to name.
+    others
+        All runs of the comparison that have the same policy, `run` included.
+    """
+    if not run.policy:
+        return run.name
+    for label in (_policy, _with_classifier, _with_recipe, _with_thresholds):
+        if len({label(other) for other in others}) == len(others):
+            return label(run)
+    return f"{_with_thresholds(run)}, number {others.index(run) + 1}"
+
+
+def _policy(run: Run) -> str:
+    return run.policy
+
+
+def _classifier(run: Run) -> str:
+    return str(run.description.get("classifier", run.name))
+
+
+def _with_classifier(run: Run) -> str:
+    return f"{run.policy} ({_classifier(run)})"
+
+
+def _with_recipe(run: Run) -> str:
+    return f"{run.policy} ({_classifier(run)}, {run.description.get('recipe', '')})"
+
+
+def _with_thresholds(run: Run) -> str:
+    return f"{run.policy} ({_classifier(run)}, {listed(run.description.get('thresholds') or ())})"
+
+
+def model_name(model: str) -> str:
+    """Return a model's name without its folder or account: "lab/large" is "large"."""
+    return re.split(r"[/\\]", str(model).rstrip("/\\"))[-1]
+
+
+def without_paths(value: Any) -> str:
+    """Return a value as text in which paths on this machine are cut to their last part: "/lab/large" is "…/large"."""
+    if isinstance(value, float):
+        value = typed(value)
+    text = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if text.startswith("http"):
+        return text
+    return re.sub(r"(?:^|(?<=[=,;: ]))(?:~|/|[A-Za-z]:\\)[^,; ]*[/\\]", "…/", text)
+
+
+def slug(text: str) -> str:
+    """Return a text in lower case with only letters, digits and dashes, for file names and anchors."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def natural_order(subject: str) -> tuple[str, float]:
+    """Return a sorting key that puts "level 9" before "level 10"."""
+    words, _, last = subject.rpartition(" ")
+    return (words, float(last)) if last.replace(".", "", 1).isdigit() else (subject, 0.0)
