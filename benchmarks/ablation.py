@@ -1,14 +1,17 @@
-"""What each idea for a better judge gives: the same questions, folds, costs and objective, one idea at a time.
+"""Ablation of the judge: what each idea for a better judge gains, on the same questions, folds, costs and objective.
 
     python benchmarks/ablation.py build/collected --transfer build/collected_code --output results/ablation/README.md
 
-Everything is out of fold on collected training questions. Other questions, given as `transfer`, are judged by a
-classifier fitted on the training questions, at thresholds chosen there.
+Reads what `lm-eval-tandem collect` wrote and prints a Markdown table, or writes it to `--output`: for every variant of
+the judge its AUC, and the accuracy and cost that the cascade reaches with it. All of it is cross-validated on the
+collected training questions. `--transfer` adds columns for the questions of another task, judged by a classifier that
+was fitted on the training questions, at thresholds chosen there. `make ablation` runs it on the bundled pair.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,223 +37,331 @@ from lm_eval_tandem.training.fit import FINE_GRID, FOLDS, RECIPES, per_question
 from lm_eval_tandem.training.thresholds import GRID, Outcomes, centred, choose, out_of_fold, simulate
 
 Floats = NDArray[np.float64]
-Make = Callable[[], Any]
+Labels = NDArray[np.int64]
+MakeEstimator = Callable[[], Any]
+"""Makes an unfitted scikit-learn classifier."""
 
 QUESTIONS = 2000
-DEFAULT = Probe(MAX_PROBE_TOKENS, 0.7)
+"""Number of questions to use, unless the command says otherwise."""
+DEFAULT_PROBE = Probe(MAX_PROBE_TOKENS, 0.7)
+"""The probe of variants that do not vary it."""
 SKIP_BELOW = 0.3
-"""Scores before a probe up to which the stage is passed over without one."""
-WEIGHTS = np.logspace(-1, 4, 60)
-"""What an answer is worth, in costs of always-high, for the expected-value rule."""
+"""A stage is skipped without a probe if the estimated probability that it is sufficient is at most this."""
+ANSWER_VALUES = np.logspace(-1, 4, 60)
+"""Values of a correct answer that the expected-value rule tries, in costs of always-high."""
 
 
 @dataclass(frozen=True)
-class Idea:
-    """A judge to try: its inputs (Q, T, F), its kind, and its probe."""
+class Variant:
+    """A judge to evaluate.
+
+    Attributes
+    ----------
+    name
+        Its row in the table.
+    make
+        Makes its classifier.
+    inputs
+        Returns the classifier's inputs, float64 (Q, T, F), of collected questions.
+    probe
+        The probe that its inputs come from; None without one.
+    grid
+        The values that thresholds may take.
+    """
 
     name: str
-    make: Make
+    make: MakeEstimator
     inputs: Callable[[Collected], Floats]
     probe: Probe | None = None
     grid: tuple[float, ...] = FINE_GRID
 
 
 @dataclass(frozen=True)
+class Point:
+    """What the cascade reaches: accuracy in [0, 1], and cost as a share of always-high's."""
+
+    accuracy: float
+    cost: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """Mean AUC over the stages that have one; accuracy and cost (in shares of always-high) out of sample."""
+    """The evaluation of a variant.
+
+    Attributes
+    ----------
+    name
+        Its row in the table.
+    auc
+        Mean AUC over those stages that have correct and wrong answers; NaN for rules that change no score.
+    in_domain
+        Cross-validated point; None if no thresholds meet the objective.
+    transfer
+        Point on the questions of the other task; None without such questions.
+    note
+        A remark for the last column.
+    """
 
     name: str
     auc: float
-    here: tuple[float, float] | None
-    there: tuple[float, float] | None
+    in_domain: Point | None
+    transfer: Point | None
     note: str = ""
 
 
-def ideas(data: Collected) -> Iterator[Idea]:
-    """Every idea that the collected columns allow."""
-    boosting: Make = BoostingJudge
-    own, papers = (partial(SufficiencyClassifier, **RECIPES[name].parameters["mlp"]) for name in ("default", "paper"))
-    yield Idea("18 statistics, the paper's MLP, its grid", papers, _statistics, grid=GRID)
-    yield Idea("18 statistics, MLP trained to the end", own, _statistics)
-    yield Idea("18 statistics, logistic regression", LogisticJudge, _statistics)
-    yield Idea("18 statistics, boosting", boosting, _statistics)
-    yield Idea("+ change since the stage before", boosting, _with_change)
+# Variants: what the classifier is given, and which classifier
+
+
+def variants(data: Collected) -> Iterator[Variant]:
+    """Yield every variant that the collected data allow; those with a probe need the entropies of answers."""
+    boosting: MakeEstimator = BoostingJudge
+    long_mlp, paper_mlp = (
+        partial(SufficiencyClassifier, **RECIPES[recipe].parameters["mlp"]) for recipe in ("default", "paper")
+    )
+    yield Variant("18 statistics, the paper's MLP and grid", paper_mlp, statistics, grid=GRID)
+    yield Variant("18 statistics, MLP trained to convergence", long_mlp, statistics)
+    yield Variant("18 statistics, logistic regression", LogisticJudge, statistics)
+    yield Variant("18 statistics, boosting", boosting, statistics)
+    yield Variant("+ change since the previous stage", boosting, with_change)
     if data.parts is not None:
-        yield Idea("+ question and insights apart", boosting, lambda d: _with(d, d.parts, slice(0, 28)))
-        yield Idea("+ means by position", boosting, lambda d: _with(d, d.parts, slice(28, 36)))
+        by_part, by_position = slice(0, 28), slice(28, 36)
+        yield Variant("+ question and insights separately", boosting, lambda d: with_columns(d, d.parts, by_part))
+        yield Variant("+ means by position", boosting, lambda d: with_columns(d, d.parts, by_position))
     if data.entropy is None:
         return
     for tokens in (1, 8, 16, 32):
-        yield _probing(f"+ probe of {tokens} token{'s' * (tokens > 1)}", boosting, Probe(tokens))
-    yield _probing("+ probe of the whole answer", boosting, Probe(MAX_PROBE_TOKENS))
+        yield with_probe(f"+ probe of {tokens} token{'s' * (tokens > 1)}", boosting, Probe(tokens))
+    yield with_probe("+ probe of the whole answer", boosting, Probe(MAX_PROBE_TOKENS))
     for limit in (0.7, 1.0, 2.0):
-        yield _probing(f"+ probe until a token of more than {limit:g} nats", boosting, Probe(MAX_PROBE_TOKENS, limit))
-    yield _probing("the same, logistic regression", LogisticJudge, DEFAULT)
-    yield _probing("the same, MLP trained to the end", own, DEFAULT)
-    yield Idea("the probe and the stage alone, boosting", boosting, _probe_alone, DEFAULT)
-    yield Idea("the probe and the stage alone, logistic regression", LogisticJudge, _probe_alone, DEFAULT)
-    yield Idea("18 statistics, probe, and the probes of the stages before", boosting, _with_earlier, DEFAULT)
+        probe = Probe(MAX_PROBE_TOKENS, limit)
+        yield with_probe(f"+ probe up to a token of more than {limit:g} nats", boosting, probe)
+    yield with_probe("+ probe up to 0.7 nats, logistic regression", LogisticJudge, DEFAULT_PROBE)
+    yield with_probe("+ probe up to 0.7 nats, MLP trained to convergence", long_mlp, DEFAULT_PROBE)
+    yield Variant("probe and stage only, boosting", boosting, probe_only, DEFAULT_PROBE)
+    yield Variant("probe and stage only, logistic regression", LogisticJudge, probe_only, DEFAULT_PROBE)
+    yield Variant("18 statistics, probe, and the previous stage's probe", boosting, with_previous_probe, DEFAULT_PROBE)
 
 
-def _probing(name: str, make: Make, probe: Probe) -> Idea:
-    return Idea(name, make, lambda data: data.inputs(input_schemas.BOTH, probe), probe)
+def with_probe(name: str, make: MakeEstimator, probe: Probe) -> Variant:
+    """Return the variant with the 18 statistics and a probe."""
+    return Variant(name, make, lambda data: data.inputs(input_schemas.BOTH, probe), probe)
 
 
-def _statistics(data: Collected) -> Floats:
+def statistics(data: Collected) -> Floats:
+    """Return the 18 statistics of the prompt."""
     return data.features
 
 
-def _with(data: Collected, more: Floats | None, columns: slice) -> Floats:
+def with_columns(data: Collected, more: Floats | None, columns: slice) -> Floats:
+    """Return the 18 statistics with some columns of another array (Q, T, F)."""
     assert more is not None
     return np.concatenate([data.features, more[:, :, columns]], axis=2)
 
 
-def _with_change(data: Collected) -> Floats:
+def with_change(data: Collected) -> Floats:
+    """Return the 18 statistics with their differences to the previous stage, 0 at stage 0."""
     change = np.diff(data.features, axis=1, prepend=data.features[:, :1])
     return np.concatenate([data.features, change], axis=2)
 
 
-def _probe_alone(data: Collected) -> Floats:
-    return data.inputs(input_schemas.PROBE, DEFAULT)
+def probe_only(data: Collected) -> Floats:
+    """Return the probe's statistics and the stage."""
+    return data.inputs(input_schemas.PROBE, DEFAULT_PROBE)
 
 
-def _with_earlier(data: Collected) -> Floats:
-    said = data.probed(DEFAULT)[0]
-    before = np.concatenate([np.zeros_like(said[:, :1]), said[:, :-1]], axis=1)
-    return np.concatenate([data.features, said, before, said - before], axis=2)
+def with_previous_probe(data: Collected) -> Floats:
+    """Return the 18 statistics, the probe, the previous stage's probe (0 at stage 0) and the difference of both."""
+    probed = data.probed(DEFAULT_PROBE)[0]
+    previous = np.concatenate([np.zeros_like(probed[:, :1]), probed[:, :-1]], axis=1)
+    return np.concatenate([data.features, probed, previous, probed - previous], axis=2)
+
+
+# Evaluation
 
 
 def ablation(
-    paths: Sequence[Path], transfer: Sequence[Path], objective: str, questions: int = QUESTIONS, seed: int = 42
+    collected: Sequence[Path], transfer: Sequence[Path], objective: str, questions: int = QUESTIONS, seed: int = 42
 ) -> list[Result]:
-    """One result an idea, and two more for other rules on the default's scores. Raises ClassifierError."""
-    data, _ = read(*paths)
+    """Evaluate every variant, and two other stopping rules on the scores of the default probe with boosting.
+
+    Parameters
+    ----------
+    collected
+        Folders of collected training questions, all of one pair.
+    transfer
+        Folders of collected questions of another task; may be empty.
+    objective
+        What thresholds are chosen for, as in `lm-eval-tandem fit`.
+    questions
+        Largest number of training questions to use; they are thinned out evenly over their difficulty.
+    seed
+        Seed of folds and of thinning.
+
+    Raises
+    ------
+    ClassifierError
+        The collected questions cannot be read.
+    """
+    data, _ = read(*collected)
     labels = (np.asarray(data.correct, dtype=np.float64) >= 0.5).astype(np.int64)
-    few = np.sort(stratified_order(labels.sum(axis=1), seed)[:: max(1, len(labels) // questions)][:questions])
-    data, labels = data.part(few), labels[few]
+    by_difficulty = stratified_order(labels.sum(axis=1), seed)
+    rows = np.sort(by_difficulty[:: max(1, len(labels) // questions)][:questions])
+    data, labels = data.part(rows), labels[rows]
     other = read(*transfer)[0] if transfer else None
-    results = [_tried(idea, data, labels, other, objective, seed) for idea in ideas(data)]
+    results = [evaluate(variant, data, labels, other, objective, seed) for variant in variants(data)]
     if data.entropy is not None:
-        scores = out_of_fold(BoostingJudge, data.inputs(input_schemas.BOTH, DEFAULT), labels, FOLDS, seed)
-        results.append(_by_expected_value(data, data.outcomes(scores, DEFAULT), objective))
-        results.append(_by_skipping(data, labels, scores, objective, seed))
+        scores = out_of_fold(BoostingJudge, data.inputs(input_schemas.BOTH, DEFAULT_PROBE), labels, FOLDS, seed)
+        results.append(stop_by_expected_value(data, data.outcomes(scores, DEFAULT_PROBE), objective))
+        results.append(skip_unpromising_probes(data, labels, scores, objective, seed))
     return results
 
 
-def _tried(
-    idea: Idea, data: Collected, labels: NDArray[np.int64], other: Collected | None, objective: str, seed: int
+def evaluate(
+    variant: Variant, data: Collected, labels: Labels, other: Collected | None, objective: str, seed: int
 ) -> Result:
-    vectors = idea.inputs(data)
-    scores = out_of_fold(idea.make, vectors, labels, FOLDS, seed)
-    outcomes = data.outcomes(scores, idea.probe)
-    area = _auc(labels, scores)
+    """Cross-validate a variant, and apply it to the questions of another task if there are any."""
+    inputs = variant.inputs(data)
+    scores = out_of_fold(variant.make, inputs, labels, FOLDS, seed)
+    outcomes = data.outcomes(scores, variant.probe)
+    auc = mean_auc(labels, scores)
     try:
-        right, spent = per_question(outcomes, objective, idea.grid, seed)
-        limits = centred(outcomes, choose(outcomes, objective, idea.grid), idea.grid)
+        grades, cost = per_question(outcomes, objective, variant.grid, seed)
+        thresholds = centred(outcomes, choose(outcomes, objective, variant.grid), variant.grid)
     except ClassifierError:
-        return Result(idea.name, area, None, None, "no thresholds reach the objective")
-    there = None
+        return Result(variant.name, auc, None, None, "no thresholds meet the objective")
+    transfer = None
     if other is not None:
-        fitted = idea.make().fit(vectors.reshape(-1, vectors.shape[2]), labels.ravel())
-        theirs = idea.inputs(other)
-        judged = fitted.predict_proba(theirs.reshape(-1, theirs.shape[2]))[:, 1].reshape(theirs.shape[:2])
-        _, *found = simulate(other.outcomes(judged, idea.probe), limits)
-        there = _shares(other, *found)
-    return Result(idea.name, area, _shares(data, right, spent), there)
+        fitted = variant.make().fit(inputs.reshape(-1, inputs.shape[2]), labels.ravel())
+        other_inputs = variant.inputs(other)
+        positive = fitted.predict_proba(other_inputs.reshape(-1, other_inputs.shape[2]))[:, 1]
+        other_outcomes = other.outcomes(positive.reshape(other_inputs.shape[:2]), variant.probe)
+        _, *simulated = simulate(other_outcomes, thresholds)
+        transfer = point(other, *simulated)
+    return Result(variant.name, auc, point(data, grades, cost), transfer)
 
 
-def _shares(data: Collected, right: Floats, spent: Floats) -> tuple[float, float]:
-    return float(right.mean()), float(spent.mean() / data.cost[:, -1].mean())
+def point(data: Collected, grades: Floats, cost: Floats) -> Point:
+    """Return the mean of grades (Q,) and of costs (Q,), the latter relative to always-high."""
+    return Point(float(grades.mean()), float(cost.mean() / data.cost[:, -1].mean()))
 
 
-def _auc(labels: NDArray[np.int64], scores: Floats) -> float:
+def mean_auc(labels: Labels, scores: Floats) -> float:
+    """Return the mean AUC over stages, from labels and scores (Q, T); NaN if no stage has both labels."""
     areas = [roc_auc_score(y, s) for y, s in zip(labels.T, scores.T, strict=True) if y.min() != y.max()]
     return float(np.mean(areas)) if areas else float("nan")
 
 
-def _by_expected_value(data: Collected, outcomes: Outcomes, objective: str) -> Result:
-    """Stop where an answer now is worth more than the value of going on, less what going on costs.
+# Other rules than one threshold per stage
 
-    The value of the next stage given the score at this one is an isotonic regression, from the last stage backwards;
-    what an answer is worth is the one free number, and is set so that the objective is met at the lowest cost.
+
+def stop_by_expected_value(data: Collected, outcomes: Outcomes, objective: str) -> Result:
+    """Evaluate stopping where answering now is worth more than what is expected of the next stage.
+
+    The only free number is what a correct answer is worth; of those that meet the objective's accuracy the one with the
+    lowest cost is reported. It is chosen on the questions that it is evaluated on.
     """
-    high, stages = data.cost[:, -1].mean(), outcomes.scores.shape[1]
-    steps = np.diff(outcomes.cost, axis=1).mean(axis=0)
-    target, best = data.correct[:, -1].mean() - float(objective.partition("-")[2] or 0), None
-    for weight in WEIGHTS * high:
-        value, stops = weight * outcomes.scores[:, -1], np.ones(outcomes.scores.shape, dtype=bool)
-        for stage in range(stages - 2, -1, -1):
-            expected = IsotonicRegression(out_of_bounds="clip").fit(outcomes.scores[:, stage], value)
-            on = expected.predict(outcomes.scores[:, stage]) - steps[stage]
-            stops[:, stage] = weight * outcomes.scores[:, stage] >= on
-            value = np.maximum(weight * outcomes.scores[:, stage], on)
-        at = np.arange(len(stops)), stops.argmax(axis=1)
-        found = _shares(data, np.asarray(outcomes.correct)[at], outcomes.cost[at])
-        if found[0] >= target - 1e-9 and (best is None or found[1] < best[1]):
-            best = found
-    note = "in sample: thresholds by expected value, one number instead of one a stage"
-    return Result("the default's scores, stop by expected value", float("nan"), best, None, note)
+    always_high = data.cost[:, -1].mean()
+    target = data.correct[:, -1].mean() - float(objective.partition("-")[2] or 0)
+    points = []
+    for value in ANSWER_VALUES * always_high:
+        stages = expected_value_stages(outcomes, value)
+        taken = np.arange(len(stages)), stages
+        points.append(point(data, np.asarray(outcomes.correct)[taken], outcomes.cost[taken]))
+    reaching = [one for one in points if one.accuracy >= target - 1e-9]
+    best = min(reaching, key=lambda one: one.cost, default=None)
+    note = "in sample: one number (the value of an answer) instead of one threshold per stage"
+    return Result("the default's scores, stopping by expected value", math.nan, best, None, note)
 
 
-def _by_skipping(data: Collected, labels: NDArray[np.int64], scores: Floats, objective: str, seed: int) -> Result:
-    """A second classifier, before a stage's probe, from the last probe that was made: without hope no probe."""
-    said, length = data.probed(DEFAULT)
+def expected_value_stages(outcomes: Outcomes, answer_value: float) -> NDArray[np.intp]:
+    """Return the stage at which each question stops, (Q,), if a correct answer is worth `answer_value`.
+
+    The value of the next stage given the score at this one is an isotonic regression, from the last stage backwards.
+    """
+    n_stages = outcomes.scores.shape[1]
+    step_costs = np.diff(outcomes.cost, axis=1).mean(axis=0)
+    value = answer_value * outcomes.scores[:, -1]
+    stops = np.ones(outcomes.scores.shape, dtype=bool)
+    for stage in range(n_stages - 2, -1, -1):
+        scores = outcomes.scores[:, stage]
+        regression = IsotonicRegression(out_of_bounds="clip").fit(scores, value)
+        value_of_continuing = regression.predict(scores) - step_costs[stage]
+        stops[:, stage] = answer_value * scores >= value_of_continuing
+        value = np.maximum(answer_value * scores, value_of_continuing)
+    return stops.argmax(axis=1)
+
+
+def skip_unpromising_probes(data: Collected, labels: Labels, scores: Floats, objective: str, seed: int) -> Result:
+    """Evaluate skipping a stage without a probe where the last probe leaves it little chance to be sufficient."""
+    probed = last_probe_chances(data, labels, seed) > SKIP_BELOW
+    lengths = data.probed(DEFAULT_PROBE)[1].astype(np.int64) * probed
+    outcomes = Outcomes(np.where(probed, scores, 0.0), np.asarray(data.correct, dtype=np.float64), *data.costs(lengths))
+    grades, cost = per_question(outcomes, objective, FINE_GRID, seed)
+    note = f"a stage is skipped if the last probe leaves it a chance of {SKIP_BELOW:g} or less"
+    return Result("the default, unpromising stages skipped", math.nan, point(data, grades, cost), None, note)
+
+
+def last_probe_chances(data: Collected, labels: Labels, seed: int) -> Floats:
+    """Return the estimated chance that each stage is sufficient before it is probed, (Q, T); 1 at stage 0.
+
+    A second classifier estimates it from the stage's statistics and the last probe that was made, which depends on the
+    stages that were skipped before.
+    """
+    probed = data.probed(DEFAULT_PROBE)[0]
     questions, stages = labels.shape
     pairs = [(stage, last) for stage in range(1, stages) for last in range(stage)]
-    rows = np.stack(
-        [
-            np.concatenate([data.features[:, t], said[:, last], np.full((questions, 1), float(last))], axis=1)
-            for t, last in pairs
-        ],
-        axis=1,
-    )
-    hopes = out_of_fold(BoostingJudge, rows, np.stack([labels[:, t] for t, _ in pairs], axis=1), FOLDS, seed)
-    made, last = np.ones(labels.shape, dtype=bool), np.zeros(questions, dtype=int)
+    inputs = [
+        np.concatenate([data.features[:, stage], probed[:, last], np.full((questions, 1), float(last))], axis=1)
+        for stage, last in pairs
+    ]
+    targets = np.stack([labels[:, stage] for stage, _ in pairs], axis=1)
+    estimates = out_of_fold(BoostingJudge, np.stack(inputs, axis=1), targets, FOLDS, seed)
+    chances, last_probed = np.ones(labels.shape), np.zeros(questions, dtype=int)
     for stage in range(1, stages):
-        hope = np.select(
-            [last == before for before in range(stage)],
-            [hopes[:, pairs.index((stage, before))] for before in range(stage)],
+        chances[:, stage] = np.select(
+            [last_probed == last for last in range(stage)],
+            [estimates[:, pairs.index((stage, last))] for last in range(stage)],
         )
-        made[:, stage] = hope > SKIP_BELOW
-        last = np.where(made[:, stage], stage, last)
-    costs = data.costs(length.astype(np.int64) * made)
-    outcomes = Outcomes(np.where(made, scores, 0.0), np.asarray(data.correct, dtype=np.float64), *costs)
-    found = per_question(outcomes, objective, FINE_GRID, seed)
-    note = f"a stage is passed over where the last probe leaves a chance of {SKIP_BELOW:g} or less"
-    return Result("the default, no probe without hope", float("nan"), _shares(data, *found), None, note)
+        last_probed = np.where(chances[:, stage] > SKIP_BELOW, stage, last_probed)
+    return chances
+
+
+# Output and command line
 
 
 def markdown(results: Sequence[Result], objective: str, questions: int, title: str) -> str:
-    """The table; accuracies and costs of thresholds chosen on other folds' questions."""
+    """Return the Markdown page."""
     lines = [
         f"# {title}",
         "",
         f"{questions} training questions, {FOLDS} folds by question, objective `{objective}`. Accuracy and cost (in "
-        "% of always-high, refused probes included) are of thresholds that were chosen on the other folds' questions. "
-        "The last two columns of figures hold other questions, judged by what was fitted and chosen on these. A probe "
-        f"says {len(PROBE_NAMES)} numbers.",
+        "% of always-high's, refused probes included) are cross-validated: thresholds were chosen on the questions of "
+        "the other folds. Transfer is to the questions of another task, with the classifier fitted and the thresholds "
+        f"chosen on the training questions. A probe adds {len(PROBE_NAMES)} statistics of the answer's first tokens.",
         "",
         "| judge | mean AUC | accuracy % | cost % | transfer accuracy % | transfer cost % | |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        cells = [result.name, "" if np.isnan(result.auc) else f"{result.auc:.4f}"]
-        for pair in (result.here, result.there):
-            cells += ["", ""] if pair is None else [f"{100 * pair[0]:.2f}", f"{100 * pair[1]:.1f}"]
+        cells = [result.name, "" if math.isnan(result.auc) else f"{result.auc:.4f}"]
+        for reached in (result.in_domain, result.transfer):
+            cells += ["", ""] if reached is None else [f"{100 * reached.accuracy:.2f}", f"{100 * reached.cost:.1f}"]
         lines.append("| " + " | ".join([*cells, result.note]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(description="what each idea for the judge gives, on collected training questions")
-    made.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
-    made.add_argument("--transfer", type=Path, action="append", default=[], help="collected questions of another task")
-    made.add_argument("--objective", default="cost@accuracy>=always_high-0.0015", help=OBJECTIVE)
-    made.add_argument("--questions", type=int, default=QUESTIONS, help="so many of the questions")
-    made.add_argument("--title", default="What each idea for the judge gives")
-    made.add_argument("--output", type=Path, default=None, help="Markdown file (default: print)")
-    return made
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description="what each idea for the judge gains, on collected training questions")
+    parser.add_argument("collected", type=Path, nargs="+", help="folders that collect wrote, all of one pair")
+    parser.add_argument(
+        "--transfer", type=Path, action="append", default=[], help="collected questions of another task"
+    )
+    parser.add_argument("--objective", default="cost@accuracy>=always_high-0.0015", help=OBJECTIVE)
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="largest number of questions to use")
+    parser.add_argument("--title", default="What each idea for the judge gains")
+    parser.add_argument("--output", type=Path, default=None, help="Markdown file (default: print)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

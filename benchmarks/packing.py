@@ -8,8 +8,8 @@ give the same bytes. A report reads both forms alike. Removed is what is repeate
 - of samples the hashes of documents, prompts and targets, a prompt that is a field of its document, and responses that
   no filter changed;
 - of ledgers the log-probabilities and entropies of single tokens at fixed stages. With CLASSIFIER (a folder, or the
-  name of one that ships) its score there is stored instead, as `score`, `probe_tokens` and `judged_by`, the classifier's
-  checksum. Features and seconds keep three digits.
+  name of one that ships) its score there is stored instead, as `score`, `probe_tokens` and `judged_by` (the
+  classifier's checksum). Features and seconds keep three digits.
 
 Prints the new files. `make results` calls it.
 """
