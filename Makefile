@@ -25,10 +25,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test test-processors vllm test-vllm lint collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
-	@echo "make demo | test | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
+	@echo "make demo | test | docs | docs-check | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -185,6 +185,17 @@ lint: install
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy lm_eval_tandem _lm_eval_tandem_hook.py
 	PYTHONPATH=. "$(BIN)/lint-imports" setup.cfg
+
+# the documentation as a site in build/site; it needs Python 3.11 or later
+docs: wheel
+	"$(BIN)/python" -m pip install --quiet -c constraints.txt "$(WHEEL)[docs,test]"
+	"$(BIN)/python" -m pip install --quiet --no-deps --force-reinstall "$(WHEEL)"
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --quiet --strict
+
+# program output that README.md and docs/ quote is what the programs print, and every link of the site leads somewhere
+docs-check: docs
+	"$(BIN)/python" docs/outputs.py --check
+	DOCS_SITE=build/site "$(BIN)/python" -m pytest -q tests/test_docs.py
 
 clean:
 	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
