@@ -109,7 +109,7 @@ def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) 
     ArgumentError
         A generation argument is not known.
     """
-    given: dict[str, Any] = normalize_gen_kwargs(generation, default_max_tokens)
+    given: dict[str, Any] = dict(normalize_gen_kwargs(generation, default_max_tokens))
     until = given.get("until") or []
     unknown = {
         name: value

@@ -256,13 +256,13 @@ def test_what_a_tandem_says_of_its_answer_is_handed_on(questions: list[str], tmp
 
 def test_a_missing_file_or_field_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_DATA", str(tmp_path))
-    with pytest.raises(TandemError, match="tandem_math500.jsonl"):
+    with pytest.raises(TandemError, match=r"tandem_math500\.jsonl"):
         load("tandem_math500")
     (tmp_path / "tandem_math500.jsonl").write_text('{"problem": "1?", "solution": "1"}\n')
     with pytest.raises(TandemError, match="document 1 has no field answer"):
         load("tandem_math500")
     (tmp_path / "tandem_math_algebra.jsonl").write_text('{"problem": "1?", "solution": "1"}\n')
-    with pytest.raises(TandemError, match="solution of 1 of 1 documents.* shows no boxed answer"):
+    with pytest.raises(TandemError, match=r"solution of 1 of 1 documents.* shows no boxed answer"):
         load("tandem_math_algebra")
 
 

@@ -80,8 +80,8 @@ class Options:
     )
     entropy: str | None = option(
         None,
-        "Setting topk:K lets an intern behind a vLLM server score prompts, with entropies estimated from the K most likely "
-        "tokens.",
+        "Setting topk:K lets an intern behind a vLLM server score prompts, with entropies estimated from the K most "
+        "likely tokens.",
     )
 
     @classmethod
