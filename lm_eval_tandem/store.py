@@ -22,7 +22,7 @@ from typing import Any
 from lm_eval_tandem.errors import StoreError
 
 APPLICATION_ID = 0x74616E64
-"""SQLite's application_id of a store ("tand"); it tells a store from other programs' files."""
+"""SQLite's application_id of a store ("tand"); it distinguishes a store from other programs' files."""
 VERSION = 1
 """Version of the file format."""
 LOCK_TIMEOUT = 60.0

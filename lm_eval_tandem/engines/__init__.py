@@ -107,7 +107,7 @@ class Completion:
         The decoded new tokens without special tokens, cut before the first stop string.
     token_ids
         The new tokens as generated, end token and stop string included. An engine that receives only text encodes it
-        as integers of its own, which its `Engine.decode` reads, and gives the number of tokens in `counted`.
+        as integers, which its `Engine.decode` reads, and gives the number of tokens in `counted`.
     finish_reason
         "stop" (end token or stop string), "length" (`Sampling.max_tokens` reached) or "max_entropy"
         (`Sampling.max_entropy` exceeded).

@@ -123,9 +123,9 @@ def test_a_mentor_that_ends_by_itself_is_not_asked_or_judged_again(cascade: Casc
     assert isinstance(mentor, HFEngine)
     written = alone(mentor, QUESTION.text + " Insights:", 3)
     third, length = written[2], written.index(written[2]) + 1
-    ends = mentor._decoding.stops.ends
+    ends = mentor._decoding.stops.end_tokens
     try:
-        mentor._decoding.stops.ends = ends | {third}
+        mentor._decoding.stops.end_tokens = ends | {third}
         _, record = answer(cascade)
         assert record.mentor_finish_reason == "stop"
         assert record.tokens.mentor_new == length
@@ -134,7 +134,7 @@ def test_a_mentor_that_ends_by_itself_is_not_asked_or_judged_again(cascade: Casc
         assert fixed.tokens.mentor_new == length
         assert fixed.mentor_ended_before
     finally:
-        mentor._decoding.stops.ends = ends
+        mentor._decoding.stops.end_tokens = ends
 
 
 def test_costs_are_those_of_equation_12(cascade: Cascade) -> None:

@@ -18,7 +18,7 @@ The contract, in the order of the tests:
 7. *Stop strings* end each generation of a batch by itself; the text is cut before them, and "stop" is the reason.
 8. *`max_tokens`* holds for each call by itself, and "length" is the reason.
 9. *Sampling* depends on the prompt and the seed alone, not on the rest of the batch.
-10. *The window*: a call that exceeds it raises ContextError with a message that says what to do; nothing is truncated.
+10. *The window*: a call that exceeds it raises ContextError with a message that names the next step; nothing is truncated.
 11. *Decoded text* has no special tokens.
 12. *A cancelled call* leaves the engine and all other calls unharmed.
 
@@ -99,8 +99,8 @@ class EngineConformance:
             assert completion.prompt_tokens == len(engine.encode(text))
 
     def test_stats_of_generated_tokens_are_those_of_a_scored_prompt(self, engine: Engine, reference: Reference) -> None:
-        asked = Sampling(6, return_token_stats=True)
-        found = run(together(*(engine.generate(Prompt(text), asked) for text in TEXTS[:4])))
+        sampling = Sampling(6, return_token_stats=True)
+        found = run(together(*(engine.generate(Prompt(text), sampling) for text in TEXTS[:4])))
         plain = run(engine.generate(Prompt(TEXTS[0]), Sampling(6)))
         assert plain.logprob is None
         assert plain.token_ids == found[0].token_ids
@@ -120,8 +120,8 @@ class EngineConformance:
     ) -> None:
         whole = run(together(*(engine.generate(Prompt(text), Sampling(12, return_token_stats=True)) for text in TEXTS)))
         limits = [float(np.sort(one.entropy)[len(one.token_ids) // 2]) for one in whole]  # type: ignore[arg-type]
-        asked = [Sampling(12, return_token_stats=True, max_entropy=limit) for limit in limits]
-        found = run(together(*(engine.generate(Prompt(t, (), t), s) for t, s in zip(TEXTS, asked, strict=True))))
+        samplings = [Sampling(12, return_token_stats=True, max_entropy=limit) for limit in limits]
+        found = run(together(*(engine.generate(Prompt(t, (), t), s) for t, s in zip(TEXTS, samplings, strict=True))))
         for text, limit, one, other in zip(TEXTS, limits, whole, found, strict=True):
             assert one.entropy is not None
             assert other.entropy is not None
@@ -142,8 +142,8 @@ class EngineConformance:
 
     def test_a_draft_changes_no_output(self, engine: Engine, reference: Reference) -> None:
         drafts = [tuple(reference.greedy(text, 12)[: 2 * i]) + (5, 6)[: i % 3] for i, text in enumerate(TEXTS)]
-        asked = Sampling(12, stop=(reference.tokenizer.decode(drafts[-1][7:8]),))
-        for sampling in (Sampling(12), Sampling(4), asked):
+        with_stop = Sampling(12, stop=(reference.tokenizer.decode(drafts[-1][7:8]),))
+        for sampling in (Sampling(12), Sampling(4), with_stop):
             plain = run(together(*(engine.generate(Prompt(text), sampling) for text in TEXTS)))
             prompts = [Prompt(text, session=text, draft=draft) for text, draft in zip(TEXTS, drafts, strict=True)]
             found = run(together(*(engine.generate(prompt, sampling) for prompt in prompts)))

@@ -97,7 +97,7 @@ class ServerPool:
             return next((entry for entry in models["data"] if entry.get("id") == self.options.model), {})
         except (KeyError, TypeError, AttributeError) as error:
             raise Failure("the list of models cannot be read") from error
-        except Exception as error:  # the client raises many kinds of exceptions; `failure` tells them apart
+        except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
             failure = self.errors.failure(error)
             if failure.retryable:
                 raise failure from error
@@ -149,7 +149,7 @@ class ServerPool:
             try:
                 request = self._client(session, attempt).post(path, body=sent, cast_to=object)
                 reply = await asyncio.wait_for(request, self.options.timeout)
-            except Exception as error:  # the client raises many kinds of exceptions; `failure` tells them apart
+            except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
                 if self._drop_refused(error, sent):
                     continue
                 if path == COMPLETIONS_PATH and self._lacks_completions(error, body):

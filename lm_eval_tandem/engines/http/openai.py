@@ -283,7 +283,7 @@ async def streams_each_token(
         stream.start(servers.stream(stream.started, streamed, "", Retries(options, servers.reachability, "pieces")))
         try:
             await stream.read(UNKNOWN_WINDOW, servers.options.timeout)
-        except Exception as error:  # the client raises many kinds of exceptions; `failure` tells them apart
+        except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
             raise servers.errors.failure(error) from error
         usage = stream.usage
         # An end token is billed and has no chunk.

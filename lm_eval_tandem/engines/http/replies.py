@@ -207,7 +207,7 @@ def finish_reason_of(reason: str | None, refusal: str | None = None) -> str | No
 
 
 def empty_reply(finish_reason: str | None, usage: Usage | None) -> Failure:
-    """The failure that a reply without any text is; where hidden reasoning used all tokens, it says so."""
+    """The failure that a reply without any text is; it names hidden reasoning where that used all tokens."""
     if usage is not None and usage.new and finish_reason == "length":
         return Failure(
             f"nothing but hidden reasoning within {usage.new} tokens; raise the efforts (or max_gen_toks), "

@@ -69,7 +69,7 @@ class Reachability:
         self._unreached_since: float | None = None
 
     def report_reply(self) -> None:
-        """A server replied, be it with an error."""
+        """A server replied, perhaps with an error."""
         self._unreached_since = None
 
     def report_unreached(self, reason: str) -> None:

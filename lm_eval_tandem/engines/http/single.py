@@ -100,7 +100,7 @@ class SingleRequests:
         self._prompt_ids.pop(session, None)
 
     async def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
-        """The request's path and body; what is generated already goes along as `resume` says."""
+        """The request's path and body; text generated so far is included as `resume` requires."""
         body = request_body(self._options, sampling, return_ids=self._resume == "ids")
         # `text` is the partial answer after the messages or, without messages, the plain prompt.
         messages, text = decode_chat(prompt.text)

@@ -80,7 +80,7 @@ class OpenStreams:
             except ReplayDiverged:
                 dollars += self._abandon(prompt.session)
                 replays = False
-            except Exception as error:  # the client raises many kinds of exceptions; `failure` tells them apart
+            except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
                 self._work.failed_calls += 1
                 dollars += self._abandon(prompt.session)
                 await retries.wait_after(self._servers.errors.failure(error))

@@ -145,7 +145,7 @@ class AsyncLLMThread:
                         return last  # closing the outputs aborts the request
         if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
             reason = "nothing" if last is None else last.outputs[0].finish_reason
-            raise EngineError(f"vLLM {VERSION} broke off a request ({reason}); its log, above, may say why.")
+            raise EngineError(f"vLLM {VERSION} broke off a request ({reason}); its log, above, may give the reason.")
         return last
 
     def generate(
@@ -198,7 +198,7 @@ def translated_errors() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise EngineError(
-            "an engine of vLLM has ended and answers no more; its log, above, says why. "
+            "an engine of vLLM has ended and answers no more; its log, above, gives the reason. "
             "With store=FILE another run continues from what is finished."
         ) from error
     except (VLLMError, ValueError) as error:

@@ -104,7 +104,7 @@ class OpenRequests:
         Returns
         -------
         StageOutput or None
-            None where the call has to be a request of its own: it is the last one of its text, or the limits are
+            None where the call has to be a separate request: it is the last one of its text, or the limits are
             reached.
         """
         request = self._open.get(session)
@@ -145,7 +145,7 @@ class OpenRequests:
                 cached = cached or output.num_cached_tokens or 0
                 if piece.finish_reason in ("stop", "length"):
                     return StageCompletion(tuple(ids), piece.finish_reason), cached
-        raise EngineError("vLLM ended a request between two of its stages; its log, above, may say why.")
+        raise EngineError("vLLM ended a request between two of its stages; its log, above, may give the reason.")
 
     def end(self, session: str) -> None:
         """Close the session's request, where one is open; its blocks stay in the prefix cache for now."""

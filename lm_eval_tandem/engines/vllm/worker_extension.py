@@ -7,8 +7,8 @@ replaces the second most likely token's by the entropy. A request asks for `LOGP
     column 1: the most likely token
     column 2: the entropy, with the token id `ENTROPY_TOKEN_ID`
 
-so that no Python object is ever made for each entry of the vocabulary. The token id tells a row that holds an entropy
-from one that does not: vLLM leaves the rows of tokens that are in its prefix cache unwritten.
+so that no Python object is ever made for each entry of the vocabulary. The token id distinguishes a row that holds an
+entropy from one that does not: vLLM leaves the rows of tokens that are in its prefix cache unwritten.
 """
 
 from __future__ import annotations

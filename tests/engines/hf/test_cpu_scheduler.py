@@ -1,4 +1,4 @@
-"""Whose pass is next on cores that engines share."""
+"""Engines that share CPU cores: the fullest batch is computed first, and all work gets done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 
 
 class Worker:
-    """Does the jobs that it is given, `size` at once, and hands each on as many times as the job still says."""
+    """Does the jobs that it is given, `size` at once, and passes each on as often as its number requires."""
 
     def __init__(self, scheduler: CpuScheduler, size: int, log: list[tuple[str, int]], name: str) -> None:
         self.scheduler, self.size, self.log, self.name = scheduler, size, log, name

@@ -340,8 +340,8 @@ def test_several_servers_share_the_load_and_replace_each_other(folder: Path) -> 
 
 
 def instances(questions: list[str], tokens: int = 12) -> list[Instance]:
-    asked = {"until": [], "max_gen_toks": tokens, "do_sample": False}
-    return [Instance("generate_until", {}, (text, asked), 0, ("t", i, 1)) for i, text in enumerate(questions)]
+    settings = {"until": [], "max_gen_toks": tokens, "do_sample": False}
+    return [Instance("generate_until", {}, (text, settings), 0, ("t", i, 1)) for i, text in enumerate(questions)]
 
 
 def tandem(server: ModelServer | FaultyProxy, folder: Path, **arguments: Any) -> TandemLM:
@@ -393,9 +393,9 @@ def test_the_mentor_alone_answers_over_the_protocol(folder: Path, reference: Ref
         lm = tandem(server, folder, policy="mentor")
         chat = [{"role": "user", "content": QUESTIONS[0]}]
         prompt = lm.apply_chat_template(chat)
-        asked = instances([QUESTIONS[1]])
-        asked[0].arguments = (prompt, asked[0].args[1])
-        (answer,) = lm.generate_until(asked, disable_tqdm=True)
+        requests = instances([QUESTIONS[1]])
+        requests[0].arguments = (prompt, requests[0].args[1])
+        (answer,) = lm.generate_until(requests, disable_tqdm=True)
         assert answer == reference.tokenizer.decode(reference.greedy(QUESTIONS[0], 12))
         assert lm.tokenizer_name == "tandem--tiny"
         assert lm.chat_template(True) == ""
@@ -418,10 +418,10 @@ def test_a_failed_question_fails_alone_and_is_tried_again_by_the_next_run(
             EngineError, match=r"^2 of 10 questions failed: tiny: the server's content filter .* other 8"
         ):
             answered(tandem(server, folder, store=store, mentor_retries=0), QUESTIONS[:10])
-        asked = len(server.requests)
+        earlier = len(server.requests)
         server.behaviour.fixed_choices = {}
         again = answered(tandem(server, folder, store=store), QUESTIONS[:10])
-        mine = [request for request in server.requests[asked:] if "coins" in json.dumps(request)]
+        mine = [request for request in server.requests[earlier:] if "coins" in json.dumps(request)]
         assert {"12" in json.dumps(request) or "15" in json.dumps(request) for request in mine} == {True} or ids
         assert len(mine) <= 4
         assert again == answered(tandem(server, folder), QUESTIONS[:10])
@@ -551,11 +551,11 @@ def test_the_cascade_decides_and_answers_as_with_a_local_mentor(tmp_path: Path, 
     insights = {name: text for name, text in profile["insights"].items() if text}
     (tmp_path / "wording.json").write_text(json.dumps(insights))
     questions = [str(row["question"]) for row in problems.rows("math", "test", 40)]
-    asked = instances(questions, 90)
+    requests = instances(questions, 90)
 
     def cascaded(**arguments: Any) -> tuple[list[str], list[tuple[int, int, int]]]:
         lm = TandemLM(dtype="float32", device="cpu", batch_size=16, **arguments)
-        answers = [str(answer) for answer in lm.generate_until(asked, disable_tqdm=True)]
+        answers = [str(answer) for answer in lm.generate_until(requests, disable_tqdm=True)]
         records = sorted(lm.records, key=lambda record: record.doc_id)
         lm.close()
         return answers, [(record.doc_id, record.stage, record.tokens.mentor_new) for record in records]

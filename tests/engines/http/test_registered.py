@@ -109,9 +109,9 @@ def test_a_chat_model_behind_a_server_is_asked_to_continue(tmp_path: Path) -> No
 
 
 def instances(n: int) -> list[Instance]:
-    asked = {"until": [], "max_gen_toks": 20, "do_sample": False}
+    settings = {"until": [], "max_gen_toks": 20, "do_sample": False}
     rows = problems.rows("math", "test", n)
-    return [Instance("generate_until", {}, (str(r["question"]), asked), 0, ("t", i, 1)) for i, r in enumerate(rows)]
+    return [Instance("generate_until", {}, (str(r["question"]), settings), 0, ("t", i, 1)) for i, r in enumerate(rows)]
 
 
 @pytest.mark.parametrize("backend", ["dummy", "tandem-test-halting"])

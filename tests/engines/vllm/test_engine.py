@@ -144,7 +144,7 @@ class TestVLLMEngine(EngineConformance):
             await engine.score(Prompt("", tuple(ids), session=name))
             return await engine.score(Prompt("", (*ids[:n], 40, *ids[n:], 41), session=name))
 
-        # An empty text is one token of its own.
+        # An empty text is one token.
         for n, stats in zip(range(28, 68), run(together(*map(part, range(28, 68)))), strict=True):
             whole = [*engine.encode(""), *ids[:n], 40, *ids[n:], 41]
             with torch.inference_mode():
@@ -180,7 +180,7 @@ def test_the_bundled_pair_has_the_tokens_and_features_of_transformers(engine: An
         (mentor, engine),
         (transformers_engine(pair.MENTOR), transformers_engine(pair.INTERN)),
     ]
-    asked = questions(200)
+    texts = questions(200)
 
     async def walk(writer: Engine, reader: Engine, text: str) -> tuple[list[int], list[Any], list[int]]:
         ids: tuple[int, ...] = ()
@@ -196,7 +196,7 @@ def test_the_bundled_pair_has_the_tokens_and_features_of_transformers(engine: An
         reader.release(text)
         return list(ids), found, list(answer.token_ids)
 
-    ours, theirs = (run(together(*(walk(*both, text) for text in asked))) for both in pairs)
+    ours, theirs = (run(together(*(walk(*both, text) for text in texts))) for both in pairs)
     for one in pairs[1]:
         one.close()
     assert [walked[0] for walked in ours] == [walked[0] for walked in theirs]
@@ -257,7 +257,7 @@ def test_arguments_that_vllm_does_not_take_together_are_one_sentence() -> None:
 
 
 def test_the_command_line_gives_what_the_transformers_backend_gives(tmp_path: Path) -> None:
-    """Both roles in vLLM: two engines in one process, each with a cache of its own."""
+    """Both roles in vLLM: two engines in one process, each with its own cache."""
     both: dict[str, Any] = {}
     for backend, given in (("hf", ""), ("vllm", ",kv_cache_memory_bytes=67108864")):
         folder = tmp_path / backend
@@ -305,11 +305,11 @@ def test_a_dead_engine_fails_its_questions(mentor: Any) -> None:
     """The last test of the mentor's engine."""
 
     async def ask() -> Any:
-        asked = [asyncio.ensure_future(mentor.generate(Prompt(text), Sampling(400))) for text in TEXTS[:4]]
+        calls = [asyncio.ensure_future(mentor.generate(Prompt(text), Sampling(400))) for text in TEXTS[:4]]
         await asyncio.sleep(0.05)
         for process in mentor._async_llm.llm.engine_core.resources.engine_manager.processes:
             process.kill()
-        return await asyncio.wait_for(asyncio.gather(*asked), 120)
+        return await asyncio.wait_for(asyncio.gather(*calls), 120)
 
     with pytest.raises(EngineError, match="has ended"):
         run(ask())
