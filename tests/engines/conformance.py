@@ -18,7 +18,7 @@ The contract, in the order of the tests:
 7. *Stop strings* end each generation of a batch by itself; the text is cut before them, and "stop" is the reason.
 8. *`max_tokens`* holds for each call by itself, and "length" is the reason.
 9. *Sampling* depends on the prompt and the seed alone, not on the rest of the batch.
-10. *The window*: a call that exceeds it raises ContextError with a message that names the next step; nothing is truncated.
+10. *The window*: a call that exceeds it raises ContextError, whose message names the next step; nothing is truncated.
 11. *Decoded text* has no special tokens.
 12. *A cancelled call* leaves the engine and all other calls unharmed.
 
