@@ -63,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny mentor and a tiny intern with windows long enough for real problems."""
+    """A tiny mentor and a tiny intern whose contexts are long enough for real problems."""
     found = {}
     for seed, role in enumerate(("mentor", "intern")):
         found[role] = tiny.save(tmp_path_factory.mktemp(role), seed=seed)
@@ -75,7 +75,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    """The harness's command line in this process: without the eleven seconds that the index of its own tasks takes."""
+    """Prepare the harness's command line for this process, without the seconds that indexing its own tasks takes."""
     pytest.importorskip("math_verify", reason="the extra lm-eval-tandem[math] is not installed")
     from lm_eval.tasks import TaskManager
 
@@ -90,15 +90,14 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def with_policy(file: Path, policy: str) -> dict[str, Any]:
-    """The file after the substitution that the README makes."""
+    """The configuration after the substitution that the README shows."""
     return dict(yaml.safe_load(file.read_text(encoding="utf-8").replace("cascade", policy)))
 
 
-def shrunk(config: dict[str, Any], models: dict[str, Path], place: Path, stack: ExitStack) -> dict[str, Any]:
-    """The same run with tiny models, few tokens, and everything written below `place`."""
+def shrunk(config: dict[str, Any], models: dict[str, Path], folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """The same configuration with tiny models and few tokens, which writes everything below `folder`."""
     given = dict(config["model_args"])
-    for role, folder in models.items():
-        given[role] = str(folder)
+    given |= {role: str(model) for role, model in models.items()}
     dropped = ("dtype", "intern_dtype", "device_map", "max_model_len", "backend")
     given = {name: value for name, value in given.items() if name not in dropped and "gpu_memory" not in name}
     if given.get("mentor_backend") == "openai":
@@ -107,16 +106,16 @@ def shrunk(config: dict[str, Any], models: dict[str, Path], place: Path, stack: 
         server = stack.enter_context(openai_server.serving(models["mentor"]))
         given |= {"mentor": "tiny", "mentor_base_url": server.url}
     for name in ("store", "ledger"):
-        given[name] = str(place / given[name])
+        given[name] = str(folder / given[name])
     given |= {"classifier": "pair", "efforts": [4, 6, 8]}
-    changed = {"model_args": given, "include_path": str(_paths.task_configs()), "output_path": str(place / "out")}
+    changed = {"model_args": given, "include_path": str(_paths.task_configs()), "output_path": str(folder / "out")}
     changed |= {"gen_kwargs": {"max_gen_toks": 12}, "limit": 2, "device": "cpu", "batch_size": 4}
     return {**config, **changed}
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What a test starts, ended with it."""
+    """Ends at the end of the test what the test has started."""
     with ExitStack() as started:
         yield started
 
@@ -167,7 +166,7 @@ def test_one_substitution_makes_the_file_of_every_policy(file: Path, policy: str
     assert read_back.efforts == EFFORTS, "the paper's own"
 
 
-def test_the_files_keep_apart_what_they_write() -> None:
+def test_no_two_files_write_to_the_same_folder() -> None:
     outputs = [read(file)["output_path"] for file in FILES]
     assert len(set(outputs)) == len(outputs)
     for file in FILES:
@@ -177,7 +176,7 @@ def test_the_files_keep_apart_what_they_write() -> None:
         assert "tandem_humaneval" not in config["tasks"] or config["confirm_run_unsafe_code"] is True
 
 
-def test_the_readme_names_every_file_and_its_commands_are_understood() -> None:
+def test_the_readme_names_every_file_and_its_commands_parse() -> None:
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\]\((\w+\.yaml)\)", text)) == {file.name for file in FILES}
     commands = re.findall(r"^ *(lm-eval-tandem .*)$", text, flags=re.MULTILINE)
@@ -189,7 +188,7 @@ def test_the_readme_names_every_file_and_its_commands_are_understood() -> None:
 
 @pytest.mark.slow
 def test_the_pair_goes_from_collect_to_report_in_an_empty_folder(tmp_path: Path) -> None:
-    """As typed: the script in a shell, the programs beside this interpreter."""
+    """Run the script in a shell, with the programs that are installed beside this interpreter."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": programs, "QUESTIONS": "30", "OMP_NUM_THREADS": "1"}
     script = ["sh", str(EXAMPLES / "pair.sh")]

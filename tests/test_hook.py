@@ -1,4 +1,4 @@
-"""The import hook that registers the model: what it must do, what it must leave alone, what it costs."""
+"""The import hook that registers the model: what it does, what it leaves unchanged, and what it costs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pth_source() -> Path:
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for lm-eval: what the hook touches of it, importable in a millisecond."""
+    """A stand-in for lm-eval with the parts that the hook uses; it is imported in a millisecond."""
     root = tmp_path_factory.mktemp("harness")
     for name in ("lm_eval", "lm_eval/api", "lm_eval/models"):
         (root / name).mkdir()
@@ -54,13 +54,13 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hook_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing in it but the hook."""
+    """A folder that holds only the hook."""
     folder = tmp_path_factory.mktemp("hook")
     (folder / hook_source().name).write_bytes(hook_source().read_bytes())
     return folder
 
 
-# --- against the stand-in, with -S: an installed hook must not do the work of the one under test
+# --- against the stand-in, with -S so that an installed hook does not act instead of the one under test
 
 
 def test_model_is_registered_once_lm_eval_models_is_imported(harness: Path, hook_alone: Path) -> None:
@@ -81,7 +81,7 @@ def test_model_is_registered_once_lm_eval_models_is_imported(harness: Path, hook
     assert printed.strip() == "{'hf': 'lm_eval.models.hf:HFLM', 'tandem': 'lm_eval_tandem.model:TandemLM'}"
 
 
-def test_module_keeps_its_loader_and_all_that_hangs_on_it(harness: Path, hook_alone: Path) -> None:
+def test_module_keeps_its_loader_with_everything_the_loader_can_do(harness: Path, hook_alone: Path) -> None:
     code = """
         import importlib, importlib.machinery, importlib.resources, importlib.util, inspect, pickle
         from _lm_eval_tandem_hook import install
@@ -104,7 +104,7 @@ def test_module_keeps_its_loader_and_all_that_hangs_on_it(harness: Path, hook_al
     assert python(code, "-S", path=[harness, hook_alone]).strip() == "['hf', 'tandem']"
 
 
-def test_name_that_is_taken_stays_as_it_is(harness: Path, hook_alone: Path) -> None:
+def test_name_that_is_taken_is_not_replaced(harness: Path, hook_alone: Path) -> None:
     code = """
         from _lm_eval_tandem_hook import install
         from lm_eval.api.registry import model_registry
@@ -116,7 +116,7 @@ def test_name_that_is_taken_stays_as_it_is(harness: Path, hook_alone: Path) -> N
     assert python(code, "-S", path=[harness, hook_alone]).strip() == "another.package:Model"
 
 
-def test_hook_that_comes_late_registers_at_once(harness: Path, hook_alone: Path) -> None:
+def test_hook_that_is_installed_late_registers_at_once(harness: Path, hook_alone: Path) -> None:
     code = """
         import lm_eval.models
         from _lm_eval_tandem_hook import install
@@ -127,7 +127,7 @@ def test_hook_that_comes_late_registers_at_once(harness: Path, hook_alone: Path)
     assert python(code, "-S", path=[harness, hook_alone]).strip() == "True False"
 
 
-def test_import_that_fails_fails_as_ever_and_may_be_tried_again(tmp_path: Path, hook_alone: Path) -> None:
+def test_import_that_fails_raises_its_own_error_and_can_be_repeated(tmp_path: Path, hook_alone: Path) -> None:
     code = """
         from pathlib import Path
         from _lm_eval_tandem_hook import install
@@ -139,7 +139,7 @@ def test_import_that_fails_fails_as_ever_and_may_be_tried_again(tmp_path: Path, 
                 print("failed")
         source = Path("lm_eval/models.py")
         source.write_text("")
-        import lm_eval.models  # and a registry that is not there must not matter
+        import lm_eval.models  # a missing registry must not break the import
         print("imported", any(type(finder).__name__ == "Finder" for finder in sys.meta_path))
     """
     (tmp_path / "lm_eval").mkdir()
@@ -168,7 +168,7 @@ def test_finders_that_call_one_another_do_not_recurse_without_end(harness: Path,
     assert python(code, "-S", path=[harness, hook_alone]).strip() == "True"
 
 
-def test_zip_archive_of_the_harness_works_too(harness: Path, hook_alone: Path, tmp_path: Path) -> None:
+def test_harness_in_a_zip_archive_works_too(harness: Path, hook_alone: Path, tmp_path: Path) -> None:
     archive = tmp_path / "harness.zip"
     with zipfile.ZipFile(archive, "w") as zipped:
         for file in harness.rglob("*.py"):

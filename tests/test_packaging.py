@@ -1,4 +1,4 @@
-"""What an install puts on a machine, and how light the package is to import."""
+"""What an install puts on a machine, and that the package is light to import."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lm_eval_tandem import _paths
 
 DISTRIBUTION = "lm-eval-tandem"
 HEAVY = ("torch", "transformers", "lm_eval", "numpy", "sklearn", "datasets", "safetensors")
-WHEREABOUTS = Path(lm_eval_tandem.__file__).resolve().parent.parent
+INSTALL_FOLDER = Path(lm_eval_tandem.__file__).resolve().parent.parent
 BUILT_FROM = ("lm_eval_tandem", "task_configs", "classifiers", "_lm_eval_tandem_hook.py", "lm_eval_tandem_hook.pth")
 BUILT_BY = ("setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
 
 
-def test_importing_the_package_is_light() -> None:
+def test_importing_the_package_imports_no_heavy_library() -> None:
     code = f"import lm_eval_tandem; print([name for name in {HEAVY!r} if name in sys.modules])"
-    assert python(code, path=[WHEREABOUTS]).strip() == "[]"
+    assert python(code, path=[INSTALL_FOLDER]).strip() == "[]"
 
 
 def test_importing_the_package_takes_under_50_ms() -> None:
@@ -36,15 +36,15 @@ def test_importing_the_package_takes_under_50_ms() -> None:
         import lm_eval_tandem
         print(time.perf_counter() - start)
     """
-    assert statistics.median(float(python(code, path=[WHEREABOUTS])) for _ in range(5)) < 0.05
+    assert statistics.median(float(python(code, path=[INSTALL_FOLDER])) for _ in range(5)) < 0.05
 
 
-def test_folders_that_travel_with_the_package_are_found() -> None:
+def test_folders_that_are_installed_with_the_package_are_found() -> None:
     assert list(_paths.task_configs().rglob("*.yaml"))
     assert _paths.classifiers().name == "classifiers"
 
 
-def test_module_command_knows_the_tasks_of_the_package_and_those_of_the_user(tmp_path: Path) -> None:
+def test_module_command_knows_the_tasks_of_the_package_and_of_the_user(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     (tmp_path / "mine.yaml").write_text("task: tandem_test_of_mine\ndataset_path: json\noutput_type: generate_until\n")
     code = f"""
@@ -54,24 +54,24 @@ def test_module_command_knows_the_tasks_of_the_package_and_those_of_the_user(tmp
         from lm_eval.tasks import TaskManager
         include_our_tasks()
         names = []
-        for asked in (None, {str(tmp_path)!r}, [{str(tmp_path)!r}], _paths.task_configs()):
-            known = TaskManager(include_path=asked, include_defaults=False).all_tasks
+        for include_path in (None, {str(tmp_path)!r}, [{str(tmp_path)!r}], _paths.task_configs()):
+            known = TaskManager(include_path=include_path, include_defaults=False).all_tasks
             names.append(["tandem_pair_math" in known, "tandem_test_of_mine" in known])
         print(json.dumps(names))
     """
-    assert json.loads(python(code, path=[WHEREABOUTS])) == [[True, False], [True, True], [True, True], [True, False]]
+    assert json.loads(python(code, path=[INSTALL_FOLDER])) == [[True, False], [True, True], [True, True], [True, False]]
 
 
 # --- the installed distribution, or a wheel built from the checkout
 
 
 def installed() -> importlib.metadata.Distribution | None:
-    """The distribution that the imported package was installed by, files and all; None in a checkout."""
+    """The distribution that the imported package belongs to; None in a checkout."""
     try:
         found = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return None
-    here = Path(str(found.locate_file("lm_eval_tandem"))).resolve() == WHEREABOUTS / "lm_eval_tandem"
+    here = Path(str(found.locate_file("lm_eval_tandem"))).resolve() == INSTALL_FOLDER / "lm_eval_tandem"
     return found if here and found.read_text("RECORD") else None
 
 
@@ -83,7 +83,7 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     pytest.importorskip("setuptools")
     source = tmp_path_factory.mktemp("source")
     for name in (*BUILT_FROM, *BUILT_BY):
-        origin = WHEREABOUTS / name
+        origin = INSTALL_FOLDER / name
         if origin.is_dir():
             shutil.copytree(origin, source / name)
         elif origin.is_file():
@@ -98,8 +98,8 @@ def test_install_carries_the_hook_beside_the_package(contents: set[str]) -> None
 
 
 def test_install_carries_every_file_of_the_package_and_its_two_folders(contents: set[str]) -> None:
-    package = WHEREABOUTS / "lm_eval_tandem"
-    expected = {file.relative_to(WHEREABOUTS) for file in package.rglob("*")}
+    package = INSTALL_FOLDER / "lm_eval_tandem"
+    expected = {file.relative_to(INSTALL_FOLDER) for file in package.rglob("*")}
     for folder in (_paths.task_configs(), _paths.classifiers()):
         expected |= {Path("lm_eval_tandem", folder.name, file.relative_to(folder)) for file in folder.rglob("*")}
     wanted = {
@@ -124,7 +124,7 @@ def test_install_carries_nothing_else(contents: set[str]) -> None:
     assert tops == {"_lm_eval_tandem_hook.py", "lm_eval_tandem", "lm_eval_tandem_hook.pth"}
 
 
-def test_entry_points_are_those_that_later_releases_of_the_harness_read() -> None:
+def test_entry_points_are_the_command_and_the_model() -> None:
     distribution = installed()
     if distribution is None:
         pytest.skip(f"{DISTRIBUTION} is not installed")

@@ -1,7 +1,7 @@
-"""lm-eval's command line with one more model, `replay`, whose replies are the gold answers looked up by the prompt.
+"""The model `replay`, which answers each prompt with a given reply, and lm-eval's command line with this model.
 
-`python replay.py run --model replay --model_args gold=FILE …`: FILE is JSON, `{question: reply or list of replies}`;
-of several replies the k-th answers the k-th repeat. With `opened=True` the chat template ends in an open `<think>`.
+`python replay.py run --model replay --model_args gold=FILE …`: FILE is JSON, `{question: reply or list of replies}`. Of
+several replies, the k-th answers the k-th repeat. With `opened=True` the chat template ends with an open `<think>`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 
 
 class Replay(LM):
-    """Answers what it has been told to answer."""
+    """A model that answers each prompt with the reply of the longest question that the prompt contains."""
 
     def __init__(self, gold: str, opened: bool = False, **_: Any) -> None:
         super().__init__()
@@ -24,34 +24,34 @@ class Replay(LM):
         self.opened = opened
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The reply whose question stands in the prompt."""
-        asked: Counter[str] = Counter()
+        """Return the replies to the prompts."""
+        requested: Counter[str] = Counter()
         found = []
         for request in requests:
             prompt = request.args[0]
             question = max((question for question in self.replies if question in prompt), key=len)
             replies = self.replies[question]
             replies = [replies] if isinstance(replies, str) else replies
-            found.append(replies[asked[question] % len(replies)])
-            asked[question] += 1
+            found.append(replies[requested[question] % len(replies)])
+            requested[question] += 1
         return found
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Not asked for."""
+        """Raise NotImplementedError; no task here needs it."""
         raise NotImplementedError
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Not asked for."""
+        """Raise NotImplementedError; no task here needs it."""
         raise NotImplementedError
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Turns between tags, and the opening of a thought."""
+        """Return the messages between tags, and with `opened` the start of a thought."""
         turns = "".join(f"<|{turn['role']}|>{turn['content']}<|end|>" for turn in chat_history)
         return turns + "<|assistant|>" + ("<think>\n" if self.opened else "")
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's request cache."""
+        """Name in the harness's request cache."""
         return "replay"
 
 

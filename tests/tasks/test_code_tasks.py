@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import pytest
+from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
@@ -19,6 +19,7 @@ from grading.code.styles import after_thought, module
 from lm_eval_tandem import _paths
 from lm_eval_tandem.pair import INTERN
 from shared_data import rows
+from tasks.in_process import lm_eval
 from tasks.replay import Replay
 
 TASKS = _paths.task_configs()
@@ -53,7 +54,7 @@ needs_bubblewrap = pytest.mark.skipif(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder of local files for both tasks, and the gold replies to both."""
+    """A folder with local files for both tasks; the gold replies to them lie beside it, in `gold.json`."""
     folder = tmp_path / "data"
     folder.mkdir()
     for task, documents in {"tandem_humaneval": HUMANEVAL, "tandem_mbpp": MBPP}.items():
@@ -64,14 +65,14 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def run(start: list[str], data: Path, *options: str, ok: bool = True, **environment: str) -> str:
-    """The command line in a process of its own; what it said."""
-    command = [sys.executable, *start, *options, "--include_path", str(TASKS)]
+def run(program: list[str], data: Path, *options: str, ok: bool = True, **environment: str) -> str:
+    """Run a command line in a process of its own; what it printed."""
+    command = [sys.executable, *program, *options, "--include_path", str(TASKS)]
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "TANDEM_DATA": str(data), **environment}
     ended = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=300, check=False)
-    said = ended.stdout + ended.stderr
-    assert (ended.returncode == 0) == ok, said
-    return said
+    printed = ended.stdout + ended.stderr
+    assert (ended.returncode == 0) == ok, printed
+    return printed
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def metrics(task: dict[str, Any]) -> dict[str, float]:
-    """Its metrics without the filter's name."""
+    """The metrics of a task, without the filter in their names."""
     return {name.removesuffix(",none"): value for name, value in task.items() if name.endswith(",none")}
 
 
@@ -92,20 +93,30 @@ def samples(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def evaluate(model: LM, *tasks: str, folder: Path = TASKS, **options: Any) -> dict[str, Any]:
-    """What the command line calls, in this process; its results."""
+    """The results of the function that the command line calls, in this process."""
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     options = {"confirm_run_unsafe_code": True, "bootstrap_iters": 0, **options}
-    found: dict[str, Any] = lm_eval.simple_evaluate(model, tasks=list(tasks), task_manager=manager, **options)
+    found: dict[str, Any] = simple_evaluate(model, tasks=list(tasks), task_manager=manager, **options)
     return found
 
 
 @needs_bubblewrap
-@pytest.mark.parametrize("template", [["--apply_chat_template"], pytest.param([], marks=pytest.mark.slow)])
-def test_gold_replies_score_one_and_say_where_they_ran(data: Path, tmp_path: Path, template: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("template", "own_process"),
+    [(["--apply_chat_template"], False), pytest.param([], True, marks=pytest.mark.slow)],
+    ids=["chat", "plain"],
+)
+def test_gold_replies_score_one_and_their_grades_name_the_isolation(
+    data: Path, tmp_path: Path, template: list[str], own_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gold, out = tmp_path / "gold.json", tmp_path / "out"
     options = ["--model", "replay", "--model_args", f"gold={gold}", "--tasks", BOTH, *template]
-    kept = ["--output_path", str(out), "--log_samples"]
-    run([REPLAY, "run"], data, *options, *kept, "--confirm_run_unsafe_code")
+    options += ["--output_path", str(out), "--log_samples", "--confirm_run_unsafe_code"]
+    if own_process:
+        run([REPLAY, "run"], data, *options)
+    else:
+        monkeypatch.setenv("TANDEM_DATA", str(data))
+        lm_eval("run", *options, "--include_path", str(TASKS))
     for task in BOTH.split(","):
         found = metrics(results(out)[task])
         assert (found["acc"], found["no_answer"], found["timeout"], found["sandboxed"]) == (1.0, 0.0, 0.0, 1.0)
@@ -117,7 +128,7 @@ def test_gold_replies_score_one_and_say_where_they_ran(data: Path, tmp_path: Pat
             assert grade["code"]
 
 
-def test_the_harness_asks_for_a_confirmation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_harness_requires_a_confirmation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_DATA", str(data))
     monkeypatch.setenv("TANDEM_SANDBOX", "process")
     for task in BOTH.split(","):
@@ -128,13 +139,13 @@ def test_the_harness_asks_for_a_confirmation(data: Path, tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_without_bubblewrap_it_ends_with_one_sentence(data: Path, tmp_path: Path) -> None:
     options = ["--model", "replay", "--model_args", f"gold={tmp_path / 'gold.json'}", "--confirm_run_unsafe_code"]
-    said = run([REPLAY, "run"], data, *options, "--tasks", "tandem_humaneval", ok=False, PATH=str(tmp_path))
-    assert said.splitlines()[-1].startswith("tandem: error: ")
-    assert "apt-get install bubblewrap" in said
-    assert "Traceback" not in said
+    printed = run([REPLAY, "run"], data, *options, "--tasks", "tandem_humaneval", ok=False, PATH=str(tmp_path))
+    assert printed.splitlines()[-1].startswith("tandem: error: ")
+    assert "apt-get install bubblewrap" in printed
+    assert "Traceback" not in printed
 
 
-def test_the_switch_to_a_plain_subprocess_is_said_in_the_results(
+def test_the_results_report_that_code_ran_in_a_plain_subprocess(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TANDEM_DATA", str(data))
@@ -165,13 +176,13 @@ def test_repeats_give_pass_at_k(data: Path, tmp_path: Path, monkeypatch: pytest.
 
 @needs_bubblewrap
 @pytest.mark.parametrize("template", [True, False])
-def test_tandem_brings_its_own_figures(data: Path, monkeypatch: pytest.MonkeyPatch, template: bool) -> None:
+def test_the_costs_of_a_tandem_are_reported(data: Path, monkeypatch: pytest.MonkeyPatch, template: bool) -> None:
     from lm_eval_tandem.harness.model import TandemLM
 
     monkeypatch.setenv("TANDEM_DATA", str(data))
     tandem = TandemLM(dtype="float32", device="cpu")
     try:
-        options = {"gen_kwargs": "max_gen_toks=64", "apply_chat_template": template}
+        options = {"gen_kwargs": "max_gen_toks=16", "apply_chat_template": template}
         found = evaluate(tandem, *BOTH.split(","), **options)["results"]
     finally:
         tandem.close()

@@ -1,4 +1,4 @@
-"""The math tasks through lm-eval's own command line, offline, from local files."""
+"""The mathematics tasks through lm-eval's own command line, offline, from local files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import shared_data
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.errors import TandemError
 from lm_eval_tandem.grading.math.answer import boxed
+from tasks.in_process import lm_eval
 from tasks.replay import Replay
 
 TASKS = _paths.task_configs()
@@ -51,7 +52,7 @@ def lines(rows: Sequence[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local file for every task, with a few rows of our own, and the replies that are right."""
+    """A folder with a local file of a few rows for every task, and with the right reply to each of them."""
     base = tmp_path_factory.mktemp("data")
     replies: dict[str, str] = {}
     styles = [
@@ -81,20 +82,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def run(program: Sequence[str], data: Path, out: Path, *options: str, code: int = 0) -> str:
-    """Run a command line from local files, without a network; what it printed."""
+def options_for(out: Path, *options: str) -> list[str]:
+    """The options of a run that writes its results and samples to a folder."""
+    return ["run", "--include_path", str(TASKS), "--output_path", str(out), "--log_samples", *options]
+
+
+def run(program: Sequence[str], data: Path, out: Path, *options: str) -> str:
+    """Run a command line in a process of its own, from local files, without a network; what it printed."""
     environment = {**os.environ, "TANDEM_DATA": str(data), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(_paths.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     )
-    command = [*program, "run", "--include_path", str(TASKS), "--output_path", str(out), "--log_samples", *options]
+    command = [*program, *options_for(out, *options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=data)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def results(out: Path) -> dict[str, dict[str, Any]]:
-    """Metrics by task or group: `{task: {metric: value}}`, standard errors left out."""
+    """Metrics by task or group, `{task: {metric: value}}`, without standard errors."""
     (file,) = out.rglob("results_*.json")
     found = json.loads(file.read_text())
     tables = {**found["results"], **found.get("groups", {})}
@@ -111,20 +117,27 @@ def samples(out: Path, task: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def replay(gold: Path, **arguments: Any) -> list[str]:
-    given = ",".join(f"{name}={value}" for name, value in {"gold": gold, **arguments}.items())
-    return ["--model", "replay", "--model_args", given]
+def replay(gold: Path) -> list[str]:
+    return ["--model", "replay", "--model_args", f"gold={gold}"]
 
 
 EVERY = "tandem_math500,tandem_math,tandem_math_train,tandem_gsm8k,tandem_gsm8k_train,tandem_aime24"
 
 
 @pytest.mark.parametrize(
-    "chat", [pytest.param((), marks=pytest.mark.slow), ("--apply_chat_template",)], ids=["plain", "chat"]
+    ("chat", "own_process"),
+    [pytest.param((), True, marks=pytest.mark.slow), (("--apply_chat_template",), False)],
+    ids=["plain", "chat"],
 )
-def test_gold_answers_score_one_on_every_task(chat: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
+def test_gold_answers_score_one_on_every_task(
+    chat: tuple[str, ...], own_process: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [*replay(folder / "replies.json"), "--tasks", EVERY, *chat]
-    run([sys.executable, str(REPLAY)], folder, tmp_path, *options)
+    if own_process:
+        run([sys.executable, str(REPLAY)], folder, tmp_path, *options)
+    else:
+        monkeypatch.setenv("TANDEM_DATA", str(folder))
+        lm_eval(*options_for(tmp_path, *options))
     found = results(tmp_path)
     assert len(found) == 4 + 14 + 2
     for task, metrics in found.items():
@@ -160,27 +173,41 @@ def test_real_rows_score_one_with_their_own_solutions(tmp_path: Path) -> None:
 def test_the_bundled_intern_with_model_hf(chat: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     model = ["--model", "hf", "--model_args", f"pretrained={pair.INTERN},dtype=float32", "--device", "cpu"]
     options = ["--tasks", EVERY, "--gen_kwargs", "max_gen_toks=64", "--batch_size", "16", *chat]
-    shown = run([str(LM_EVAL)], folder, tmp_path, *model, *options)
+    printed = run([str(LM_EVAL)], folder, tmp_path, *model, *options)
     found = results(tmp_path)
     assert len(found) == 4 + 14 + 2
     assert all(set(metrics) == SCORES and metrics["acc"] < 0.5 for metrics in found.values())
-    assert not COSTS & set(shown.replace("|", " ").split())
+    assert not COSTS & set(printed.replace("|", " ").split())
 
 
 def knows_tandem() -> bool:
-    """Whether the bare command knows the model: it does where the wheel is installed."""
+    """Whether plain `lm_eval` knows the model, which it does where the wheel is installed."""
     probe = [sys.executable, "-c", "import sys; print('_lm_eval_tandem_hook' in sys.modules)"]
     return subprocess.run(probe, capture_output=True, text=True, check=True).stdout.strip() == "True"
 
 
 @pytest.mark.parametrize(
-    "chat", [(), pytest.param(("--apply_chat_template",), marks=pytest.mark.slow)], ids=["plain", "chat"]
+    ("chat", "own_process"),
+    [((), False), pytest.param(("--apply_chat_template",), True, marks=pytest.mark.slow)],
+    ids=["plain", "chat"],
 )
-def test_the_bundled_pair_with_model_tandem(chat: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
-    program = [str(LM_EVAL)] if knows_tandem() else [sys.executable, "-m", "lm_eval_tandem"]
+def test_the_bundled_pair_with_model_tandem(
+    chat: tuple[str, ...],
+    own_process: bool,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = ["--model", "tandem", "--model_args", f"ledger={tmp_path / 'ledger.jsonl'}"]
-    options = ["--tasks", EVERY, "--gen_kwargs", "max_gen_toks=64", "--batch_size", "16", *chat]
-    shown = run(program, folder, tmp_path, *model, *options)
+    options = [*model, "--tasks", EVERY, "--gen_kwargs", "max_gen_toks=16", "--batch_size", "16", *chat]
+    if own_process:
+        program = [str(LM_EVAL)] if knows_tandem() else [sys.executable, "-m", "lm_eval_tandem"]
+        printed = run(program, folder, tmp_path, *options)
+    else:
+        monkeypatch.setenv("TANDEM_DATA", str(folder))
+        lm_eval(*options_for(tmp_path, *options, "--device", "cpu"))
+        printed = capsys.readouterr().out
     found = results(tmp_path)
     assert len(found) == 4 + 14 + 2
     for metrics in found.values():
@@ -188,7 +215,7 @@ def test_the_bundled_pair_with_model_tandem(chat: tuple[str, ...], folder: Path,
         assert metrics["acc"] < 0.5
         assert metrics["tflops"] > 0
         assert metrics["length"] > 0
-    assert set(shown.replace("|", " ").split()) >= COSTS
+    assert set(printed.replace("|", " ").split()) >= COSTS
 
 
 def load(task: str) -> Any:
@@ -200,7 +227,7 @@ def manager(*folders: Path) -> TaskManager:
 
 
 def evaluate(replies: Any, task: str, folder: Path, *others: Path, **arguments: Any) -> dict[str, float]:
-    """The metrics of a task with the replaying model, in this process."""
+    """The scores of a task with the model `replay`, in this process."""
     (folder / "replies.json").write_text(json.dumps(replies))
     model = Replay(str(folder / "replies.json"), **arguments)
     chat = bool(arguments)
@@ -212,7 +239,7 @@ def evaluate(replies: Any, task: str, folder: Path, *others: Path, **arguments: 
 
 @pytest.fixture
 def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two local documents of tandem_gsm8k, and of a task that includes it; their questions."""
+    """Write two local documents of tandem_gsm8k, and of a task that includes it; return their questions."""
     monkeypatch.setenv("TANDEM_DATA", str(tmp_path))
     rows = [{"question": question, "answer": answer} for question, answer in GSM8K]
     for task in ("tandem_gsm8k", "tandem_gsm8k_4"):
@@ -224,8 +251,8 @@ def test_repeats_count_by_their_mean(questions: list[str], tmp_path: Path) -> No
     (tmp_path / "repeated.yaml").write_text(
         f"include: {TASKS / 'math' / 'tandem_gsm8k.yaml'}\ntask: tandem_gsm8k_4\nrepeats: 4\n"
     )
-    told = [[r"\boxed{5}", r"\boxed{6}", "who knows", r"\boxed{5}"], r"\boxed{2000}"]
-    found = evaluate(dict(zip(questions, told, strict=True)), "tandem_gsm8k_4", tmp_path, tmp_path)
+    replies = [[r"\boxed{5}", r"\boxed{6}", "who knows", r"\boxed{5}"], r"\boxed{2000}"]
+    found = evaluate(dict(zip(questions, replies, strict=True)), "tandem_gsm8k_4", tmp_path, tmp_path)
     assert found == {"acc": 0.75, "acc_normalised": 0.75, "disagree": 0.0, "no_answer": 0.125, "grader_failed": 0.0}
 
 
@@ -239,13 +266,13 @@ def test_a_thought_that_the_prompt_opened_and_nothing_closed_holds_no_answer(
     assert found["acc"] == 1 - no_answer
 
 
-def test_what_a_tandem_says_of_its_answer_is_handed_on(questions: list[str], tmp_path: Path) -> None:
+def test_the_costs_of_a_tandem_are_reported(questions: list[str], tmp_path: Path) -> None:
     costs = {"length": 50.0, "mentor_tokens": 20.0, "tflops": 0.5, "stage": 2.0, "truncated": 1.0}
     task = load("tandem_gsm8k")
-    told = type("Told", (str,), {"metrics": {**costs, "other": 1.0}})(r"\boxed{5}")
+    response = type("Response", (str,), {"metrics": {**costs, "other": 1.0}})(r"\boxed{5}")
     for prompt, expected in (("Q", 0.0), ("Q<think>", 1.0)):
         instance = Instance("generate_until", task.dataset["test"][0], (prompt, {}), 0, ("tandem_gsm8k", 0, 1))
-        instance.resps = [told]
+        instance.resps = [response]
         task._instances = [instance]
         task.apply_filters()
         metrics = task.process_results(instance.doc, [instance.filtered_resps["none"]])
@@ -254,7 +281,9 @@ def test_what_a_tandem_says_of_its_answer_is_handed_on(questions: list[str], tmp
         assert metrics["no_answer"] == expected
 
 
-def test_a_missing_file_or_field_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_field_or_gold_answer_is_named_in_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TANDEM_DATA", str(tmp_path))
     with pytest.raises(TandemError, match=r"tandem_math500\.jsonl"):
         load("tandem_math500")
@@ -262,7 +291,7 @@ def test_a_missing_file_or_field_is_one_sentence(folder: Path, tmp_path: Path, m
     with pytest.raises(TandemError, match="document 1 has no field answer"):
         load("tandem_math500")
     (tmp_path / "tandem_math_algebra.jsonl").write_text('{"problem": "1?", "solution": "1"}\n')
-    with pytest.raises(TandemError, match=r"solution of 1 of 1 documents.* shows no boxed answer"):
+    with pytest.raises(TandemError, match=r"solution of 1 of 1 documents.* has no boxed answer"):
         load("tandem_math_algebra")
 
 
@@ -284,17 +313,17 @@ def test_without_math_verify_the_task_refuses_when_it_is_loaded(folder: Path, mo
         ("tandem_aime24", ("Maxwell-Jia/AIME_2024", None), "train"),
     ],
 )
-def test_without_the_setting_documents_come_from_the_hub(
+def test_without_tandem_data_documents_come_from_the_hub(
     task: str, dataset: tuple[str, str | None], split: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    loaded_datasets = []
 
     def from_hub(path: str, name: str | None = None, split: str | None = None) -> datasets.Dataset:
-        asked.append(((path, name), split))
+        loaded_datasets.append(((path, name), split))
         return datasets.Dataset.from_json(str(folder / f"{task}.jsonl"), cache_dir=str(folder / "cache"))
 
     monkeypatch.delenv("TANDEM_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
     loaded = load(task)
-    assert asked == [(dataset, split)]
+    assert loaded_datasets == [(dataset, split)]
     assert all(doc["gold"] for doc in loaded.eval_docs)
