@@ -44,8 +44,8 @@ def wilson(correct: float, n: int) -> Interval:
 
     Notes
     -----
-    For whole counts this is `scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")`. The formula stands here
-    because SciPy takes whole counts only, while a task's grades may lie between 0 and 1.
+    For whole counts this is `scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")`. It is computed
+    here because SciPy accepts whole counts only, while a task's grades may lie between 0 and 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The latency benchmark measures what it says, and the report reads its file."""
+"""The benchmarks of latency and of judging: their tables, their files, and the report of a latency file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the tests were copied without benchmarks/")
 
 
-def bench(output: Path, *more: str) -> str:
-    """Run it with transformers on models as small as they get; what it printed."""
+def bench(folder: Path, *more: str) -> str:
+    """Run the latency benchmark with transformers on tiny models, and return what it printed."""
     sizes = ["--mentor", "2e5", "--intern", "1e5", "--vocabulary", "1000", "--scale", "0.02"]
-    return printed("latency.py", *sizes, *more, "--output", str(output))
+    return printed("latency.py", *sizes, *more, "--output", str(folder))
 
 
 def printed(script: str, *arguments: str) -> str:
-    """What a benchmark printed."""
+    """Run a benchmark and return what it printed."""
     ran = subprocess.run(
         [sys.executable, str(BENCHMARKS / script), *arguments],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
@@ -47,20 +47,20 @@ def test_the_report_shows_a_benchmark_s_file_as_random_weights(tmp_path: Path) -
 
 
 def test_a_sweep_has_every_point_and_stays_out_of_the_report(tmp_path: Path) -> None:
-    told = bench(tmp_path, "--questions", "2,3", "--in_flight", "1,2", "--policies", "cascade", "--apart")
+    output = bench(tmp_path, "--questions", "2,3", "--in_flight", "1,2", "--policies", "cascade", "--apart")
     points = json.loads((tmp_path / "sweep-questions-in_flight-hf.json").read_text(encoding="utf-8"))
-    found = [(len(point["runs"][0]["seconds"]), point["concurrency"]) for point in points]
-    assert found == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    sizes = [(len(point["runs"][0]["seconds"]), point["concurrency"]) for point in points]
+    assert sizes == [(2, 1), (2, 2), (3, 1), (3, 2)]
     assert all(point["mentor_part_alone"] > 0 and point["intern_part_alone"] > 0 for point in points)
-    assert told.count("of that throughput") == 4
+    assert output.count("of that throughput") == 4
     assert not list(tmp_path.glob("latency*"))
 
 
 def test_what_judging_adds_is_measured_against_the_same_answers_without_a_judge(tmp_path: Path) -> None:
-    """The script itself fails where the answers differ."""
+    """The script itself fails if the answers differ."""
     file = tmp_path / "judge.md"
-    told = printed("judge.py", "--questions", "12", "--batch_sizes", "1,4", "--repeats", "2", "--output", str(file))
-    assert file.read_text(encoding="utf-8") == told
-    rows = [line.split("|") for line in told.splitlines() if line.startswith(("| 1 ", "| 4 "))]
+    output = printed("judge.py", "--questions", "12", "--batch_sizes", "1,4", "--repeats", "2", "--output", str(file))
+    assert file.read_text(encoding="utf-8") == output
+    rows = [line.split("|") for line in output.splitlines() if line.startswith(("| 1 ", "| 4 "))]
     assert len(rows) == 2
     assert all(0 < float(row[2]) < 100 for row in rows)

@@ -1,4 +1,4 @@
-"""The report of files whose numbers differ in their last bits is the same, letter by letter; and so are its parts."""
+"""Last bits of floats, which differ between processors, change no letter of a report and none of its parts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def nudged(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(values == 0, values, np.nextafter(values, infinite))
 
 
-def with_nudged(found: Any, rng: np.random.Generator) -> Any:
+def with_nudged(content: Any, rng: np.random.Generator) -> Any:
     """What JSON held, with every number that is no whole one nudged."""
-    if isinstance(found, dict):
-        return {name: with_nudged(value, rng) for name, value in found.items()}
-    if isinstance(found, list):
-        return [with_nudged(value, rng) for value in found]
-    return float(nudged(np.array(found), rng)) if isinstance(found, float) else found
+    if isinstance(content, dict):
+        return {name: with_nudged(value, rng) for name, value in content.items()}
+    if isinstance(content, list):
+        return [with_nudged(value, rng) for value in content]
+    return float(nudged(np.array(content), rng)) if isinstance(content, float) else content
 
 
 def with_nudged_columns(table: pyarrow.Table, rng: np.random.Generator) -> pyarrow.Table:
@@ -65,8 +65,8 @@ def nudged_copy(folder: Path, copy: Path, seed: int) -> None:
         target = copy / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".json":
-            told = json.loads(file.read_text(encoding="utf-8"))
-            target.write_text(json.dumps(with_nudged(told, rng)), encoding="utf-8")
+            content = json.loads(file.read_text(encoding="utf-8"))
+            target.write_text(json.dumps(with_nudged(content, rng)), encoding="utf-8")
         elif file.name.endswith((".jsonl", ".jsonl.xz")):
             lines = [json.dumps(with_nudged(json.loads(line), rng)) + "\n" for line in read_lines(file)]
             target.with_name(target.name.removesuffix(".xz")).write_text("".join(lines), encoding="utf-8")
@@ -108,7 +108,7 @@ def test_sums_have_no_order_and_comparisons_no_last_bit(values: list[float], see
 
 @pytest.mark.parametrize("value", [28.25, 28.35, 0.0625, 1234.5, 0.05, -0.05, 2.675, 99.95, 1e15, 0.1 + 0.2, 1e-300])
 @pytest.mark.parametrize("signed", [False, True])
-def test_a_tie_and_its_neighbours_are_written_alike(value: float, signed: bool) -> None:
+def test_a_tie_and_its_neighbours_are_printed_alike(value: float, signed: bool) -> None:
     for wide in range(4):
         near = [value, np.nextafter(value, -np.inf), np.nextafter(value, np.inf)]
         assert len({Number(float(one), (float(one), float(one)), wide, signed).__str__() for one in near}) == 1
@@ -129,7 +129,7 @@ def test_a_tie_goes_to_the_even_digit_of_the_decimal_and_zero_has_no_minus() -> 
     assert [digits.decimals(value, 1) for value in (np.inf, -np.inf, np.nan)] == ["inf", "-inf", "nan"]
 
 
-def test_what_is_equal_is_decided_alike_on_either_side_of_its_last_bit() -> None:
+def test_equal_numbers_stay_equal_on_either_side_of_their_last_bit() -> None:
     rng = np.random.default_rng(3)
     truth = rng.integers(0, 2, 400).astype(float)
     scores = rng.integers(0, 12, 400) / 12  # many ties
@@ -147,6 +147,6 @@ def test_what_is_equal_is_decided_alike_on_either_side_of_its_last_bit() -> None
 
 
 @pytest.mark.parametrize("largest", [1e-6, 1e-3, 1.0, 10.0, 1000.0])
-def test_the_unit_of_a_cost_does_not_hang_on_a_last_bit(largest: float) -> None:
+def test_the_unit_of_a_cost_does_not_depend_on_a_last_bit(largest: float) -> None:
     near = [largest, np.nextafter(largest, 0), np.nextafter(largest, np.inf)]
     assert len({cost_unit([float(cost)]) for cost in near}) == 1

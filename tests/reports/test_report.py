@@ -73,11 +73,11 @@ def test_each_policy_has_its_accuracy_length_and_cost(made: Report, folder: Path
     shown = tables(made)["policies-t-large-small"]
     assert [cells[0] for cells in shown.rows] == [*POLICIES, "oracle (not a policy)"]
     for policy, stage in (("intern", 0), ("stage:1", 1), ("stage:2", 2)):
-        told = row(shown, policy)
-        assert value(told["accuracy %"]) == pytest.approx(100 * world.right[:, stage].mean())
-        assert value(told["length (tokens)"]) == 50 + (0, *EFFORTS)[stage]
+        cells = row(shown, policy)
+        assert value(cells["accuracy %"]) == pytest.approx(100 * world.right[:, stage].mean())
+        assert value(cells["length (tokens)"]) == 50 + (0, *EFFORTS)[stage]
         tokens = Tokens(mentor_new=(0, *EFFORTS)[stage], intern_new=50)
-        assert value(told["cost (GFLOPs)"]) == pytest.approx(
+        assert value(cells["cost (GFLOPs)"]) == pytest.approx(
             1000 * tflops(tokens, PARAMETERS["mentor"], PARAMETERS["intern"])
         )
     taken = [world.stage_of(q) for q in range(80)]
@@ -119,9 +119,9 @@ def test_oracle_and_failure_cases_are_those_of_a_plain_search(seed: int) -> None
         spent.append((0, *EFFORTS)[best])
     assert comparison.cascade is not None
     assert comparison.oracle is not None
-    found = outcome_counts(comparison, comparison.cascade)
-    assert {name: found[name] for name in counts} == counts
-    assert [n for name, n in found.items() if name.startswith(" ")] == [first, later_than_needed]
+    outcomes = outcome_counts(comparison, comparison.cascade)
+    assert {name: outcomes[name] for name in counts} == counts
+    assert [n for name, n in outcomes.items() if name.startswith(" ")] == [first, later_than_needed]
     assert comparison.oracle.grades.tolist() == solved
     assert comparison.oracle.measures["mentor_tokens"].tolist() == spent
 
@@ -153,10 +153,10 @@ def test_the_judge_is_measured_on_the_questions_that_it_judged(made: Report) -> 
     assert "Only questions that reached a stage" in shown.caption
     came = [q for q in range(80) if all(world.scores[q, s] <= 0.5 for s in range(1))]
     truth, passed = world.right[came, 1] > 0, world.scores[came, 1] > 0.5
-    told = row(shown, "1: ≤ 10 mentor tokens")
-    assert told["questions"] == str(len(came))
-    assert value(told["precision"]) == pytest.approx((truth & passed).sum() / passed.sum())
-    assert value(told["recall"]) == pytest.approx((truth & passed).sum() / truth.sum())
+    cells = row(shown, "1: ≤ 10 mentor tokens")
+    assert cells["questions"] == str(len(came))
+    assert value(cells["precision"]) == pytest.approx((truth & passed).sum() / passed.sum())
+    assert value(cells["recall"]) == pytest.approx((truth & passed).sum() / truth.sum())
 
 
 def test_stage_shares_dollars_transfer_and_entropy_are_reported(made: Report) -> None:
@@ -280,10 +280,10 @@ def test_latencies_come_from_a_benchmark_s_file(folder: Path, tmp_path: Path) ->
     (tmp_path / "latency.json").write_text(json.dumps(benchmark))
     World.random(4).write(tmp_path, "intern")
     shown = tables(report([tmp_path]))["latency-1-t"]
-    told = row(shown, "cascade")
-    assert value(told["times as fast as the mentor"]) == 2
-    assert value(told["judging, % of the time"]) == pytest.approx(10)
-    assert value(told["whole run / questions (s)"]) == 1.25
+    cells = row(shown, "cascade")
+    assert value(cells["times as fast as the mentor"]) == 2
+    assert value(cells["judging, % of the time"]) == pytest.approx(10)
+    assert value(cells["whole run / questions (s)"]) == 1.25
     benchmark["runs"][0]["seconds"] = [1.0]  # type: ignore[index]
     (tmp_path / "latency.json").write_text(json.dumps(benchmark))
     with pytest.raises(Exception, match="the seconds of the same questions"):
@@ -320,9 +320,9 @@ class Tags(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
-        self.ids += [told["id"] or ""] if "id" in told else []
-        self.links += [told["href"] or ""] if tag == "a" else []
+        attributes = dict(attrs)
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        self.links += [attributes["href"] or ""] if tag == "a" else []
         if tag not in ("meta", "link", "path", "rect", "circle", "br"):
             self.open.append(tag)
 
@@ -426,10 +426,10 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_1(
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["report", *[argument.format(folder=folder) for argument in arguments]])
-    said = capsys.readouterr().err.strip()
+    message = capsys.readouterr().err.strip()
     assert ended.value.code == 1
-    assert said.startswith("lm-eval-tandem: error: ")
-    assert "\n" not in said
+    assert message.startswith("lm-eval-tandem: error: ")
+    assert "\n" not in message
 
 
 def test_a_report_loads_neither_torch_nor_the_harness(folder: Path) -> None:

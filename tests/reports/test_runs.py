@@ -88,8 +88,8 @@ def test_a_ledger_with_other_costs_is_not_joined_to_the_run(tmp_path: Path) -> N
     file = world.write(tmp_path, "cascade")
     ledger = file.with_name("ledger.jsonl")
     lines = ledger.read_text().splitlines()
-    told = json.loads(lines[1])
-    ledger.write_text("\n".join([lines[0], json.dumps({**told, "tflops": 2 * told["tflops"]}), *lines[2:]]))
+    record = json.loads(lines[1])
+    ledger.write_text("\n".join([lines[0], json.dumps({**record, "tflops": 2 * record["tflops"]}), *lines[2:]]))
     assert not read([tmp_path])[0].records
 
 

@@ -1,4 +1,4 @@
-"""Runs on disk as the harness and the ledger leave them, of a world in which everything about each answer is known."""
+"""Runs on disk as the harness and the ledger write them, of a world in which everything about each answer is known."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAMP = "2026-01-01T00-00-00.000000"
 
 @dataclass
 class World:
-    """Q questions at the stages of `EFFORTS`, and what a cascade would do with them.
+    """Q questions at the stages of `EFFORTS`, and the decisions of a cascade on them.
 
     right: (Q, 3), whether the intern's answer is right at each stage. scores: (Q, 3), the judge's.
     """
@@ -43,7 +43,7 @@ class World:
 
     @classmethod
     def random(cls, questions: int, seed: int = 0, **more: Any) -> World:
-        """Questions of random hardness, a judge that sees much of it."""
+        """Return questions of random difficulty, and a judge whose scores depend on it."""
         rng = np.random.default_rng(seed)
         hard = rng.random(questions)
         right = hard[:, None] < np.array([0.4, 0.7, 0.95]) + rng.normal(0, 0.05, (questions, 3))
@@ -51,16 +51,16 @@ class World:
         return cls(right.astype(float), scores, **more)
 
     def stage_of(self, question: int) -> int:
-        """Where the cascade answers from."""
+        """Return the stage at which the cascade answers a question."""
         for stage, score in enumerate(self.scores[question]):
             if score > self.thresholds[stage]:
                 return stage
         return int(np.argmax(self.scores[question]))
 
     def about(self, policy: str, classifier: str = "judge") -> dict[str, Any]:
-        """What the run says of itself."""
+        """Return the description that the run records about itself."""
         roles = {"intern": ("intern",), "mentor": ("mentor",)}.get(policy, ("mentor", "intern"))
-        told: dict[str, Any] = {
+        description: dict[str, Any] = {
             "run": f"tandem-{self.pair}-{policy.replace(':', '-')}",
             "version": "0",
             "pair": self.pair,
@@ -71,19 +71,19 @@ class World:
             "seed": 42,
         }
         if policy == "cascade":
-            told |= {"classifier": classifier, "recipe": self.recipe, "thresholds": list(self.thresholds)}
-            told["judge"] = self.judge
+            description |= {"classifier": classifier, "recipe": self.recipe, "thresholds": list(self.thresholds)}
+            description["judge"] = self.judge
         for role in roles:
-            told[role] = {
+            description[role] = {
                 "model": self.models[role],
                 "parameters": PARAMETERS[role],
                 "engine": "hf",
                 "dtype": "bfloat16",
             }
-        return told
+        return description
 
     def record(self, policy: str, question: int) -> tuple[Record, float]:
-        """The record of a question under a policy, and its grade."""
+        """Return the record of a question under a policy, and its grade."""
         stage = {"intern": 0, "mentor": -1}.get(policy, 0)
         if policy.startswith("stage:"):
             stage = int(policy[6:])
@@ -93,16 +93,16 @@ class World:
         if policy == "cascade" and max(self.scores[question] - self.thresholds) <= 0:
             written = EFFORTS[-1]  # no stage passed: the mentor wrote everything
         tokens = Tokens(mentor_new=written, intern_new=0 if stage == -1 else 50)
-        looks = []
+        judgements = []
         if policy == "cascade":
-            looks = [
+            judgements = [
                 Judgement(s, float(self.scores[question, s]), self.thresholds[s], (0, *EFFORTS)[s], 30, 0.01)
                 for s in range(3 if max(self.scores[question] - self.thresholds) <= 0 else stage + 1)
             ]
         elif policy != "mentor":
             values = [0.0] * 18
             values[7] = 2.0 - self.right[question, stage] + 0.01 * question
-            looks = [Judgement(stage, None, None, written, 30, 0.01, values)]
+            judgements = [Judgement(stage, None, None, written, 30, 0.01, values)]
         parameters = (PARAMETERS["mentor"], 0 if policy == "mentor" else PARAMETERS["intern"])
         record = Record(
             task=self.task,
@@ -119,7 +119,7 @@ class World:
             bill=1.0,
             judge_seconds=0.01,
             generate_seconds=1.0,
-            stages=looks,
+            stages=judgements,
             dollars=self.dollars,
         )
         return record, self.mentor_right if stage == -1 else float(self.right[question, stage])
@@ -133,7 +133,7 @@ class World:
         arguments: Any = None,
         **more: Any,
     ) -> Path:
-        """Leave a run's files below the folder, as the harness does; returns the results file."""
+        """Write the files of a run below the folder, as the harness does, and return the results file."""
         about = self.about(policy, **more)
         made = [self.record(policy, question) for question in range(len(self.right))]
         place = folder / f"{about['run']}-{about.get('classifier', '')}-{self.task}"
@@ -166,5 +166,5 @@ POLICIES = ("intern", "stage:1", "stage:2", "mentor", "cascade")
 
 
 def read(folders: Sequence[Path], metric: str | None = None, by: str | None = None) -> list[Run]:
-    """The runs below the folders with their records, as a report reads them."""
+    """Return the runs below the folders with their records, as a report reads them."""
     return ledgers.join(runs.read(folders, metric, by), folders)

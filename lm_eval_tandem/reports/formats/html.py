@@ -33,7 +33,7 @@ def _environment() -> Environment:
 
 
 def link_text(section_name: str) -> str:
-    """Return a section's name as it stands in the row of links."""
+    """Return a section's name as the row of links shows it."""
     return section_name.replace("-", " ").capitalize()
 
 

@@ -24,7 +24,7 @@ def style() -> str:
 
 
 def standalone(drawing: str) -> str:
-    """Return a drawing as an SVG file of its own: with its style sheet and a background."""
+    """Return a drawing as a standalone SVG file, with its style sheet and a background."""
     head, _, rest = drawing.partition(">")
     background = '<rect class="fill-paper" width="100%" height="100%"/>'
     return f"{head}><style>{style()}</style>{background}{rest}\n"
