@@ -29,12 +29,13 @@ from lm_eval_tandem.errors import ClassifierError, TandemError
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.estimators import BoostingJudge, LogisticJudge
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
-from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_NAMES, Probe
+from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_FEATURE_NAMES, Probe
 from lm_eval_tandem.judge.splits import stratified_order
-from lm_eval_tandem.training.collect import read
+from lm_eval_tandem.training.collected_file import read
+from lm_eval_tandem.training.cross_fitting import FOLDS, cross_fitted_outcomes, out_of_fold
 from lm_eval_tandem.training.dataset import Collected
-from lm_eval_tandem.training.fit import FINE_GRID, FOLDS, RECIPES, per_question
-from lm_eval_tandem.training.thresholds import GRID, Outcomes, centred, choose, out_of_fold, simulate
+from lm_eval_tandem.training.recipes import FINE_GRID, RECIPES
+from lm_eval_tandem.training.thresholds import GRID, Outcomes, centre_thresholds, choose_thresholds, simulate
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -171,7 +172,7 @@ def probe_only(data: Collected) -> Floats:
 
 def with_previous_probe(data: Collected) -> Floats:
     """Return the 18 statistics, the probe, the previous stage's probe (0 at stage 0) and the difference of both."""
-    probed = data.probed(DEFAULT_PROBE)[0]
+    probed = data.probe_all(DEFAULT_PROBE)[0]
     previous = np.concatenate([np.zeros_like(probed[:, :1]), probed[:, :-1]], axis=1)
     return np.concatenate([data.features, probed, previous, probed - previous], axis=2)
 
@@ -206,7 +207,7 @@ def ablation(
     labels = (np.asarray(data.correct, dtype=np.float64) >= 0.5).astype(np.int64)
     by_difficulty = stratified_order(labels.sum(axis=1), seed)
     rows = np.sort(by_difficulty[:: max(1, len(labels) // questions)][:questions])
-    data, labels = data.part(rows), labels[rows]
+    data, labels = data.subset(rows), labels[rows]
     other = read(*transfer)[0] if transfer else None
     results = [evaluate(variant, data, labels, other, objective, seed) for variant in variants(data)]
     if data.entropy is not None:
@@ -225,8 +226,8 @@ def evaluate(
     outcomes = data.outcomes(scores, variant.probe)
     auc = mean_auc(labels, scores)
     try:
-        grades, cost = per_question(outcomes, objective, variant.grid, seed)
-        thresholds = centred(outcomes, choose(outcomes, objective, variant.grid), variant.grid)
+        grades, cost = cross_fitted_outcomes(outcomes, objective, variant.grid, seed)
+        thresholds = centre_thresholds(outcomes, choose_thresholds(outcomes, objective, variant.grid), variant.grid)
     except ClassifierError:
         return Result(variant.name, auc, None, None, "no thresholds meet the objective")
     transfer = None
@@ -294,9 +295,9 @@ def expected_value_stages(outcomes: Outcomes, answer_value: float) -> NDArray[np
 def skip_unpromising_probes(data: Collected, labels: Labels, scores: Floats, objective: str, seed: int) -> Result:
     """Evaluate skipping a stage without a probe where the last probe leaves it little chance to be sufficient."""
     probed = last_probe_chances(data, labels, seed) > SKIP_BELOW
-    lengths = data.probed(DEFAULT_PROBE)[1].astype(np.int64) * probed
+    lengths = data.probe_all(DEFAULT_PROBE)[1].astype(np.int64) * probed
     outcomes = Outcomes(np.where(probed, scores, 0.0), np.asarray(data.correct, dtype=np.float64), *data.costs(lengths))
-    grades, cost = per_question(outcomes, objective, FINE_GRID, seed)
+    grades, cost = cross_fitted_outcomes(outcomes, objective, FINE_GRID, seed)
     note = f"a stage is skipped if the last probe leaves it a chance of {SKIP_BELOW:g} or less"
     return Result("the default, unpromising stages skipped", math.nan, point(data, grades, cost), None, note)
 
@@ -307,7 +308,7 @@ def last_probe_chances(data: Collected, labels: Labels, seed: int) -> Floats:
     A second classifier estimates it from the stage's statistics and the last probe that was made, which depends on the
     stages that were skipped before.
     """
-    probed = data.probed(DEFAULT_PROBE)[0]
+    probed = data.probe_all(DEFAULT_PROBE)[0]
     questions, stages = labels.shape
     pairs = [(stage, last) for stage in range(1, stages) for last in range(stage)]
     inputs = [
@@ -337,7 +338,8 @@ def markdown(results: Sequence[Result], objective: str, questions: int, title: s
         f"{questions} training questions, {FOLDS} folds by question, objective `{objective}`. Accuracy and cost (in "
         "% of always-high's, refused probes included) are cross-validated: thresholds were chosen on the questions of "
         "the other folds. Transfer is to the questions of another task, with the classifier fitted and the thresholds "
-        f"chosen on the training questions. A probe adds {len(PROBE_NAMES)} statistics of the answer's first tokens.",
+        f"chosen on the training questions. A probe adds {len(PROBE_FEATURE_NAMES)} statistics of the "
+        "answer's first tokens.",
         "",
         "| judge | mean AUC | accuracy % | cost % | transfer accuracy % | transfer cost % | |",
         "|---|---|---|---|---|---|---|",

@@ -58,7 +58,7 @@ class KnownStage:
         """Thresholds that the known stage passes, or that no stage passes."""
         return (0.5 if self.passes else 1.0,) * 16
 
-    def look(self, features: NDArray[np.float64], begun: None) -> NDArray[np.float64]:
+    def inputs(self, features: NDArray[np.float64], answer: None) -> NDArray[np.float64]:
         """Return the judge's input: the stage."""
         return features
 

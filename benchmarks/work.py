@@ -70,7 +70,7 @@ class ForcedJudge:
     reads_prompt: bool = True
     classifier_seconds: list[float] = field(default_factory=list)
 
-    def look(self, features: NDArray[np.float64], begun: None) -> NDArray[np.float64]:
+    def inputs(self, features: NDArray[np.float64], answer: None) -> NDArray[np.float64]:
         """Return the classifier's input: the 18 statistics, as in the paper."""
         return features
 

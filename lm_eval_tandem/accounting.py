@@ -1,9 +1,8 @@
-"""Tokens to TFLOPs: Eq. 12 of the paper, and beside it the whole bill.
+"""The cost of a question: TFLOPs by Eq. 12 of the paper, TFLOPs of every token (the bill), and dollars.
 
-Eq. 12 counts generated tokens only. The bill counts every token that passed through a model: prompts read, judge
-passes, generated tokens, work that was thrown away. Where prices are known, dollars stand beside both. All count
-what the question needed, whether or not a store had the result already, so that a resumed run reports the figures of an
-undisturbed one.
+Eq. 12 counts generated tokens only. The bill counts every token that passed through a model: prompts, judge passes,
+generated tokens, discarded work. All three count what the question needs, even if a store had the result already, so
+that a resumed run reports the figures of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -21,12 +20,18 @@ MILLION = 1e6
 
 @dataclass
 class Tokens:
-    """What one question made the two models do.
+    """The tokens that one question, or several, took.
 
-    mentor_new, intern_new: tokens generated (L_L and L_S of Eq. 12).
-    mentor_prefill, intern_prefill: prompt tokens computed for generation, without those found in a prefix cache.
-    judge_prefill: prompt tokens computed to judge, without those found in a prefix cache.
-    mentor_unused: tokens that a mentor's server had written past the cut before it heard of it. No part of L_L.
+    Parameters
+    ----------
+    mentor_new, intern_new
+        Generated tokens: L_L and L_S of Eq. 12.
+    mentor_prefill, intern_prefill
+        Prompt tokens read for generation, without those in a prefix cache.
+    judge_prefill
+        Prompt tokens read to judge, without those in a prefix cache.
+    mentor_unused
+        Tokens that the mentor's server generated past the cut before it was stopped; no part of L_L.
     """
 
     mentor_new: int = 0
@@ -45,34 +50,63 @@ class Tokens:
 
     @property
     def length(self) -> int:
-        """Inference length of the paper: L_L + L_S tokens."""
+        """The paper's inference length in tokens: L_L + L_S."""
         return self.mentor_new + self.intern_new
 
 
 def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int, read: int | None = None) -> float:
-    """Eq. 12: 2/10^12 (|theta_L| L_L + |theta_S| (L_L + L_S)), in TFLOPs.
+    """The paper's cost, Eq. 12: 2/10^12 (|theta_L| L_L + |theta_S| (L_L + L_S)).
 
-    The intern reads what the mentor writes for it, hence |theta_S| L_L. `read` says how many of the mentor's tokens
-    those were where not all: none where the mentor answers alone (the paper's "single model" rows).
+    Parameters
+    ----------
+    tokens
+        Of one question or several.
+    mentor_parameters, intern_parameters
+        |theta_L| and |theta_S|, all parameters counted.
+    read
+        How many of the mentor's tokens the intern read, which is the L_L that |theta_S| is multiplied with. None for
+        all; 0 where the mentor answers alone (the paper's rows of single models).
+
+    Returns
+    -------
+    float
+        In TFLOPs.
+
+    Examples
+    --------
+    The paper's intern alone on MATH (Table 1):
+
+    >>> round(tflops(Tokens(intern_new=2732), 32 * 10**9, 7 * 10**9), 2)
+    38.25
     """
     read = tokens.mentor_new if read is None else read
     return 2 / TERA * (mentor_parameters * tokens.mentor_new + intern_parameters * (read + tokens.intern_new))
 
 
 def bill(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:
-    """TFLOPs of every token computed: 2 |theta| a token for prompts, judge passes and generation of both roles."""
+    """The cost of every token in TFLOPs: 2 |theta| per token for prompts, judge passes and generation of both roles."""
     mentor = tokens.mentor_new + tokens.mentor_unused + tokens.mentor_prefill
     intern = tokens.intern_new + tokens.intern_prefill + tokens.judge_prefill
     return 2 / TERA * (mentor_parameters * mentor + intern_parameters * intern)
 
 
 PRICES = ("price_input", "price_cached", "price_output")
-"""The arguments that name them, for one role with `mentor_` or `intern_` before."""
+"""The model arguments with prices; `mentor_` or `intern_` before them names one role."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Dollars per million tokens: of prompts, of prompt tokens that a server had cached, of generated ones."""
+    """Prices of one role's tokens, in dollars per million.
+
+    Parameters
+    ----------
+    input
+        Of prompt tokens.
+    cached
+        Of prompt tokens that a server had cached.
+    output
+        Of generated tokens.
+    """
 
     input: float
     cached: float
@@ -80,16 +114,24 @@ class Prices:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Prices | None:
-        """The prices among some arguments, by the names of `PRICES`; cached tokens cost as much as others unless said.
+        """The prices among a role's arguments.
 
-        None where no price is given.
+        Parameters
+        ----------
+        given
+            Arguments by name; those in `PRICES` count. Without price_cached, cached tokens cost as much as others.
+
+        Returns
+        -------
+        Prices or None
+            None if no price is given.
 
         Raises
         ------
         ArgumentError
-            One is no number of dollars, or the one of prompts or that of generated tokens is missing.
+            A price is no number of dollars, or price_input or price_output is missing beside another.
         """
-        prices = {name: dollars_of(name, given[name]) for name in PRICES if given.get(name) is not None}
+        prices = {name: parse_price(name, given[name]) for name in PRICES if given.get(name) is not None}
         if not prices:
             return None
         if not {"price_input", "price_output"} <= set(prices):
@@ -100,12 +142,20 @@ class Prices:
         return cls(first, prices.get("price_cached", first), last)
 
     def dollars(self, prompt: int, cached: int, new: int) -> float:
-        """What a call costs; `cached` of the `prompt` tokens are charged as cached, hidden reasoning counts as new."""
+        """The price of a call in dollars.
+
+        Parameters
+        ----------
+        prompt, cached
+            Prompt tokens, and how many of them are charged as cached.
+        new
+            Generated tokens, hidden reasoning included.
+        """
         return ((prompt - cached) * self.input + cached * self.cached + new * self.output) / MILLION
 
 
-def dollars_of(name: str, value: Any) -> float:
-    """A price, a finite number from 0 on."""
+def parse_price(name: str, value: Any) -> float:
+    """Read a price: a finite number of at least 0."""
     try:
         price = float(value)
     except (TypeError, ValueError):
@@ -116,6 +166,6 @@ def dollars_of(name: str, value: Any) -> float:
 
 
 def sum_known(*amounts: float | None) -> float | None:
-    """The sum of those that are known; None where none is."""
+    """The sum of the known amounts; None if none is known."""
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known else None

@@ -145,10 +145,10 @@ def add_thresholds(commands: Commands) -> None:
 
 def run_thresholds(given: argparse.Namespace) -> None:
     """`lm-eval-tandem thresholds`."""
-    from lm_eval_tandem.training.tradeoff import shown, thresholds, write_points
+    from lm_eval_tandem.training.tradeoff import format_points, thresholds, write_points
 
     found = thresholds(given.collected, given.classifier, given.objective, given.points, given.labels)
-    print(shown(found))
+    print(format_points(found))
     if given.output is not None:
         write_points(found, given.output)
 

@@ -1,4 +1,8 @@
-"""One record per question: what was judged, who wrote what, what it cost. JSON lines, and the totals of a run."""
+"""The ledger of a run: one record per question with its judgements and its cost, written as JSON lines.
+
+The field names of `Record` and `Judgement` are the keys of the file, so they are part of its format. `totals` sums a
+run up for the harness's results.
+"""
 
 from __future__ import annotations
 
@@ -17,74 +21,126 @@ FORMAT = "tandem-ledger/1"
 
 @dataclass
 class Judgement:
-    """One look of the judge. `score` and `threshold` are None where nothing was judged, only recorded."""
+    """One judgement of a stage, or, without score and threshold, a measurement that decided nothing.
+
+    Parameters
+    ----------
+    stage
+        The stage t that was judged; 0 is the question alone.
+    score
+        s_t in [0, 1]; None if the stage was only measured.
+    threshold
+        tau_t; None as for `score`.
+    mentor_tokens
+        Mentor tokens up to this stage, in total.
+    prompt_tokens
+        Tokens of the intern's prompt.
+    seconds
+        Wall-clock time of the intern's pass over the prompt and of the classifier.
+    features
+        The judge's input vector, with record_features; None without.
+    answer_logprob, answer_entropy
+        Natural logarithms, of the first tokens of the intern's answer, for fitting a judge with a probe.
+    answer_ids
+        Those tokens, if the intern's engine accepts drafts: the cost of a refused probe depends on them.
+    prompt_end
+        The last tokens of the prompt (`engines.drafts.PROMPT_TAIL`), -1 before its start; recorded with `answer_ids`.
+    parts
+        Statistics of question and insights apart (`judge.features.segment_statistics`), for ablations.
+    probe_tokens
+        Tokens of the partial answer that the judge read, accepted draft tokens included.
+    hidden
+        The hidden state at the prompt's last token, float32 (D,), for `collect`; never written to disk.
+    prompt_ids
+        The prompt's tokens, recorded with `hidden`; never written to disk.
+    """
 
     stage: int
     score: float | None
     threshold: float | None
     mentor_tokens: int
-    """Mentor tokens written up to this stage, in total."""
     prompt_tokens: int
     seconds: float
     features: list[float] | None = None
     answer_logprob: list[float] | None = None
     answer_entropy: list[float] | None = None
-    """Of the first tokens of the intern's answer at this stage, for fitting a judge that probes it."""
     answer_ids: list[int] | None = None
-    """Those tokens, where the intern's engine reads drafts: what a refused probe costs depends on them."""
     prompt_end: list[int] | None = None
-    """With them the last tokens of the prompt (`engines.drafts.PROMPT_TAIL`), -1 before its beginning."""
     parts: list[float] | None = None
-    """Statistics of question and insights apart (`sufficiency.features.parts`), for ablations."""
     probe_tokens: int = 0
-    """Tokens of the answer as it was begun for this look, those read as a draft included."""
     hidden: Any = None
-    """The hidden state at the prompt's last token, float32 (D,), for `collect`; a ledger on disk leaves it out."""
     prompt_ids: list[int] | None = None
-    """The prompt's tokens, where its hidden state was asked for; left out as well."""
 
 
 @dataclass
 class Record:
-    """Everything that happened to one question. Seconds are wall clock and overlap between questions."""
+    """Everything that happened to one question.
+
+    Parameters
+    ----------
+    task, doc_id, repeat
+        The harness's task, the document's number in it, and the number of the repetition.
+    policy
+        The policy, as in `--model_args`.
+    stage
+        The stage that the question was answered from: 0 without the mentor, -1 by the mentor itself.
+    reason
+        Why from there: "sufficient" (its score passed), "best of all" (no stage passed), "fixed" (the policy's stage),
+        "alone" (one model), "forced" (the budget was used up), or "escalated" (no stage passed, and the mentor
+        answered).
+    finish_reason
+        How the answer ended: "stop" or "length".
+    mentor_finish_reason
+        How the insight ended; None without one.
+    mentor_stages
+        The last stage at which the mentor wrote; less than `stage` if it had ended before.
+    tokens
+        The token counts.
+    tflops
+        The paper's cost, Eq. 12; None if a model's number of parameters is not known.
+    bill
+        TFLOPs of every token; None as for `tflops`.
+    judge_seconds, generate_seconds
+        Wall-clock time of judging and of generation. Times of different questions overlap.
+    stages
+        The judgements, in order.
+    dollars
+        What the question cost in dollars; None without prices.
+    refused_tokens
+        Tokens that the intern generated for probes and that are not in the answer; part of `tokens.intern_new`.
+    """
 
     task: str
     doc_id: int
     repeat: int
     policy: str
     stage: int
-    """The stage answered from: 0 = no mentor; -1 = the mentor answered."""
     reason: str
-    """Why there: "sufficient", "best of all" (no stage passed), "fixed", "alone", "forced" (budget), "escalated"."""
     finish_reason: str
     mentor_finish_reason: str | None
     mentor_stages: int
-    """Stages at which the mentor wrote; fewer than `stage` where it had ended before."""
     tokens: Tokens
     tflops: float | None
-    """Eq. 12; None, as `bill`, where a model's number of parameters is not known."""
     bill: float | None
     judge_seconds: float
     generate_seconds: float
     stages: list[Judgement] = field(default_factory=list)
     dollars: float | None = None
-    """What servers took for it; None without prices."""
     refused_tokens: int = 0
-    """Tokens that the intern wrote for the judge and that are not in the answer; part of `tokens.intern_new`."""
 
     @property
     def mentor_ended_before(self) -> bool:
-        """The insights of this stage are those of an earlier one: the mentor had already ended."""
+        """Whether the mentor had ended before this stage, whose insight is therefore that of an earlier one."""
         return self.mentor_stages < self.stage
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What makes a record unique within a run."""
+        """Task, document and repetition, which identify a record within a run."""
         return self.task, self.doc_id, self.repeat
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What a task shows beside its score: what is known of it."""
+        """The figures that a task reports beside its score; those that are not known are left out."""
         figures = {
             "length": float(self.tokens.length),
             "mentor_tokens": float(self.tokens.mentor_new),
@@ -97,40 +153,63 @@ class Record:
 
 
 def unique(records: Iterable[Record]) -> list[Record]:
-    """One record per question: lm-eval repeats requests where ranks have uneven numbers of them."""
+    """One record per question; lm-eval repeats requests to give all ranks the same number of them."""
     return list({record.key: record for record in records}.values())
 
 
 def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
-    """Write the ledger of a run atomically: a header line that describes the run, then one line per question."""
+    """Write the ledger of a run atomically.
+
+    Parameters
+    ----------
+    path
+        The file: a header line, then one line per question, in the order of their keys.
+    records
+        The records; of repeated questions the last one counts.
+    run
+        The description of the run, for the header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"format": FORMAT, **run}) + "\n")
         for record in sorted(unique(records), key=lambda record: record.key):
-            file.write(json.dumps(shortened(asdict(record))) + "\n")
+            file.write(json.dumps(rounded(asdict(record))) + "\n")
     unfinished.replace(path)
 
 
-def shortened(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with measured numbers to seven digits, what float32 has, and seconds to a millionth: half the size."""
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """A record for the file: measurements to seven digits, as many as float32 has, and seconds to a microsecond.
+
+    That halves the file. Hidden states and prompts are left out.
+    """
     times = {name: round(value, 6) for name, value in record.items() if name.endswith("seconds")}
-    looks = []
+    judgements = []
     for whole in record["stages"]:
-        look = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids")}
-        lists = {
+        judgement = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids")}
+        measurements = {
             name: [float(f"{value:.7g}") for value in values]
-            for name, values in look.items()
+            for name, values in judgement.items()
             if isinstance(values, list) and name not in ("answer_ids", "prompt_end")
         }
-        looks.append({**look, "seconds": round(look["seconds"], 6), **lists})
-    return {**record, **times, "stages": looks}
+        judgements.append({**judgement, "seconds": round(judgement["seconds"], 6), **measurements})
+    return {**record, **times, "stages": judgements}
 
 
 def totals(records: Iterable[Record]) -> dict[str, Any]:
-    """What a run did in all: questions, mean length and cost, stage shares, truncation, the judge's share of time.
+    """The sums and means of a run.
 
-    Means are per question, None where a question's figure is not known.
+    Parameters
+    ----------
+    records
+        Of the run; repeated questions count once.
+
+    Returns
+    -------
+    dict
+        The number of questions; means per question (length, tflops, bill_tflops, refused_tokens, and dollars per 1,000
+        questions), None where a question's figure is not known; shares of questions (stage_share, truncated); and sums
+        (tokens, judge_seconds, generate_seconds).
     """
     counted = unique(records)
     if not counted:
@@ -155,6 +234,6 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def mean(figures: Sequence[float | None], per: int = 1) -> float | None:
-    """The mean of figures, times `per`; None where one of them is not known."""
+    """The mean of figures, times `per`; None if one of them is not known."""
     known = [figure for figure in figures if figure is not None]
     return per * math.fsum(known) / len(figures) if len(known) == len(figures) else None

@@ -1,4 +1,4 @@
-"""Accounting, ledger and store: the algebra of costs, and files that survive what happens to files."""
+"""Accounting, ledger and store: the algebra of costs, and files that survive crashes and damage."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_totals_count_a_padded_question_once() -> None:
     assert ledger.totals([]) == {"questions": 0}
 
 
-def test_a_store_gives_back_what_was_put(tmp_path: Path) -> None:
+def test_a_store_returns_what_was_put(tmp_path: Path) -> None:
     store = Store(tmp_path / "a" / "store.sqlite")
     key = key_of({"text": "x", "seed": 1})
     assert store.get(key) is None

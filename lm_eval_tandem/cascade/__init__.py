@@ -1,1 +1,1 @@
-"""The method: one coroutine per question, and what it reads and writes."""
+"""The method: `algorithm` answers one question per coroutine, with the help of the other modules here."""

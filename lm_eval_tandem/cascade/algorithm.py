@@ -1,7 +1,9 @@
-"""The method: one coroutine per question that reads like the algorithm of the paper (2.1 to 2.4).
+"""The algorithm of the paper (sections 2.1 to 2.4): one coroutine per question, read from top to bottom.
 
-Judge; maybe let the mentor go on; judge again; stop; let the intern answer. Nothing here knows of batches, devices,
-the harness or files.
+Judge; let the mentor continue; judge again; stop; let the intern answer: `Cascade._run_stages`. When a stage passes,
+and which one answers when none does, is decided in `judge.decision`. Nothing here knows of batches, devices, the
+harness or files. Read next: `policies` (who answers), `question_run` (what a question costs), `answer` (partial
+answers).
 """
 
 from __future__ import annotations
@@ -15,65 +17,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.accounting import Prices, bill, sum_known, tflops
-from lm_eval_tandem.cascade.answer import PartialAnswer, Rule
-from lm_eval_tandem.cascade.policies import MENTOR, Policy
+from lm_eval_tandem.cascade.answer import PartialAnswer, ProbeLimit
+from lm_eval_tandem.cascade.policies import MENTOR_STAGE, Policy
 from lm_eval_tandem.cascade.prompts import Prompts
 from lm_eval_tandem.cascade.question_run import Insight, QuestionRun, Task
-from lm_eval_tandem.engines import (
-    DEFAULT_VIEW,
-    Completion,
-    Engine,
-    Prompt,
-    Sampling,
-    ScoringView,
-    TokenStats,
-)
+from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Engine, Prompt, Sampling, ScoringView, TokenStats
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL, common_prefix_length, strip_prompt_overlap
-from lm_eval_tandem.judge.features import features, parts
+from lm_eval_tandem.judge.decision import fallback_stage, passes
+from lm_eval_tandem.judge.features import features, segment_statistics
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
 from lm_eval_tandem.ledger import Judgement, Record
 
 
 class Judge(Protocol):
-    """A fitted sufficiency classifier with one threshold per stage, stage 0 included."""
+    """A fitted sufficiency classifier with one threshold per stage (`judge.sufficiency.Sufficiency` is one)."""
 
     @property
     def thresholds(self) -> Sequence[float]:
-        """One threshold per stage."""
+        """tau_t in [0, 1], one per stage, stage 0 first."""
         ...
 
     @property
-    def probe(self) -> Rule | None:
-        """How far the intern begins its answer before it is judged; None for not at all, as in the paper."""
+    def probe(self) -> ProbeLimit | None:
+        """How much of its answer the intern generates before it is judged; None for nothing, as in the paper."""
         ...
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether it sees the prompt: the 18 statistics, as in the paper, or the hidden state."""
+        """Whether it needs the intern's pass over the prompt: for the 18 statistics, or for the hidden state."""
         ...
 
-    def look(self, features: NDArray[np.float64], begun: PartialAnswer | None) -> NDArray[np.float64]:
-        """What the judge sees: the 18 statistics, the hidden state (D,) where it asks for that, or the stage alone,
-        (1,), and, if it probes, the answer begun.
+    def inputs(self, features: NDArray[np.float64], answer: PartialAnswer | None) -> NDArray[np.float64]:
+        """The input vector of one judgement.
+
+        Parameters
+        ----------
+        features
+            As `prompt_features` returns them.
+        answer
+            The partial answer of a judge with a probe; None for one without.
         """
         ...
 
     def score(self, features: NDArray[np.float64]) -> float:
-        """s_t of Eq. 8, between 0 and 1, for one such vector."""
+        """s_t of Eq. 8 in [0, 1], for one vector of `inputs`."""
         ...
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Mentor, intern and judge, ready to answer.
+    """Mentor, intern and judge, ready to answer questions.
 
-    efforts: mentor tokens in total at stages 1, 2, ... (rising).
-    judge: needed by the policy `cascade` alone.
-    record_features: also judge-read fixed stages and keep the features in the record (for fitting a classifier).
-    prices: of tokens, by role, for calls of which the engine does not say what they cost. Where there are any, every
-        question has its dollars, be it 0.
-    view: how the judge looks at the intern's prompts; a hidden state takes the place of the statistics. With
-        record_features what a view without adapter shows is kept, and the prompt's tokens.
+    Parameters
+    ----------
+    mentor, intern
+        The engines of the two models; None for one that the policy does not need.
+    prompts
+        How each role's prompt is written.
+    policy
+        Who answers, and what decides it.
+    efforts
+        Mentor tokens in total after stages 1, 2, ..., rising; the paper has (100, 500, 1000).
+    judge
+        The sufficiency classifier, which only some policies need.
+    record_features
+        Also measure fixed stages, and keep the judge's features in the record: classifiers are fitted on them.
+    prices
+        Dollars per million tokens, by role, for calls whose price the engine does not report. With any price given,
+        every record has its dollars, even if they are 0.
+    view
+        Which measurements the intern makes of a prompt. With a hidden state, that replaces the statistics as the
+        judge's input. Under `record_features` its adapter is ignored, and the prompt's tokens are recorded too.
     """
 
     mentor: Engine | None
@@ -87,220 +101,273 @@ class Cascade:
     view: ScoringView = DEFAULT_VIEW
 
     async def answer(self, task: Task) -> tuple[str, Record]:
-        """The answer (only what the answering role wrote) and the record of how it came about."""
-        walk = QuestionRun(task, self.prices)
+        """Answer one question under the policy.
+
+        Returns
+        -------
+        tuple[str, Record]
+            The graded text, which is only what the answering role wrote, and the record of what was judged and spent.
+        """
+        run = QuestionRun(task, self.prices)
         try:
             if self.policy.budget is not None:
-                return await self._mentor_forced(walk, self.policy.budget)
+                return await self._force_budget(run, self.policy.budget)
             if self.policy.mentor_alone:
-                return await self._mentor_alone(walk)
+                return await self._answer_as_mentor(run)
             if self.policy.needs_judge:
-                return await self._cascade(walk)
-            return await self._fixed(walk, self.policy.stage or 0)
+                return await self._run_stages(run)
+            return await self._answer_at_fixed_stage(run, self.policy.stage or 0)
         finally:
             for engine in (self.mentor, self.intern):
                 if engine is not None:
                     engine.release(task.session)
 
-    async def _cascade(self, walk: QuestionRun) -> tuple[str, Record]:
+    async def _run_stages(self, run: QuestionRun) -> tuple[str, Record]:
+        """The cascade (Algorithm 1): stop at the first stage that passes, else answer from the best-scored one."""
         assert self.judge is not None
-        begun: list[PartialAnswer] = []
+        answers: list[PartialAnswer] = []
         scores: list[float] = []
-        high = len(self.efforts)
-        for stage in range(high + 1):
+        highest = len(self.efforts)
+        for stage in range(highest + 1):
             if stage > 0:
-                if walk.insight.finish_reason == "stop":
-                    break  # the mentor had nothing to add: later stages are this one
-                await self._grow(walk, stage)
-            stats = await self._judge_reads(walk, walk.insight.text, self.view) if self.judge.reads_prompt else None
-            answer = self._intern_writes(walk, stage, begun[-1].ids if begun else ())
-            if self.judge.probe is not None:
-                await answer.begin(self.judge.probe)
-            began = time.thread_time()  # what the engines' threads do meanwhile is not judging
-            known = shown(stats, stage)
-            vector = self.judge.look(known, None if self.judge.probe is None else answer)
-            score = self.judge.score(vector)
-            spent = time.thread_time() - began
-            answer.engine.work.judge_seconds += spent
-            spent += 0.0 if stats is None else stats.seconds
-            look = self._look(walk, stage, answer, spent, vector, score, self.judge.thresholds[stage])
-            look.probe_tokens = len(answer.ids)
-            begun.append(answer)
+                if run.insight.finish_reason == "stop":
+                    break  # The mentor has finished, so further stages would judge the same insight again.
+                await self._extend_insight(run, stage)
+            answer, score = await self._judge_stage(run, stage, draft=answers[-1].ids if answers else ())
+            answers.append(answer)
             scores.append(score)
-            if score > self.judge.thresholds[stage]:
-                return await self._intern_answers(walk, stage, answer, "sufficient")
-            if self.policy.name == "llm_cascade":
-                return await self._fixed(walk, high, answer.ids)
-        if self.policy.name == "escalate":
-            return await self._mentor_alone(walk)
-        best = int(np.argmax(scores))
-        return await self._intern_answers(walk, best, begun[best], "best of all")
+            if passes(score, self.judge.thresholds[stage]):
+                return await self._finish_answer(run, stage, answer, "sufficient")
+            if self.policy.kind.decides_once:
+                return await self._answer_at_fixed_stage(run, highest, draft=answer.ids)
+        if self.policy.kind.mentor_answers == "last":
+            return await self._answer_as_mentor(run)
+        best = int(fallback_stage(scores))
+        return await self._finish_answer(run, best, answers[best], "best of all")
 
-    async def _fixed(self, walk: QuestionRun, stage: int, draft: tuple[int, ...] = ()) -> tuple[str, Record]:
+    async def _judge_stage(self, run: QuestionRun, stage: int, draft: tuple[int, ...]) -> tuple[PartialAnswer, float]:
+        """Judge one stage: the intern reads its prompt, starts its answer if there is a probe, and C scores both.
+
+        Returns the partial answer, to be finished if the stage is chosen, and the score s_t = C(f_t) (Eq. 8). `draft`
+        is the partial answer of the stage before, which did not pass.
+        """
+        assert self.judge is not None
+        stats = await self._score_prompt(run, self.view) if self.judge.reads_prompt else None
+        answer = self._prepare_answer(run, stage, draft)
+        if self.judge.probe is not None:
+            await answer.start(self.judge.probe)
+        # Time of this thread alone: the engines' threads work for other questions meanwhile.
+        started = time.thread_time()
+        vector = self.judge.inputs(prompt_features(stats, stage), None if self.judge.probe is None else answer)
+        score = self.judge.score(vector)
+        seconds = time.thread_time() - started
+        answer.engine.work.judge_seconds += seconds
+        seconds += 0.0 if stats is None else stats.seconds
+        judgement = self._record_judgement(run, stage, answer, seconds, vector, score)
+        judgement.probe_tokens = len(answer.ids)
+        return answer, score
+
+    async def _answer_at_fixed_stage(
+        self, run: QuestionRun, stage: int, draft: tuple[int, ...] = ()
+    ) -> tuple[str, Record]:
+        """Let the intern answer at a stage that was chosen beforehand; features may be recorded, nothing is judged."""
         for effort in range(1, stage + 1):
-            if walk.insight.finish_reason != "stop":
-                await self._grow(walk, effort)
-        answer = self._intern_writes(walk, stage, draft)
+            if run.insight.finish_reason != "stop":
+                await self._extend_insight(run, effort)
+        answer, reason = self._prepare_answer(run, stage, draft), "fixed" if stage else "alone"
         if not self.record_features:
-            return await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone")
-        stats = await self._judge_reads(walk, walk.insight.text, replace(self.view, adapter=None))
-        look = self._look(walk, stage, answer, stats.seconds, features(stats, stage), None, None)
-        found = await self._intern_answers(walk, stage, answer, "fixed" if stage else "alone", measured=True)
-        look.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
-        look.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
-        if answer.engine.reads_drafts:
-            look.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])
-            look.prompt_end = ([-1] * PROMPT_TAIL + answer.engine.encode(answer.prompt.text))[-PROMPT_TAIL:]
-        look.parts = parts(stats, self._question_tokens(walk)).tolist()
-        if stats.hidden is not None:
-            look.hidden, look.prompt_ids = stats.hidden, answer.engine.encode(answer.prompt.text)
-        return found
+            return await self._finish_answer(run, stage, answer, reason)
+        stats = await self._score_prompt(run, replace(self.view, adapter=None))
+        judgement = self._record_judgement(run, stage, answer, stats.seconds, features(stats, stage), None)
+        result = await self._finish_answer(run, stage, answer, reason, record_stats=True)
+        self._record_measurements(judgement, run, stats, answer)
+        return result
 
-    def _question_tokens(self, walk: QuestionRun) -> int:
-        """Leading tokens of the intern's prompt that it would see without insights as well."""
-        assert self.intern is not None
-        texts = [self.prompts.intern(self.intern, walk.task.question, told) for told in ("", walk.insight.text)]
-        return common_prefix_length(*map(self.intern.encode, texts))
-
-    async def _grow(self, walk: QuestionRun, stage: int) -> None:
+    async def _extend_insight(self, run: QuestionRun, stage: int) -> None:
         """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""
-        assert self.mentor is not None
-        insight, task = walk.insight, walk.task
+        mentor, insight, task = self._loaded_mentor, run.insight, run.task
         staged = self.prompts.insights == "staged"
-        text = self.prompts.mentor(self.mentor, task.question, insight.passes if staged else ())
+        text = self.prompts.mentor(mentor, task.question, insight.passes if staged else ())
         continued = () if staged else insight.ids
         budget = self.efforts[stage - 1] - insight.tokens
-        sampling = replace(task.sampling_of("mentor", stage), max_tokens=budget, stop=())
+        sampling = replace(task.sampling_for("mentor", stage), max_tokens=budget, stop=())
         horizon = None if staged else self.efforts[(self.policy.stage or len(self.efforts)) - 1] - insight.tokens
-        completion = await self.mentor.generate(Prompt(text, continued, task.session, horizon), sampling)
-        walk.count(self.mentor, "mentor", text, continued, completion)
+        completion = await mentor.generate(Prompt(text, continued, task.session, horizon), sampling)
+        run.count_generation(mentor, "mentor", text, continued, completion)
         ids = continued + completion.token_ids
-        written = self.mentor.decode(ids)
-        walk.insight = Insight(
+        written = mentor.decode(ids)
+        run.insight = Insight(
             passes=(*insight.passes, written) if staged else (written,),
             ids=ids,
             tokens=insight.tokens + completion.new_tokens,
-            # A pass of `staged` that ends by itself leaves the next, deeper one to come.
+            # A pass of `staged` that ends by itself is no end of the insight: a deeper pass follows.
             finish_reason="length" if staged and stage < len(self.efforts) else completion.finish_reason,
             stages=stage,
         )
 
-    async def _judge_reads(self, walk: QuestionRun, insights: str, view: ScoringView) -> TokenStats:
+    async def _score_prompt(self, run: QuestionRun, view: ScoringView) -> TokenStats:
         """The intern reads exactly the prompt that it would answer from (Eq. 3 to 6).
 
-        With an adapter it reads as another model: the answer starts from nothing of that.
+        With an adapter the intern reads as another model, so none of that work is reused for the answer.
         """
-        assert self.intern is not None
-        text = self.prompts.intern(self.intern, walk.task.question, insights)
-        stats = await self.intern.score(Prompt(text, session=walk.task.session), view)
-        reader, ids = "intern" if view.adapter is None else "judge", self.intern.encode(text)
-        walk.judged(reader, ids, priced=self.policy.needs_judge)
+        text = self._intern_prompt(run)
+        stats = await self._loaded_intern.score(Prompt(text, session=run.task.session), view)
+        reader, ids = "intern" if view.adapter is None else "judge", self._loaded_intern.encode(text)
+        run.count_judge_pass(reader, ids, priced=self.policy.needs_judge)
         return stats
 
-    def _look(
-        self,
-        walk: QuestionRun,
-        stage: int,
-        answer: PartialAnswer,
-        seconds: float,
-        vector: NDArray[np.float64],
-        score: float | None,
-        threshold: float | None,
-    ) -> Judgement:
-        kept = vector.tolist() if self.record_features else None
-        size = len(answer.engine.encode(answer.prompt.text))
-        walk.judge_seconds += seconds
-        look = Judgement(stage, score, threshold, walk.insight.tokens, size, seconds, kept)
-        walk.stages.append(look)
-        return look
+    def _prepare_answer(self, run: QuestionRun, stage: int, draft: tuple[int, ...]) -> PartialAnswer:
+        """The intern's answer under the insight so far, nothing of it generated yet."""
+        intern, text = self._loaded_intern, self._intern_prompt(run)
 
-    def _mentor_stops(self, walk: QuestionRun) -> None:
-        """Before anybody answers: a server that still writes insights is told to stop."""
-        unused = self.mentor.release(walk.task.session) if self.mentor is not None else None
-        if unused is not None:
-            walk.tokens.mentor_unused += unused.tokens
-            walk.dollars = sum_known(walk.dollars, unused.dollars)
+        def record_call(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
+            run.count_generation(intern, "intern", text, continued, completion, draft)
 
-    def _intern_writes(self, walk: QuestionRun, stage: int, draft: tuple[int, ...] = ()) -> PartialAnswer:
-        """An answer under the insights so far, of which nothing is written yet; `draft`: one that was refused."""
-        assert self.intern is not None
-        intern = self.intern
-        text = self.prompts.intern(intern, walk.task.question, walk.insight.text)
+        prompt, sampling = Prompt(text, session=run.task.session), run.task.sampling_for("intern", stage)
+        return PartialAnswer(intern, prompt, sampling, record_call, strip_prompt_overlap(intern.encode(text), draft))
 
-        def count(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
-            walk.count(intern, "intern", text, continued, completion, draft)
-
-        prompt, sampling = Prompt(text, session=walk.task.session), walk.task.sampling_of("intern", stage)
-        return PartialAnswer(intern, prompt, sampling, count, strip_prompt_overlap(intern.encode(text), draft))
-
-    async def _intern_answers(
-        self, walk: QuestionRun, stage: int, answer: PartialAnswer, reason: str, measured: bool = False
+    async def _finish_answer(
+        self, run: QuestionRun, stage: int, answer: PartialAnswer, reason: str, record_stats: bool = False
     ) -> tuple[str, Record]:
-        self._mentor_stops(walk)
-        text = await answer.finish(measured=measured)
-        return text, self._record(walk, stage, reason, answer)
+        """The mentor stops, and the intern generates the rest of the answer of the chosen stage."""
+        self._stop_mentor(run)
+        text = await answer.finish(return_token_stats=record_stats)
+        return text, self._record(run, stage, reason, answer)
 
-    async def _mentor_alone(self, walk: QuestionRun) -> tuple[str, Record]:
-        self._mentor_stops(walk)
-        text = self.prompts.alone(self._loaded_mentor, walk.task.question)
-        completion = await self._mentor_writes(walk, Prompt(text), walk.task.sampling_of("mentor", MENTOR))
-        return completion.text, self._record(walk, MENTOR, "escalated" if walk.stages else "alone", completion)
+    def _stop_mentor(self, run: QuestionRun) -> None:
+        """Tell a server that may still write insights to stop, and count what it wrote beyond the last stage."""
+        unused = self.mentor.release(run.task.session) if self.mentor is not None else None
+        if unused is not None:
+            run.tokens.mentor_unused += unused.tokens
+            run.dollars = sum_known(run.dollars, unused.dollars)
 
-    async def _mentor_forced(self, walk: QuestionRun, budget: int) -> tuple[str, Record]:
-        """Budget forcing: what the mentor has not ended within the budget is closed for it, and it has to answer."""
-        text = self.prompts.alone(self._loaded_mentor, walk.task.question)
-        sampling, session = walk.task.sampling_of("mentor", MENTOR), walk.task.session
+    async def _answer_as_mentor(self, run: QuestionRun) -> tuple[str, Record]:
+        """The mentor answers the bare question, as a model alone or as the last resort of `escalate`."""
+        self._stop_mentor(run)
+        text = self.prompts.alone(self._loaded_mentor, run.task.question)
+        completion = await self._generate_as_mentor(run, Prompt(text), run.task.sampling_for("mentor", MENTOR_STAGE))
+        return completion.text, self._record(run, MENTOR_STAGE, "escalated" if run.judgements else "alone", completion)
+
+    async def _force_budget(self, run: QuestionRun, budget: int) -> tuple[str, Record]:
+        """Budget forcing: thinking that exceeds the budget is cut and closed, and the mentor has to answer."""
+        text = self.prompts.alone(self._loaded_mentor, run.task.question)
+        sampling, session = run.task.sampling_for("mentor", MENTOR_STAGE), run.task.session
         first = replace(sampling, max_tokens=min(budget, sampling.max_tokens))
-        thought = await self._mentor_writes(walk, Prompt(text, session=session), first)
+        thought = await self._generate_as_mentor(run, Prompt(text, session=session), first)
         left = sampling.max_tokens - thought.new_tokens
         if thought.finish_reason == "stop" or left <= 0:
-            return thought.text, self._record(walk, MENTOR, "alone", thought)
+            return thought.text, self._record(run, MENTOR_STAGE, "alone", thought)
         written = self._loaded_mentor.decode(thought.token_ids)
-        written += self.prompts.forced(text + written)
+        written += self.prompts.end_of_thinking(text + written)
         rest = replace(sampling, max_tokens=left)
-        answer = await self._mentor_writes(walk, Prompt(text + written, session=session), rest)
-        return written + answer.text, self._record(walk, MENTOR, "forced", answer)
+        answer = await self._generate_as_mentor(run, Prompt(text + written, session=session), rest)
+        return written + answer.text, self._record(run, MENTOR_STAGE, "forced", answer)
 
-    async def _mentor_writes(self, walk: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:
+    async def _generate_as_mentor(self, run: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:
         completion = await self._loaded_mentor.generate(prompt, sampling)
-        walk.count(self._loaded_mentor, "mentor", prompt.text, (), completion)
+        run.count_generation(self._loaded_mentor, "mentor", prompt.text, (), completion)
         return completion
+
+    def _intern_prompt(self, run: QuestionRun) -> str:
+        """x_t = Q + I_t: what the judge's pass reads and the answer is generated from."""
+        return self.prompts.intern(self._loaded_intern, run.task.question, run.insight.text)
 
     @property
     def _loaded_mentor(self) -> Engine:
         assert self.mentor is not None
         return self.mentor
 
-    def _record(self, walk: QuestionRun, stage: int, reason: str, written: Completion | PartialAnswer) -> Record:
+    @property
+    def _loaded_intern(self) -> Engine:
+        assert self.intern is not None
+        return self.intern
+
+    def _record_judgement(
+        self,
+        run: QuestionRun,
+        stage: int,
+        answer: PartialAnswer,
+        seconds: float,
+        vector: NDArray[np.float64],
+        score: float | None,
+    ) -> Judgement:
+        """Add an entry to the run's judgements; without a score it is a measurement that decided nothing."""
+        run.judge_seconds += seconds
+        judgement = Judgement(
+            stage=stage,
+            score=score,
+            threshold=None if score is None or self.judge is None else self.judge.thresholds[stage],
+            mentor_tokens=run.insight.tokens,
+            prompt_tokens=len(answer.engine.encode(answer.prompt.text)),
+            seconds=seconds,
+            features=vector.tolist() if self.record_features else None,
+        )
+        run.judgements.append(judgement)
+        return judgement
+
+    def _record_measurements(
+        self, judgement: Judgement, run: QuestionRun, stats: TokenStats, answer: PartialAnswer
+    ) -> None:
+        """Add what fitting a classifier needs beside the features: the answer's tokens and the parts of the prompt."""
+        judgement.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
+        judgement.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
+        prompt_ids = answer.engine.encode(answer.prompt.text)
+        if answer.engine.reads_drafts:
+            judgement.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])
+            judgement.prompt_end = ([-1] * PROMPT_TAIL + prompt_ids)[-PROMPT_TAIL:]
+        judgement.parts = segment_statistics(stats, self._question_tokens(run)).tolist()
+        if stats.hidden is not None:
+            judgement.hidden, judgement.prompt_ids = stats.hidden, prompt_ids
+
+    def _question_tokens(self, run: QuestionRun) -> int:
+        """Leading tokens of the intern's prompt that belong to the question: those it has without insights as well."""
+        without = self.prompts.intern(self._loaded_intern, run.task.question, "")
+        return common_prefix_length(*map(self._loaded_intern.encode, (without, self._intern_prompt(run))))
+
+    def _record(self, run: QuestionRun, stage: int, reason: str, answer: Completion | PartialAnswer) -> Record:
         mentor = self.mentor.parameters if self.mentor is not None else 0
         intern = self.intern.parameters if self.intern is not None else 0
         cost = whole = None
         if mentor is not None and intern is not None:
-            cost = tflops(walk.tokens, mentor, intern, read=walk.insight.tokens)
-            whole = bill(walk.tokens, mentor, intern)
+            cost = tflops(run.tokens, mentor, intern, read=run.insight.tokens)
+            whole = bill(run.tokens, mentor, intern)
         return Record(
-            task=walk.task.task,
-            doc_id=walk.task.doc_id,
-            repeat=walk.task.repeat,
+            task=run.task.task,
+            doc_id=run.task.doc_id,
+            repeat=run.task.repeat,
             policy=str(self.policy),
             stage=stage,
             reason=reason,
-            finish_reason=written.finish_reason,
-            mentor_finish_reason=walk.insight.finish_reason,
-            mentor_stages=walk.insight.stages,
-            tokens=walk.tokens,
+            finish_reason=answer.finish_reason,
+            mentor_finish_reason=run.insight.finish_reason,
+            mentor_stages=run.insight.stages,
+            tokens=run.tokens,
             tflops=cost,
             bill=whole,
-            judge_seconds=walk.judge_seconds,
-            generate_seconds=walk.generate_seconds,
-            stages=walk.stages,
-            dollars=walk.dollars,
-            refused_tokens=walk.tokens.intern_new - (len(written.ids) if isinstance(written, PartialAnswer) else 0),
+            judge_seconds=run.judge_seconds,
+            generate_seconds=run.generate_seconds,
+            stages=run.judgements,
+            dollars=run.dollars,
+            refused_tokens=run.tokens.intern_new - (len(answer.ids) if isinstance(answer, PartialAnswer) else 0),
         )
 
 
-def shown(stats: TokenStats | None, stage: int) -> NDArray[np.float64]:
-    """What a judge's look starts from: the hidden state where that was asked for, the statistics, or the stage."""
+def prompt_features(stats: TokenStats | None, stage: int) -> NDArray[np.float64]:
+    """f_t: what a judge knows before any probe.
+
+    Parameters
+    ----------
+    stats
+        The intern's measurements of the prompt; None for a judge that does not read the prompt.
+    stage
+        The effort level t, 0 for the question alone.
+
+    Returns
+    -------
+    NDArray[numpy.float64]
+        The hidden state (D,) where it was requested, otherwise the 18 statistics (18,), or the stage alone (1,) without
+        measurements.
+    """
     if stats is None:
         return np.array([float(stage)])
     return features(stats, stage) if stats.hidden is None else stats.hidden.astype(np.float64)

@@ -1,4 +1,8 @@
-"""An answer that is begun as a probe for the judge, and finished later from the same tokens, or never."""
+"""The intern's answer in pieces: a probe starts it for the judge, and it is finished later, or never.
+
+It is finished from the same tokens, so an accepted probe costs nothing. One that was refused is passed to the next
+stage's answer as a draft, of which only what differs is generated again.
+"""
 
 from __future__ import annotations
 
@@ -15,97 +19,130 @@ from lm_eval_tandem.errors import EngineError
 
 Floats = NDArray[np.float32]
 
-PIECE = 8
-"""Tokens a call while a stop string stands half written at the end."""
+PARTIAL_STOP_TOKENS = 8
+"""Tokens generated per call while the text ends in a prefix of a stop string."""
 
 
-class Rule(Protocol):
-    """How far an answer is begun (`sufficiency.probe.Probe`)."""
+class ProbeLimit(Protocol):
+    """How much of an answer a probe generates (`judge.probe.Probe` is one)."""
 
     @property
     def tokens(self) -> int:
-        """At most so many."""
+        """The largest number of tokens."""
         ...
 
     @property
     def max_entropy(self) -> float:
-        """Nats: the first token with a higher entropy is the last; infinite for none."""
+        """In nats: generation ends with the first token of higher entropy; infinite for no such limit."""
         ...
 
 
 @dataclass
 class PartialAnswer:
-    """One answer to a prompt. Greedy, its text is that of a single call; sampled, each call has a seed of its own.
+    """One answer to one prompt, generated in one or several calls.
 
-    count: told of every call: the tokens it continued from, what came, and the draft that was read for it.
-    draft: an answer to another prompt, refused; what this one has in common with it need not be written again.
-    finish_reason: "stop" or "length" once the answer is whole, "" before.
-    logprob, entropy: of the tokens written so far, as long as they were measured.
+    Under greedy decoding its text is that of a single call; under sampling each call has another seed.
+
+    Parameters
+    ----------
+    engine
+        The engine of the intern.
+    prompt
+        The prompt, without continued tokens.
+    sampling
+        How the whole answer is generated; `max_tokens` counts all of its tokens.
+    record_call
+        Called after each call with the tokens that it continued from, its completion, and the draft that it read.
+    draft
+        Tokens of a refused answer to another prompt; the tokens that both share are read instead of generated.
+
+    Attributes
+    ----------
+    ids
+        The tokens generated so far.
+    finish_reason
+        "stop" or "length" once the answer is complete, "" before.
+    logprob, entropy
+        float32 (n,), in nats: of the first n tokens, those whose statistics were requested.
     """
 
     engine: Engine
     prompt: Prompt
     sampling: Sampling
-    count: Callable[[tuple[int, ...], Completion, tuple[int, ...]], None]
+    record_call: Callable[[tuple[int, ...], Completion, tuple[int, ...]], None]
     draft: tuple[int, ...] = ()
     ids: tuple[int, ...] = ()
     finish_reason: str = ""
     logprob: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     entropy: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    _whole: str | None = None
+    _single_call_text: str | None = None
 
-    async def begin(self, rule: Rule) -> None:
-        """Write until the rule has seen enough.
+    async def start(self, limit: ProbeLimit) -> None:
+        """Generate and measure the first tokens, as far as the limit allows.
 
         Raises
         ------
         EngineError
             The engine cannot measure what it generates.
         """
-        completion = await self._write(rule.tokens, measured=True, max_entropy=rule.max_entropy)
+        completion = await self._generate(limit.tokens, return_token_stats=True, max_entropy=limit.max_entropy)
         if completion.logprob is None or completion.entropy is None:
             raise EngineError(
-                f"{self.engine.name} does not say how sure it is of the tokens that it generates, which this "
-                "classifier asks for; use one fitted with --inputs statistics, or another backend for the intern."
+                f"{self.engine.name} does not report the entropies of the tokens that it generates, which this "
+                "classifier needs; use one fitted with --inputs statistics, or another backend for the intern."
             )
         self.logprob, self.entropy = completion.logprob, completion.entropy
 
-    async def finish(self, measured: bool = False) -> str:
-        """The whole answer's text; `measured` has an effect only where nothing was begun."""
-        # An engine looks for stop strings in what it writes in one call, so none may be left half written between two.
-        while not self.finish_reason and self._half_written():
-            await self._write(PIECE, measured=False)
+    async def finish(self, return_token_stats: bool = False) -> str:
+        """Generate the rest.
+
+        Parameters
+        ----------
+        return_token_stats
+            Also measure the tokens, if none has been generated yet; without effect on a started answer.
+
+        Returns
+        -------
+        str
+            The text of the whole answer, cut before the first stop string.
+        """
+        # An engine finds a stop string only in what it generates in one call, so none may span two calls.
+        while not self.finish_reason and self._ends_inside_stop_string():
+            await self._generate(PARTIAL_STOP_TOKENS, return_token_stats=False)
         if not self.finish_reason:
-            begun = bool(self.ids)
-            completion = await self._write(self.sampling.max_tokens, measured and not begun)
-            if not begun:
-                self._whole = completion.text
+            started = bool(self.ids)
+            completion = await self._generate(self.sampling.max_tokens, return_token_stats and not started)
+            if not started:
+                self._single_call_text = completion.text
                 if completion.logprob is not None and completion.entropy is not None:
                     self.logprob, self.entropy = completion.logprob, completion.entropy
-        return self.engine.answer_text(self.ids, self.sampling.stop) if self._whole is None else self._whole
+        if self._single_call_text is not None:
+            return self._single_call_text
+        return self.engine.answer_text(self.ids, self.sampling.stop)
 
-    async def _write(self, tokens: int, measured: bool, max_entropy: float = math.inf) -> Completion:
+    async def _generate(self, tokens: int, return_token_stats: bool, max_entropy: float = math.inf) -> Completion:
+        """One call for at most `tokens` more tokens."""
         left = self.sampling.max_tokens - len(self.ids)
         sampling = replace(
             self.sampling,
             max_tokens=min(tokens, left),
             seed=self.sampling.seed + len(self.ids) if self.sampling.temperature else self.sampling.seed,
-            return_token_stats=measured,
+            return_token_stats=return_token_stats,
             max_entropy=max_entropy if math.isfinite(max_entropy) else None,
         )
         draft: tuple[int, ...] = ()
         if self.engine.reads_drafts and self.draft[: len(self.ids)] == self.ids:
             draft = self.draft[len(self.ids) :][: sampling.max_tokens - 1]
         completion = await self.engine.generate(replace(self.prompt, continued=self.ids, draft=draft), sampling)
-        self.count(self.ids, completion, draft)
+        self.record_call(self.ids, completion, draft)
         self.ids += completion.token_ids
         stopped = completion.finish_reason == "stop" or any(
-            s in self.engine.decode(self.ids) for s in self.sampling.stop
+            stop in self.engine.decode(self.ids) for stop in self.sampling.stop
         )
         if stopped or len(self.ids) >= self.sampling.max_tokens:
             self.finish_reason = "stop" if stopped else "length"
         return completion
 
-    def _half_written(self) -> bool:
+    def _ends_inside_stop_string(self) -> bool:
         text = self.engine.decode(self.ids) if self.ids else ""
         return any(text.endswith(stop[:n]) for stop in self.sampling.stop for n in range(1, len(stop)))

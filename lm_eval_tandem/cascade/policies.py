@@ -1,24 +1,144 @@
-"""The policies: who answers, and who decides that."""
+"""The policies: which models answer a question, and what decides how much the mentor writes.
+
+`POLICIES` has one row per policy: how it is written in `--model_args policy=…`, what it does, and which models it
+needs. To add a policy, add a row; only a policy that decides in a new way needs code in `cascade.algorithm` as well.
+The documentation (`described`) and the error message of `Policy.parse` are made from the same rows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lm_eval_tandem.errors import ArgumentError
 
-MENTOR = -1
-"""The stage of an answer that the mentor wrote itself."""
-JUDGED = ("cascade", "llm_cascade", "escalate")
-"""The policies that ask a classifier."""
+MENTOR_STAGE = -1
+"""The stage that a record has when the mentor itself wrote the answer."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The number N of a policy that is written `name:N`.
+
+    Parameters
+    ----------
+    field
+        The field of `Policy` that holds the number: "stage" (an effort stage) or "budget" (mentor tokens).
+    minimum
+        The smallest number allowed. The largest stage is the number of efforts; a budget has no upper limit.
+    """
+
+    field: Literal["stage", "budget"]
+    minimum: int
+
+    def allowed(self, stages: int) -> str:
+        """The allowed numbers in words, for a cascade of `stages` efforts."""
+        return f"N from {self.minimum} to {stages}" if self.field == "stage" else "N tokens of thinking"
+
+    def accepts(self, text: str, stages: int) -> bool:
+        """Whether the text is an allowed number."""
+        if not text.isdigit() or int(text) < self.minimum:
+            return False
+        return self.field != "stage" or int(text) <= stages
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """One row of the table of policies.
+
+    Parameters
+    ----------
+    name
+        The name in `policy=…`.
+    description
+        What the policy does, in one line.
+    needs
+        The roles that it needs: "mentor", "intern" and "judge" (a sufficiency classifier). A policy that needs the
+        judge runs the cascade; one with a stage number answers after that stage.
+    argument
+        The number after the colon; None for a policy without one.
+    mentor_answers
+        Whether the mentor itself writes the graded answer: "never", "last" (when no stage passed) or "always".
+    decides_once
+        Whether only the question alone is judged, and the highest effort follows if it does not pass.
+    """
+
+    name: str
+    description: str
+    needs: tuple[str, ...]
+    argument: Argument | None = None
+    mentor_answers: Literal["never", "last", "always"] = "never"
+    decides_once: bool = False
+
+    @property
+    def syntax(self) -> str:
+        """How the policy is written, with N for its number."""
+        return self.name if self.argument is None else f"{self.name}:N"
+
+
+POLICIES: dict[str, PolicyKind] = {
+    kind.name: kind
+    for kind in (
+        PolicyKind(
+            "cascade",
+            "The method: each stage is judged, the intern answers at the first that passes, else at the best.",
+            needs=("mentor", "intern", "judge"),
+        ),
+        PolicyKind("intern", "The intern alone.", needs=("intern",)),
+        PolicyKind("mentor", "The mentor alone.", needs=("mentor",), mentor_answers="always"),
+        PolicyKind(
+            "stage",
+            "Fixed effort: the intern always answers after stage N (0: without the mentor).",
+            needs=("mentor", "intern"),
+            argument=Argument("stage", minimum=0),
+        ),
+        PolicyKind(
+            "budget_forcing",
+            "The mentor alone, its thinking cut after N tokens.",
+            needs=("mentor",),
+            argument=Argument("budget", minimum=1),
+            mentor_answers="always",
+        ),
+        PolicyKind(
+            "llm_cascade",
+            "One decision: the intern alone, or with the highest effort.",
+            needs=("mentor", "intern", "judge"),
+            decides_once=True,
+        ),
+        PolicyKind(
+            "escalate",
+            "The cascade, but when no stage passes the mentor answers the question itself.",
+            needs=("mentor", "intern", "judge"),
+            mentor_answers="last",
+        ),
+    )
+}
+"""Every policy by its name, in the order of the documentation."""
+
+
+def described() -> list[tuple[str, str]]:
+    """The syntax and the description of every policy, for documentation.
+
+    Examples
+    --------
+    >>> described()[0][0], described()[3][0]
+    ('cascade', 'stage:N')
+    """
+    return [(kind.syntax, kind.description) for kind in POLICIES.values()]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Who answers, and how that is decided.
+    """The policy of a run: a row of `POLICIES` and its number.
 
-    cascade: the method. intern, mentor: one model alone. stage:N: fixed effort. budget_forcing:N: the mentor alone, its
-    thinking cut at N tokens. llm_cascade: one decision, the intern alone or with the highest effort. escalate: the
-    cascade, whose last resort is the mentor's own full answer.
+    Parameters
+    ----------
+    name
+        A key of `POLICIES`.
+    stage
+        For `stage:N`: the stage that the intern answers after, 0 for the question alone.
+    budget
+        For `budget_forcing:N`: the mentor tokens after which its thinking is cut.
     """
 
     name: str
@@ -27,49 +147,66 @@ class Policy:
 
     @classmethod
     def parse(cls, text: str, stages: int) -> Policy:
-        """A policy from its name; `stages` is the number of efforts.
+        """Read a policy as it is written in `--model_args`.
+
+        Parameters
+        ----------
+        text
+            The name, with a number where the policy takes one: "cascade", "stage:2".
+        stages
+            The number of efforts, which is the largest number of `stage:N`.
 
         Raises
         ------
         ArgumentError
-            No policy has this name, or it has no such stage.
+            No policy has this name, or its number is missing or not allowed.
+
+        Examples
+        --------
+        >>> Policy.parse("stage:2", stages=3)
+        Policy(name='stage', stage=2, budget=None)
         """
         name, _, number = str(text).partition(":")
-        if name in (*JUDGED, "intern", "mentor") and not number:
+        kind = POLICIES.get(name)
+        if kind is not None and kind.argument is None and not number:
             return cls(name)
-        if name == "stage" and number.isdigit() and int(number) <= stages:
-            return cls(name, stage=int(number))
-        if name == "budget_forcing" and number.isdigit() and int(number) > 0:
-            return cls(name, budget=int(number))
-        raise ArgumentError(
-            f"policy={text} is not known; use cascade, intern, mentor, stage:N with N from 0 to {stages}, "
-            "budget_forcing:N with N tokens of thinking, llm_cascade, or escalate."
+        if kind is not None and kind.argument is not None and kind.argument.accepts(number, stages):
+            return cls(name, **{kind.argument.field: int(number)})
+        *first, last = (
+            other.syntax if other.argument is None else f"{other.syntax} with {other.argument.allowed(stages)}"
+            for other in POLICIES.values()
         )
+        raise ArgumentError(f"policy={text} is not known; use {', '.join(first)}, or {last}.")
+
+    @property
+    def kind(self) -> PolicyKind:
+        """The row of `POLICIES`."""
+        return POLICIES[self.name]
 
     @property
     def needs_mentor(self) -> bool:
-        """Whether the mentor has anything to do."""
-        return not (self.name == "intern" or self.stage == 0)
+        """Whether the mentor writes anything; at stage 0 it does not."""
+        return "mentor" in self.kind.needs and self.stage != 0
 
     @property
     def needs_intern(self) -> bool:
-        """Whether the intern has anything to do."""
-        return not self.mentor_alone
+        """Whether the intern writes anything."""
+        return "intern" in self.kind.needs
 
     @property
     def needs_judge(self) -> bool:
-        """Whether a classifier decides anything."""
-        return self.name in JUDGED
+        """Whether a sufficiency classifier decides anything."""
+        return "judge" in self.kind.needs
 
     @property
     def mentor_alone(self) -> bool:
-        """Whether every answer is the mentor's own."""
-        return self.name in ("mentor", "budget_forcing")
+        """Whether the mentor writes every answer."""
+        return self.kind.mentor_answers == "always"
 
     @property
     def mentor_may_answer(self) -> bool:
-        """Whether some answers are the mentor's own."""
-        return self.mentor_alone or self.name == "escalate"
+        """Whether the mentor writes some or all of the answers."""
+        return self.kind.mentor_answers != "never"
 
     def __str__(self) -> str:
         number = self.budget if self.stage is None else self.stage

@@ -1,4 +1,9 @@
-"""What each role is shown. The intern's prompt only ever grows: question, then insights, then the closing cue."""
+"""The prompts of both roles (paper, sections 2.2 and 2.3).
+
+The intern's prompt for stage t + 1 starts with the one for stage t, up to the end of the insight: question, insights,
+closing words. So engines with a prefix cache read every token once. The words themselves are a `Wording`, which can
+come from a file.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +21,16 @@ Guidance = Literal["guided", "continuation"]
 
 @dataclass(frozen=True)
 class Question:
-    """What the harness asks: plain text, or a conversation that each role renders in its own template.
+    """A question of the harness: plain text, or a conversation that each role renders with its own chat template.
 
-    text: the plain prompt; for a conversation how the harness saw it (never shown to a role).
-    messages: the conversation, or None for plain text.
-    generation_prompt: False where the conversation ends with the beginning of the answer.
+    Parameters
+    ----------
+    text
+        The plain prompt; for a conversation, the harness's rendering of it, which no role reads.
+    messages
+        The conversation; None for plain text.
+    generation_prompt
+        False if the conversation ends with the first words of the answer, which the model then continues.
     """
 
     text: str
@@ -32,10 +42,16 @@ class Question:
 class Wording:
     """The words around question and insights.
 
-    request: after the question, for the mentor: asks for insights.
-    open, close: before and after the insights, for the intern.
-    deepen: asks the mentor for the next, deeper pass (`insights=staged`); empty where the models know none.
-    force: ends the mentor's thinking and asks for its answer (`policy=budget_forcing:N`).
+    Parameters
+    ----------
+    request
+        After the question, for the mentor: asks for insights.
+    open, close
+        Before and after the insights, for the intern.
+    deepen
+        Asks the mentor for the next, deeper pass (`insights=staged`); empty if the models cannot do that.
+    force
+        Ends the mentor's thinking and asks for its answer (`policy=budget_forcing:N`).
     """
 
     request: str
@@ -46,26 +62,31 @@ class Wording:
 
     @classmethod
     def read(cls, path: Path) -> Wording:
-        """The wording in a JSON file: an object with `request`, `open`, `close` and optionally `deepen` and `force`.
+        """Read a wording from a JSON file.
+
+        Parameters
+        ----------
+        path
+            A file with an object of texts: `request`, `open`, `close`, and optionally `deepen` and `force`.
 
         Raises
         ------
         ArgumentError
-            The file is not there, or not such an object.
+            The file cannot be read, or holds anything else.
         """
         allowed = [field.name for field in fields(cls)]
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            given = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArgumentError(
                 f"prompts={path} cannot be read ({error}); give a JSON file with {', '.join(allowed)}, or prompts=gpra."
             ) from error
-        if not isinstance(found, dict) or not {"request", "open", "close"} <= set(found) <= set(allowed):
+        if not isinstance(given, dict) or not {"request", "open", "close"} <= set(given) <= set(allowed):
             raise ArgumentError(
                 f"prompts={path} has to be a JSON object of texts named {', '.join(allowed)} "
                 "(deepen and force may be left out)."
             )
-        return cls(**{name: str(text) for name, text in found.items()})
+        return cls(**{name: str(text) for name, text in given.items()})
 
 
 GPRA = Wording(
@@ -85,40 +106,51 @@ GPRA = Wording(
         "adding only what was missing before."
     ),
 )
-"""The Goal, Planning, Retrieval, Action schema of the paper (2.2 and Appendix D), in words of our own."""
+"""The paper's schema of insights, Goal, Planning, Retrieval and Action (section 2.2 and appendix D), in this project's
+own words."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Renders for an engine what its role is shown (paper, 2.2 and 2.3)."""
+    """Writes the prompts of both roles.
+
+    Parameters
+    ----------
+    wording
+        The words around question and insights.
+    insights
+        "cutoff": one text, cut at the efforts; "staged": one deeper pass per stage.
+    guidance
+        "guided": the insights stand in the intern's prompt; "continuation": the intern continues the mentor's text.
+    """
 
     wording: Wording = GPRA
     insights: Insights = "cutoff"
     guidance: Guidance = "guided"
 
     def alone(self, engine: Engine, question: Question) -> str:
-        """The question as it is: a model on its own, or the intern at stage 0."""
+        """The question without insights: for a model that answers alone, and for the intern at stage 0."""
         if question.messages is None:
             return question.text
         return engine.render(question.messages, question.generation_prompt)
 
     def mentor(self, engine: Engine, question: Question, passes: tuple[str, ...] = ()) -> str:
-        """The mentor's prompt; `passes` are the earlier texts that `insights=staged` deepens."""
+        """The mentor's prompt; `passes` are the earlier texts that a pass of `insights=staged` deepens."""
         if question.messages is None:
             text = question.text + self.wording.request
             return text + "".join(insight + self.wording.deepen for insight in passes)
-        messages = asked(question.messages, self.wording.request)
+        messages = append_to_last_user_turn(question.messages, self.wording.request)
         for insight in passes:
             messages = (*messages, ("assistant", insight), ("user", self.wording.deepen.strip()))
         return engine.render(messages)
 
-    def forced(self, written: str) -> str:
-        """What closes the mentor's thinking: its think block, where one is open, and the cue for the answer."""
+    def end_of_thinking(self, written: str) -> str:
+        """The text that makes the mentor answer after what it has written: closes an open think block, then asks."""
         thinks = written.rfind("<think>") > written.rfind("</think>")
         return ("\n</think>" if thinks else "") + self.wording.force
 
     def intern(self, engine: Engine, question: Question, insights: str) -> str:
-        """The intern's prompt at a stage; with no insights the question alone."""
+        """The intern's prompt x_t under the insights so far; without insights, the question alone."""
         if not insights:
             return self.alone(engine, question)
         if self.guidance == "continuation":
@@ -126,12 +158,22 @@ class Prompts:
         block = self.wording.open + insights + self.wording.close
         if question.messages is None:
             return question.text + block
-        messages = asked(question.messages, block.rstrip("\n"), keep_answer=True)
+        messages = append_to_last_user_turn(question.messages, block.rstrip("\n"), keep_answer=True)
         return engine.render(messages, question.generation_prompt)
 
 
-def asked(messages: Messages, addition: str, keep_answer: bool = False) -> Messages:
-    """The conversation with a text added to its last user turn; a begun answer is the intern's, so only kept for it."""
+def append_to_last_user_turn(messages: Messages, addition: str, keep_answer: bool = False) -> Messages:
+    """Add a text to the last user turn of a conversation.
+
+    Parameters
+    ----------
+    messages
+        The conversation; without a user turn, the text becomes one.
+    addition
+        The text.
+    keep_answer
+        Whether to keep the turns after it, which are a started answer of the intern; the mentor must not see them.
+    """
     last = max((i for i, (role, _) in enumerate(messages) if role == "user"), default=None)
     if last is None:
         return (*messages, ("user", addition.strip()))
@@ -140,6 +182,6 @@ def asked(messages: Messages, addition: str, keep_answer: bool = False) -> Messa
     return (*messages[:last], (role, content + addition), *rest)
 
 
-def without_think_marks(text: str) -> str:
-    """A thinking mentor's text for another reader: what it thought, not the marks around it."""
+def strip_think_tags(text: str) -> str:
+    """A thinking mentor's text without its think tags, which would open a think block in the intern's prompt."""
     return text.replace("<think>", "").replace("</think>", "")

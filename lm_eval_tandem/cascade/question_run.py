@@ -1,4 +1,8 @@
-"""One question on its way through the cascade: what was said, read and spent."""
+"""The state of one question while the cascade answers it: its insight, its judgements, and its token and dollar counts.
+
+`Task` is the question as it comes in, `Insight` what the mentor has written, `QuestionRun` all of it together. What a
+question costs is counted here, from the calls themselves; the formulas are in `accounting`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lm_eval_tandem.accounting import Prices, Tokens, sum_known
-from lm_eval_tandem.cascade.prompts import Question, without_think_marks
+from lm_eval_tandem.cascade.prompts import Question, strip_think_tags
 from lm_eval_tandem.engines import Completion, Engine, Sampling
 from lm_eval_tandem.engines.drafts import accepted_draft_tokens, common_prefix_length
 from lm_eval_tandem.ledger import Judgement
@@ -15,7 +19,17 @@ from lm_eval_tandem.ledger import Judgement
 
 @dataclass(frozen=True)
 class Task:
-    """One question to answer: what is asked, how to generate, and what makes it unique within a run."""
+    """One question to answer, with what identifies it within a run.
+
+    Parameters
+    ----------
+    question
+        The text or conversation.
+    sampling
+        How the answer is generated.
+    task, doc_id, repeat
+        The harness's task, the document's number in it, and the number of the repetition.
+    """
 
     question: Question
     sampling: Sampling
@@ -25,11 +39,11 @@ class Task:
 
     @property
     def session(self) -> str:
-        """The name under which engines keep what they computed for this question."""
+        """The name under which engines cache the prefixes of this question."""
         return f"{self.task}/{self.doc_id}/{self.repeat}"
 
-    def sampling_of(self, role: str, stage: int) -> Sampling:
-        """The same settings with a random stream of its own; a greedy generation has no stream."""
+    def sampling_for(self, role: str, stage: int) -> Sampling:
+        """The same settings, with a seed derived from question, role and stage; 0 under greedy decoding."""
         if self.sampling.temperature == 0:
             return replace(self.sampling, seed=0)
         name = f"{self.sampling.seed}/{self.session}/{role}/{stage}"
@@ -39,7 +53,21 @@ class Task:
 
 @dataclass
 class Insight:
-    """What the mentor has written so far: I_t."""
+    """I_t: what the mentor has written so far.
+
+    Attributes
+    ----------
+    passes
+        The texts: a single growing one for `insights=cutoff`, one per stage for `insights=staged`.
+    ids
+        The token ids of the text that the next call continues.
+    tokens
+        Mentor tokens in total.
+    finish_reason
+        "length" if the budget cut the text, "stop" if the mentor ended by itself, None before its first call.
+    stages
+        The last stage at which the mentor wrote.
+    """
 
     passes: tuple[str, ...] = ()
     ids: tuple[int, ...] = ()
@@ -50,47 +78,64 @@ class Insight:
     @property
     def text(self) -> str:
         """I_t as the intern reads it."""
-        return without_think_marks("".join(self.passes))
+        return strip_think_tags("".join(self.passes))
 
 
 @dataclass
 class QuestionRun:
-    """One question on its way: what was said, read and spent.
+    """What has happened to one question so far, and what it has cost.
 
-    prices: of tokens, by role, for calls of which the engine does not say what they cost.
-    read: what a prefix cache would hold, by role. paid: the same of what was paid for: a prompt that is read only to be
-    measured is no part of what the question costs.
+    Parameters
+    ----------
+    task
+        The question.
+    prices
+        Dollars per million tokens, by role, for calls whose price the engine does not report.
+
+    Attributes
+    ----------
+    insight, judgements, tokens, judge_seconds, generate_seconds
+        See `ledger.Record`, which they end up in.
+    dollars
+        What the calls so far cost; 0 before the first one if there are prices, None while nothing is known.
+    cached_prefix
+        By role ("judge" for an intern with an adapter), the tokens that a prefix cache holds for it.
+    paid_prefix
+        The same of the calls that are paid for: a prompt that is only measured is no part of the price.
     """
 
     task: Task
     prices: Mapping[str, Prices] = field(default_factory=dict)
     insight: Insight = field(default_factory=Insight)
     tokens: Tokens = field(default_factory=Tokens)
-    stages: list[Judgement] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
     dollars: float | None = None
-    """0 before the first call where there are prices, None where nobody knows any."""
-    read: dict[str, list[int]] = field(default_factory=dict)
-    paid: dict[str, list[int]] = field(default_factory=dict)
+    cached_prefix: dict[str, list[int]] = field(default_factory=dict)
+    paid_prefix: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prices and self.dollars is None:
             self.dollars = 0.0
 
-    def new_tokens(self, role: str, ids: list[int]) -> int:
-        """How many of a prompt's tokens the role has not read yet; from now on it has."""
-        new = len(ids) - common_prefix_length(self.read.get(role, []), ids)
-        self.read[role] = ids
-        return new
+    def count_judge_pass(self, reader: str, ids: list[int], priced: bool) -> None:
+        """Count a pass over a prompt that judges or measures it.
 
-    def judged(self, reader: str, ids: list[int], priced: bool) -> None:
-        """Count a judge's pass over a prompt, as "intern" or, with weights of its own, as "judge"."""
-        self.tokens.judge_prefill += self.new_tokens(reader, ids)
+        Parameters
+        ----------
+        reader
+            "intern", or "judge" if the intern reads with an adapter.
+        ids
+            The prompt's tokens.
+        priced
+            Whether the pass is part of what the question costs in dollars.
+        """
+        self.tokens.judge_prefill += self._read_prompt(reader, ids)
         if priced:
-            self.dollars = sum_known(self.dollars, self._dollars(reader, ids))
+            self.dollars = sum_known(self.dollars, self._call_dollars(reader, ids))
 
-    def count(
+    def count_generation(
         self,
         engine: Engine,
         role: str,
@@ -99,16 +144,26 @@ class QuestionRun:
         completion: Completion,
         draft: tuple[int, ...] = (),
     ) -> None:
-        """Count a call. What a draft spared was read and not generated.
+        """Count a call of `Engine.generate`.
 
-        Found out here and not told by the engine: a store's completion may have been made with another draft.
+        Draft tokens that the engine accepted count as read, not as generated. How many those are is computed here, not
+        reported by the engine, because a stored completion may have been generated with another draft.
+
+        Parameters
+        ----------
+        engine, role
+            The engine, and "mentor" or "intern".
+        text, continued, draft
+            The parts of the call's `Prompt`.
+        completion
+            What it returned.
         """
         ids = engine.encode(text) + list(continued)
-        new = self.new_tokens(role, ids)
+        new = self._read_prompt(role, ids)
         if completion.counted is not None:
             new = completion.prompt_tokens - completion.cached_tokens  # as the server billed it
-        self.dollars = sum_known(self.dollars, self._dollars(role, ids, completion, draft))
-        self.read[role] = ids + list(completion.token_ids)
+        self.dollars = sum_known(self.dollars, self._call_dollars(role, ids, completion, draft))
+        self.cached_prefix[role] = ids + list(completion.token_ids)
         self.generate_seconds += completion.seconds
         if role == "mentor":
             self.tokens.mentor_prefill += new
@@ -117,16 +172,22 @@ class QuestionRun:
             self.tokens.intern_prefill += new + len(draft)
             self.tokens.intern_new += completion.new_tokens - accepted_draft_tokens(draft, completion.token_ids)
 
-    def _dollars(
+    def _read_prompt(self, role: str, ids: list[int]) -> int:
+        """The number of the prompt's tokens that are not in the role's prefix cache; from now on they are."""
+        new = len(ids) - common_prefix_length(self.cached_prefix.get(role, []), ids)
+        self.cached_prefix[role] = ids
+        return new
+
+    def _call_dollars(
         self,
         role: str,
         ids: list[int],
         completion: Completion | None = None,
         draft: tuple[int, ...] = (),
     ) -> float | None:
-        """What a call cost, or would at the role's prices; what an earlier one had read or written is cached."""
-        cached = common_prefix_length(self.paid.get(role, []), ids)
-        self.paid[role] = ids if completion is None else ids + list(completion.token_ids)
+        """What a call cost, as reported or at the role's prices, tokens of earlier paid calls being cached input."""
+        cached = common_prefix_length(self.paid_prefix.get(role, []), ids)
+        self.paid_prefix[role] = ids if completion is None else ids + list(completion.token_ids)
         prices = self.prices.get("intern" if role == "judge" else role)
         if prices is None or completion is None:
             return None if prices is None else prices.dollars(len(ids), cached, 0)

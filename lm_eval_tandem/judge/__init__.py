@@ -1,6 +1,7 @@
-"""The judge: is the insight so far enough for the intern to answer well (paper, section 2.4)?
+"""The judge: whether the insight so far is enough for the intern to answer correctly (paper, section 2.4).
 
-`features.py` turns the intern's token statistics into 18 numbers, `artefact.py` turns those into a score and keeps the
-fitted classifier on disk. Fitting one, and choosing when a score is high enough, is in `lm_eval_tandem.training`.
-Importing this package is light; judging needs numpy and scikit-learn, only fitting needs torch.
+In the order of use: `features` and `probe` turn the intern's token measurements into numbers, `sufficiency` makes the
+input vector (`input_schemas`) and its score, and `decision` compares that with the threshold. `artefact` keeps a fitted
+classifier on disk; its kinds are in `registry`, `mlp` and `estimators`. Fitting is in `lm_eval_tandem.training`.
+Judging needs numpy and scikit-learn; only fitting needs torch.
 """

@@ -1,84 +1,52 @@
-"""scikit-learn's own classifiers as judges: fitted by scikit-learn, kept as arrays, evaluated in numpy.
+"""scikit-learn's classifiers as judges: fitted by scikit-learn, kept as arrays, evaluated in numpy.
 
-So an artefact holds numbers alone, loading runs no code, and another version of scikit-learn judges the same. The
-probabilities equal scikit-learn's exactly (tested).
+`LogisticJudge` is the default recipe's; `BoostingJudge` is one of the paper's alternatives. Their probabilities are
+scikit-learn's own, which the tests compare. The paper's network is in `mlp`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_array
 
-from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.judge.base import Floats, JudgeClassifier, check_two_classes, signed_log
 from lm_eval_tandem.judge.splits import stratified_order
 
-Floats = NDArray[np.float64]
-
-ROWS = 10_000
-"""Rows that are walked down the trees at once."""
+ROWS_PER_BATCH = 10_000
+"""Rows that go down the trees at once, which bounds the memory."""
 
 
-class _Judge(ClassifierMixin, BaseEstimator, ABC):
-    """What both have in common: two classes, finite inputs, probabilities from a logit."""
+class LogisticJudge(JudgeClassifier):
+    """Logistic regression on standardised features, by default on their logarithms.
 
-    classes_: NDArray[Any]
-    n_features_in_: int
+    Parameters
+    ----------
+    C : float, default=1.0
+        Inverse strength of the L2 penalty, positive.
+    log_features : bool, default=True
+        Whether to take sign(x) log(1 + |x|) of the features first.
 
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Probabilities of the two classes, float64 (N, 2) in the order of `classes_`, for X of shape (N, F)."""
-        check_is_fitted(self, "n_features_in_")
-        rows: Floats = check_array(X, dtype=np.float64)
-        if rows.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
-                "features as input; give the features it was fitted on."
-            )
-        positive = self.positive(rows)
-        return np.stack([1.0 - positive, positive], axis=1)
+    Attributes
+    ----------
+    mean_, scale_ : ndarray of float64, shape (F,)
+        What standardises the features; the scale of a constant one is 1.
+    coef_ : ndarray of float64, shape (F,)
+        Coefficients of the standardised features.
+    intercept_ : ndarray of float64, shape (1,)
+        The logit of average features.
+    classes_ : ndarray, shape (2,)
+        The two labels, sorted.
+    n_features_in_ : int
+        F.
 
-    def positive(self, rows: Floats) -> Floats:
-        """The probability of the second class, float64 (N,), for rows (N, F) that are known to be sound: no checks."""
-        found: Floats = expit(self._logit(rows))
-        return found
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The likelier class of each row of X (N, F), shape (N,)."""
-        labels: NDArray[Any] = self.classes_[(self.predict_proba(X)[:, 1] > 0.5).astype(np.int64)]
-        return labels
-
-    @abstractmethod
-    def _logit(self, rows: Floats) -> Floats:
-        """The logit of the second class for checked rows (N, F), float64 (N,)."""
-
-    def _checked(self, X: ArrayLike, y: ArrayLike) -> tuple[Floats, NDArray[Any]]:
-        rows: Floats = check_array(X, dtype=np.float64)
-        self.classes_ = np.unique(np.asarray(y))
-        self.n_features_in_ = rows.shape[1]
-        if len(self.classes_) != 2:
-            raise ClassifierError(
-                f"The labels have {len(self.classes_)} class(es), but a classifier needs exactly two (answers that are "
-                "right and answers that are wrong), so collect more questions, harder or easier ones."
-            )
-        return rows, np.asarray(y)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
-
-class LogisticJudge(_Judge):
-    """Logistic regression on standardised inputs, by default of their logarithms (tails of perplexities are heavy).
-
-    C: inverse strength of the L2 penalty, positive, default 1. log_features: take sign(x) log(1 + |x|) first.
-
-    Learned: mean_, scale_, coef_ (float64, (F,) each), intercept_ (float64, (1,)), classes_, n_features_in_.
+    Examples
+    --------
+    >>> judge = LogisticJudge().fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 1])
+    >>> judge.predict([[0.5], [2.5]]).tolist()
+    [0, 1]
     """
 
     def __init__(self, C: float = 1.0, log_features: bool = True) -> None:
@@ -86,36 +54,81 @@ class LogisticJudge(_Judge):
         self.log_features = log_features
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> LogisticJudge:
-        """Learn from X (N, F) and two-valued labels y (N,). Raises ClassifierError for other than two classes."""
+        """Learn from features and labels.
+
+        Parameters
+        ----------
+        X
+            Finite features, shape (N, F).
+        y
+            Labels of two classes, shape (N,).
+
+        Raises
+        ------
+        ClassifierError
+            The labels are not of two classes.
+        """
         from sklearn.linear_model import LogisticRegression
 
-        rows, labels = self._checked(X, y)
+        rows, labels, self.classes_ = _checked(X, y)
+        self.n_features_in_ = rows.shape[1]
         rows = self._transformed(rows)
         self.mean_ = rows.mean(axis=0)
         spread = rows.std(axis=0)
         self.scale_ = np.where(spread > 1e-12 * np.maximum(1.0, np.abs(self.mean_)), spread, 1.0)
-        found = LogisticRegression(C=self.C, max_iter=5000).fit((rows - self.mean_) / self.scale_, labels)
-        self.coef_, self.intercept_ = found.coef_[0].astype(np.float64), found.intercept_.astype(np.float64)
+        fitted = LogisticRegression(C=self.C, max_iter=5000).fit((rows - self.mean_) / self.scale_, labels)
+        self.coef_, self.intercept_ = fitted.coef_[0].astype(np.float64), fitted.intercept_.astype(np.float64)
         return self
 
     def _transformed(self, rows: Floats) -> Floats:
-        return np.sign(rows) * np.log1p(np.abs(rows)) if self.log_features else rows
+        return signed_log(rows) if self.log_features else rows
 
     def _logit(self, rows: Floats) -> Floats:
         logit: Floats = ((self._transformed(rows) - self.mean_) / self.scale_) @ self.coef_ + self.intercept_[0]
         return logit
 
 
-class BoostingJudge(_Judge):
-    """Gradient-boosted trees (scikit-learn's histogram kind); the number of trees is chosen on held-out questions.
+class BoostingJudge(JudgeClassifier):
+    """Gradient-boosted trees (scikit-learn's histogram kind), as many as serve held-out questions best.
 
-    learning_rate: positive, default 0.08. max_iter: trees at most, default 200. max_leaf_nodes: default 15.
-    min_samples_leaf: default 20. validation_fraction: share of questions held out to say how many trees are best,
-    default 0.2. seed: of split and binning, default 42.
+    Parameters
+    ----------
+    learning_rate : float, default=0.08
+        Weight of each tree, positive.
+    max_iter : int, default=200
+        The largest number of trees.
+    max_leaf_nodes : int, default=15
+        Leaves per tree.
+    min_samples_leaf : int, default=20
+        The fewest rows in a leaf.
+    validation_fraction : float, default=0.2
+        Share of the questions held out to choose the number of trees.
+    seed : int, default=42
+        Of that split and of scikit-learn's binning.
 
-    Learned: start_ (float64, (1,)), first_ (int64, (trees + 1,): where each tree's nodes begin), and for all nodes one
-    after the other feature_ (int64, -1 for a leaf), threshold_, value_ (float64), left_, right_ (int64, within the
-    tree; a row goes left if its feature is at most the threshold), classes_, n_features_in_.
+    Attributes
+    ----------
+    start_ : ndarray of float64, shape (1,)
+        The logit before the first tree.
+    first_ : ndarray of int64, shape (trees + 1,)
+        Where the nodes of each tree begin; the last entry is the number of all nodes.
+    feature_ : ndarray of int64, shape (nodes,)
+        The feature that a node compares, -1 for a leaf.
+    threshold_, value_ : ndarray of float64, shape (nodes,)
+        A row whose feature is at most the threshold goes left; the value is added to the logit at a leaf.
+    left_, right_ : ndarray of int64, shape (nodes,)
+        Children of a node, counted from the tree's first node.
+    classes_ : ndarray, shape (2,)
+        The two labels, sorted.
+    n_features_in_ : int
+        F.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.arange(200.0).reshape(-1, 1)
+    >>> BoostingJudge().fit(X, X[:, 0] > 99).predict([[3.0], [190.0]]).tolist()
+    [False, True]
     """
 
     def __init__(
@@ -135,14 +148,27 @@ class BoostingJudge(_Judge):
         self.seed = seed
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> BoostingJudge:
-        """Learn from X (N, F) and two-valued labels y (N,); groups (N,): the question of each row, never split.
+        """Learn from features and labels.
 
-        Raises ClassifierError for other than two classes.
+        Parameters
+        ----------
+        X
+            Finite features, shape (N, F).
+        y
+            Labels of two classes, shape (N,).
+        groups
+            The question of each row, shape (N,), so that no question is split; None for rows that stand alone.
+
+        Raises
+        ------
+        ClassifierError
+            The labels are not of two classes.
         """
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.metrics import log_loss
 
-        rows, labels = self._checked(X, y)
+        rows, labels, self.classes_ = _checked(X, y)
+        self.n_features_in_ = rows.shape[1]
         question = np.unique(np.arange(len(labels)) if groups is None else np.asarray(groups), return_inverse=True)[1]
         positive = labels == self.classes_[1]
         order = stratified_order(np.bincount(question, weights=positive), self.seed)
@@ -159,12 +185,14 @@ class BoostingJudge(_Judge):
         ).fit(rows[fitted_on], positive[fitted_on])
         if can_choose:
             target = positive[held_out].astype(np.int64)
-            losses = [log_loss(target, given, labels=[0, 1]) for given in model.staged_predict_proba(rows[held_out])]
+            stages = model.staged_predict_proba(rows[held_out])
+            losses = [log_loss(target, probabilities, labels=[0, 1]) for probabilities in stages]
             del model._predictors[int(np.argmin(losses)) + 1 :]
-        self._take_apart(model)
+        self._store_trees(model)
         return self
 
-    def _take_apart(self, model: Any) -> None:
+    def _store_trees(self, model: Any) -> None:
+        """Copy the nodes of a fitted scikit-learn model into arrays, one tree after the other."""
         trees = [stage[0].nodes for stage in model._predictors]
         nodes = np.concatenate(trees)
         self.start_ = np.asarray(model._baseline_prediction, dtype=np.float64).reshape(1)
@@ -175,10 +203,11 @@ class BoostingJudge(_Judge):
         self.left_, self.right_ = nodes["left"].astype(np.int64), nodes["right"].astype(np.int64)
 
     def _logit(self, rows: Floats) -> Floats:
-        return np.concatenate([self._sums(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)])
+        batches = [rows[start : start + ROWS_PER_BATCH] for start in range(0, len(rows), ROWS_PER_BATCH)]
+        return np.concatenate([self._batch_logit(batch) for batch in batches])
 
-    def _sums(self, rows: Floats) -> Floats:
-        """The logits of some rows: all trees are walked down at once, and added up in their order."""
+    def _batch_logit(self, rows: Floats) -> Floats:
+        """The logits of some rows, which go down all trees together; values are added in the order of the trees."""
         first = self.first_[:-1]
         node = np.broadcast_to(first, (len(rows), len(first))).copy()
         while (inner := self.feature_[node] >= 0).any():
@@ -190,3 +219,12 @@ class BoostingJudge(_Judge):
         for values in self.value_[node].T:
             logit += values
         return logit
+
+
+def _checked(X: ArrayLike, y: ArrayLike) -> tuple[Floats, NDArray[Any], NDArray[Any]]:
+    """Finite rows (N, F), labels (N,), and the two classes of the labels."""
+    rows: Floats = check_array(X, dtype=np.float64)
+    labels = np.asarray(y)
+    classes = np.unique(labels)
+    check_two_classes(classes)
+    return rows, labels, classes

@@ -1,4 +1,4 @@
-"""The 18 statistics by which the judge sees a prompt (paper, section 2.4 and Eq. 3-5). Numpy only."""
+"""The paper's 18 features of a prompt: statistics of perplexity and entropy (section 2.4, Eq. 3 to 5). Numpy only."""
 
 from __future__ import annotations
 
@@ -26,23 +26,37 @@ TREND_TOKENS = 20
 """Tokens at each end of the prompt that the trend compares (fewer where the prompt is shorter)."""
 
 _MAX_EXPONENT = 80.0
-"""exp(80) = 5.5e34: a token's perplexity stops there, so that means and deviations stay finite, in float32 too."""
+"""A token's perplexity is capped at exp(80) = 5.5e34, so that means and deviations stay finite, in float32 too."""
 
 
 def features(stats: TokenStats, stage: int) -> NDArray[np.float64]:
-    """The feature vector f_t of a prompt x_t of n tokens, read by the intern.
+    """The feature vector f_t of a prompt x_t, from the intern's pass over it.
 
-    stats: natural log-probability and entropy (nats) per token, arrays of length n. Entry 0 may be NaN (no token
-        before it) and is then left out of every statistic; the token count still includes it.
-    stage: the effort level t >= 0 (0 = the question alone).
+    Parameters
+    ----------
+    stats
+        Natural log-probability and entropy (nats) of each of the n tokens. Entry 0 may be NaN, because no token stands
+        before it; it is then left out of every statistic, but the token count includes it.
+    stage
+        The effort level t, 0 for the question alone.
 
-    Returns float64 of shape (18,), all finite, in the order of `FEATURE_NAMES`: seven statistics of PPL_i =
-    exp(-logprob_i), the same seven of H_i in nats (standard deviations are those of the population, percentiles
-    interpolate linearly), the trends (mean of the last k minus mean of the first k defined tokens, k = min(20, number
-    of defined tokens)), n, and t. A log-probability below -80, -inf included, counts as -80.
+    Returns
+    -------
+    NDArray[numpy.float64]
+        Shape (18,), all finite, in the order of `FEATURE_NAMES`.
 
-    Raises ValueError for a prompt of fewer than two tokens, arrays of unequal length, a NaN after the first token, an
-    infinite entropy, or a negative stage.
+    Raises
+    ------
+    ValueError
+        The prompt has fewer than two tokens, the arrays differ in length, a later token is NaN, an entropy is infinite,
+        or the stage is negative.
+
+    Notes
+    -----
+    Seven statistics of PPL_i = exp(-logprob_i), the same seven of the entropies H_i, the trend of both, n, and t.
+    Standard deviations are those of the population, percentiles interpolate linearly. A trend is the mean of the last k
+    minus the mean of the first k defined tokens, k = min(20, number of defined tokens). A log-probability below -80,
+    -inf included, counts as -80.
     """
     logprob = np.asarray(stats.logprob, dtype=np.float64)
     entropy = np.asarray(stats.entropy, dtype=np.float64)
@@ -51,7 +65,7 @@ def features(stats: TokenStats, stage: int) -> NDArray[np.float64]:
     if logprob.ndim != 1 or logprob.shape != entropy.shape:
         raise ValueError(
             f"Token statistics have shapes {logprob.shape} (logprob) and {entropy.shape} (entropy); both must be (n,), "
-            "one entry per token, so mend the engine's score()."
+            "one entry per token, so correct the engine's score()."
         )
     tokens = len(logprob)
     if tokens < 2:
@@ -74,24 +88,33 @@ def features(stats: TokenStats, stage: int) -> NDArray[np.float64]:
     )
 
 
-def parts(stats: TokenStats, question: int) -> NDArray[np.float64]:
-    """Statistics of question and insights apart, and by position: float64 (36,), all finite. For ablations only.
+def segment_statistics(stats: TokenStats, question: int) -> NDArray[np.float64]:
+    """Statistics of question and insights apart, and means by position; recorded for ablations only.
 
-    question: leading tokens of the prompt that belong to the question. The seven statistics of PPL and of H (as in
-    `features`) of the question and then of what follows (zeros where nothing does), then the means of both over each
-    quarter of the prompt.
+    Parameters
+    ----------
+    stats
+        As for `features`.
+    question
+        The number of leading tokens that belong to the question.
+
+    Returns
+    -------
+    NDArray[numpy.float64]
+        Shape (36,), all finite: the seven statistics of PPL and of H for the question (14), the same for what follows
+        it (14, zeros if nothing does), then the means of PPL and of H over each quarter of the prompt (8).
     """
     known = ~(np.isnan(stats.logprob) | np.isnan(stats.entropy))
     perplexity = np.exp(np.minimum(-np.asarray(stats.logprob, dtype=np.float64)[known], _MAX_EXPONENT))
     entropy = np.asarray(stats.entropy, dtype=np.float64)[known]
     border = max(1, question - int((~known).sum()))
-    found: list[float] = []
-    for part in (slice(0, border), slice(border, None)):
-        for values in (perplexity[part], entropy[part]):
-            found += _summary(values) if len(values) else [0.0] * len(_STATISTICS)
+    result: list[float] = []
+    for segment in (slice(0, border), slice(border, None)):
+        for values in (perplexity[segment], entropy[segment]):
+            result += _summary(values) if len(values) else [0.0] * len(_STATISTICS)
     for values in (perplexity, entropy):
-        found += [float(quarter.mean()) if len(quarter) else 0.0 for quarter in np.array_split(values, 4)]
-    return np.array(found)
+        result += [float(quarter.mean()) if len(quarter) else 0.0 for quarter in np.array_split(values, 4)]
+    return np.array(result)
 
 
 def _summary(values: NDArray[np.float64]) -> list[float]:

@@ -1,6 +1,6 @@
-"""The judge itself: a small MLP in scikit-learn's manner (paper, section 3.1).
+"""The paper's sufficiency classifier: a small neural network with scikit-learn's interface (section 3.1).
 
-Only `fit` needs torch; judging is plain numpy.
+Only `fit` needs torch; judging is plain numpy. The other kinds of classifier are in `estimators`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from numpy.typing import ArrayLike
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
+from sklearn.utils.validation import check_X_y
 
 from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.judge.base import Floats, JudgeClassifier, check_two_classes, signed_log
 from lm_eval_tandem.judge.splits import validation_rows
 
 _COUNT = (lambda v: isinstance(v, (int, np.integer)) and bool(v >= 1), "an integer of at least 1")
@@ -31,19 +31,57 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "patience": _COUNT,
     "validation_fraction": (lambda v: isinstance(v, (int, float)) and 0 < v < 1, "a number between 0 and 1"),
 }
+"""Per parameter, whether a value is allowed, and the allowed values in words."""
 
 
-class SufficiencyClassifier(ClassifierMixin, BaseEstimator):
-    """An MLP with ReLU and dropout that judges feature vectors: is the insight sufficient (label 1) or not (0)?
+class SufficiencyClassifier(JudgeClassifier):
+    """A multilayer perceptron with ReLU and dropout, which tells sufficient insight (label 1) from insufficient (0).
 
-    hidden: units per hidden layer, default (64, 32). dropout: probability in [0, 1), default 0.3. lr: Adam's step size,
-    default 1e-4. epochs: at most so many passes, default 3. batch_size: rows per step, default 32. patience: epochs
-    without a better validation part before stopping, default 3. validation_fraction: share of questions kept for
-    that, in (0, 1), default 0.3. log_features: take sign(x) log(1 + |x|) of the inputs before standardising (the tails
-    of perplexities are heavy), default False. seed: of split, weights, dropout and batch order, default 42.
+    Parameters
+    ----------
+    hidden : sequence of int, default=(64, 32)
+        Units of each hidden layer.
+    dropout : float, default=0.3
+        Dropout probability after each hidden layer, in [0, 1).
+    lr : float, default=1e-4
+        Adam's learning rate.
+    epochs : int, default=3
+        The largest number of passes over the training part.
+    batch_size : int, default=32
+        Rows per training step.
+    patience : int, default=3
+        Epochs without a better result on the validation part before training stops.
+    validation_fraction : float, default=0.3
+        Share of the questions in the validation part, in (0, 1).
+    log_features : bool, default=False
+        Whether to take sign(x) log(1 + |x|) of the features before standardising them.
+    seed : int, default=42
+        Of split, initial weights, dropout and batch order.
 
-    Learned: mean_, scale_ (float32, (F,); scale 1 for a constant feature), weights_ (float32, (inputs, units) each),
-    biases_, classes_ (the two labels, sorted), n_features_in_, validation_accuracy_ (of the epoch kept), epochs_run_.
+    Attributes
+    ----------
+    mean_, scale_ : ndarray of float32, shape (F,)
+        What standardises the features, learned on the training part; the scale of a constant one is 1.
+    weights_ : list of ndarray of float32, shape (inputs, units) each
+        Weights of each layer.
+    biases_ : list of ndarray of float32, shape (units,) each
+        Biases of each layer.
+    classes_ : ndarray, shape (2,)
+        The two labels, sorted.
+    n_features_in_ : int
+        F.
+    validation_accuracy_ : float
+        Of the epoch that was kept.
+    epochs_run_ : int
+        The number of epochs until training stopped.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(400, 18))
+    >>> classifier = SufficiencyClassifier(lr=1e-2, epochs=20).fit(X, X[:, 0] > 0)
+    >>> classifier.predict_proba(X).shape
+    (400, 2)
     """
 
     def __init__(
@@ -69,37 +107,46 @@ class SufficiencyClassifier(ClassifierMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> SufficiencyClassifier:
-        """Learn from X (N, F) and two-valued labels y (N,); keep the epoch with the best validation accuracy.
+        """Learn from features and labels; the epoch with the best validation accuracy is kept.
 
-        groups: (N,), the question of each row; all rows of a question fall on one side of the split. Without it every
-            row is a question of its own. Equal accuracies are told apart by the lower validation loss.
-        Raises ClassifierError for a parameter out of range, labels of other than two classes, or too few questions.
+        Among epochs of equal accuracy the one with the lower validation loss is kept.
+
+        Parameters
+        ----------
+        X
+            Finite features, shape (N, F).
+        y
+            Labels of two classes, shape (N,).
+        groups
+            The question of each row, shape (N,): all rows of a question fall on one side of the split. None if every
+            row is a question of its own.
+
+        Raises
+        ------
+        ClassifierError
+            A parameter is out of range, the labels are not of two classes, or there are too few questions to split.
         """
         for name, (fits, allowed) in _ALLOWED.items():
             if not fits(value := getattr(self, name)):
                 raise ClassifierError(f"SufficiencyClassifier got {name}={value!r}; give {allowed}.")
         checked = check_X_y(X, y, dtype=np.float64)
-        rows: NDArray[np.float64] = checked[0]
+        rows: Floats = checked[0]
         check_classification_targets(checked[1])
         self.classes_, labels = np.unique(checked[1], return_inverse=True)
-        if len(self.classes_) != 2:
-            raise ClassifierError(
-                f"The labels have {len(self.classes_)} class(es), but a classifier needs exactly two (answers that are "
-                "right and answers that are wrong), so collect more questions, harder or easier ones."
-            )
+        check_two_classes(self.classes_)
         held_out = validation_rows(labels, groups, self.validation_fraction, self.seed)
         if len(np.unique(labels[~held_out])) != 2 or not held_out.any():
             raise ClassifierError(
                 f"Split by question, {len(labels)} rows leave one class only to fit on or nothing to validate on; "
                 "collect more questions."
             )
-        self.n_features_in_ = rows.shape[1]
         inputs = self._transformed(rows)
         self.mean_ = inputs[~held_out].mean(axis=0).astype(np.float32)
         scale = inputs[~held_out].std(axis=0).astype(np.float32)
         self.scale_ = np.where(scale > 1e-6 * np.abs(self.mean_), scale, np.float32(1))
         inputs = self._standardised(inputs)
         self._train(inputs[~held_out], labels[~held_out], inputs[held_out], labels[held_out])
+        self.n_features_in_ = rows.shape[1]
         return self
 
     def _train(self, inputs: Any, labels: Any, validation_inputs: Any, validation_labels: Any) -> None:
@@ -139,41 +186,22 @@ class SufficiencyClassifier(ClassifierMixin, BaseEstimator):
                     self.biases_ = [layer.bias.detach().numpy().copy() for layer in linear]
         self.validation_accuracy_ = best[0]
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Probabilities of the two classes, float64 (N, 2) in the order of `classes_`, for X of shape (N, F)."""
-        check_is_fitted(self, "weights_")
-        values: NDArray[np.float64] = check_array(X, dtype=np.float64)
-        if values.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {values.shape[1]} features, but SufficiencyClassifier is expecting {self.n_features_in_} "
-                "features as input; give the features it was fitted on."
-            )
-        positive = self.positive(values)
-        return np.stack([1.0 - positive, positive], axis=1)
+    def positive_probability(self, rows: Floats) -> Floats:
+        """The probability of the second class (N,), for rows (N, F) that the caller has checked."""
+        # The logistic function by tanh: scipy's expit would differ in the last bit from scores on record.
+        probability: Floats = 0.5 * (1.0 + np.tanh(0.5 * self._logit(rows)))
+        return probability
 
-    def positive(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The probability of the second class, float64 (N,), for rows (N, F) that are known to be sound: no checks."""
+    def _logit(self, rows: Floats) -> Floats:
         values = self._standardised(self._transformed(rows))
         for weight, bias in zip(self.weights_[:-1], self.biases_[:-1], strict=True):
             values = np.maximum(values @ weight.astype(np.float64) + bias, 0.0)
-        logit = (values @ self.weights_[-1].astype(np.float64) + self.biases_[-1])[:, 0]
-        found: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * logit))
-        return found
+        logit: Floats = (values @ self.weights_[-1].astype(np.float64) + self.biases_[-1])[:, 0]
+        return logit
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The likelier class of each row of X (N, F), shape (N,)."""
-        sufficient = self.predict_proba(X)[:, 1] > 0.5
-        labels: NDArray[Any] = self.classes_[sufficient.astype(np.int64)]
-        return labels
+    def _transformed(self, rows: Floats) -> Floats:
+        return signed_log(rows) if self.log_features else rows
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
-    def _transformed(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sign(X) * np.log1p(np.abs(X)) if self.log_features else X
-
-    def _standardised(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        standardised: NDArray[np.float64] = (inputs - self.mean_.astype(np.float64)) / self.scale_.astype(np.float64)
+    def _standardised(self, inputs: Floats) -> Floats:
+        standardised: Floats = (inputs - self.mean_.astype(np.float64)) / self.scale_.astype(np.float64)
         return standardised

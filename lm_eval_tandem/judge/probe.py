@@ -1,14 +1,16 @@
-"""The probe: the judge also sees how sure the intern is while it begins its answer. Beyond the paper. Numpy only.
+"""The probe: the intern starts its answer before it is judged, and the judge reads how certain it was.
 
-An accepted probe costs nothing, because the answer goes on from its tokens. A refused one is a draft of the next: only
-what differs is written again, so it costs little more than its last tokens (`refusals`).
+This goes beyond the paper. `Probe` limits how much is generated, `probe_features` turns it into 13 numbers, and
+`count_probe_tokens` counts what probes cost. An accepted probe costs nothing, because the answer continues from its
+tokens. A refused one is a draft of the next stage's answer: only the tokens that differ are generated again. Numpy
+only.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError
 
-PROBE_NAMES: tuple[str, ...] = (
+PROBE_FEATURE_NAMES: tuple[str, ...] = (
     "probe_tokens",
     "probe_ended",
     "probe_doubted",
@@ -31,21 +33,33 @@ PROBE_NAMES: tuple[str, ...] = (
     "probe_mean_logprob",
     "probe_min_logprob",
 )
-"""What `statistics` returns, in order."""
+"""The 13 entries of `probe_features`, in order. Fitted classifiers store these names, so they never change."""
 
 MAX_PROBE_TOKENS = 512
 """Tokens of an answer whose log-probabilities and entropies are collected: no probe is longer."""
 
-UNSURE = 0.5
-"""Nats of entropy from which on a token counts as unsure; a coin's toss has 0.69."""
+HIGH_ENTROPY = 0.5
+"""Nats above which a token counts for `probe_unsure_tokens`; a fair coin: 0.69."""
+
+_MIN_LOGPROB = -80.0
+"""Log-probabilities below this count as this, so that every feature stays finite."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How far the intern begins its answer before it is judged.
+    """How much of its answer the intern generates before it is judged.
 
-    tokens: the largest number of tokens to generate. max_entropy: in nats; generation ends with the first token that
-        has a higher entropy (infinite: never).
+    Parameters
+    ----------
+    tokens
+        The largest number of tokens, from 1 to `MAX_PROBE_TOKENS`.
+    max_entropy
+        In nats, above 0: generation ends with the first token of higher entropy. Infinite for no such limit.
+
+    Raises
+    ------
+    ClassifierError
+        A value is out of range.
     """
 
     tokens: int
@@ -60,58 +74,87 @@ class Probe:
             raise ClassifierError(f"A probe's max_entropy must be a positive number of nats, not {self.max_entropy!r}.")
 
     @classmethod
-    def read(cls, given: dict[str, Any]) -> Probe:
-        """A probe from the JSON that `to_json` makes; raises ClassifierError for anything else."""
-        if isinstance(given, dict) and "doubt" in given and "max_entropy" not in given:
-            given = {"max_entropy" if name == "doubt" else name: value for name, value in given.items()}  # version 0.1
-        if not isinstance(given, dict) or set(given) != {"tokens", "max_entropy"}:
-            raise ClassifierError(f"A probe is described by tokens and max_entropy, not by {given!r}.")
-        return cls(given["tokens"], math.inf if given["max_entropy"] is None else given["max_entropy"])
+    def from_json(cls, value: Any) -> Probe:
+        """The probe that `to_json` described.
+
+        Raises
+        ------
+        ClassifierError
+            The value describes no probe.
+        """
+        if isinstance(value, dict) and "doubt" in value and "max_entropy" not in value:
+            # Version 0.1 called max_entropy "doubt".
+            value = {"max_entropy" if name == "doubt" else name: entry for name, entry in value.items()}
+        if not isinstance(value, dict) or set(value) != {"tokens", "max_entropy"}:
+            raise ClassifierError(f"A probe is described by tokens and max_entropy, not by {value!r}.")
+        return cls(value["tokens"], math.inf if value["max_entropy"] is None else value["max_entropy"])
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, where infinity is null."""
+        """The probe as a JSON object; an infinite `max_entropy` is null."""
         return asdict(self) | {"max_entropy": self.max_entropy if math.isfinite(self.max_entropy) else None}
 
     def length(self, entropy: NDArray[np.floating[Any]]) -> int:
-        """How many tokens of an answer with these entropies (nats, float (n,)) the probe sees."""
-        shown = np.asarray(entropy)[: self.tokens].tolist()
-        return next((n for n, each in enumerate(shown, 1) if each > self.max_entropy), len(shown))
+        """The number of leading tokens of an answer that the probe generates.
+
+        Parameters
+        ----------
+        entropy
+            Of the answer's tokens, in nats, shape (n,).
+        """
+        within = np.asarray(entropy)[: self.tokens].tolist()
+        return next((n for n, each in enumerate(within, 1) if each > self.max_entropy), len(within))
 
 
-def statistics(
+def probe_features(
     logprob: NDArray[np.floating[Any]], entropy: NDArray[np.floating[Any]], ended: bool, probe: Probe
 ) -> NDArray[np.float64]:
-    """What a probe says, float64 (13,), all finite, in the order of `PROBE_NAMES`.
+    """The features of a probe.
 
-    logprob, entropy: natural logarithms, float (n,), n >= 1, of the answer's first tokens; those that the probe does
-        not see are left out here. ended: whether the answer is finished with the n-th.
+    Parameters
+    ----------
+    logprob, entropy
+        Of the answer's first n >= 1 tokens, natural logarithms, shape (n,). Tokens after the probe's end are ignored.
+    ended
+        Whether the answer is complete with the n-th token.
+    probe
+        How much of the answer the probe generates.
+
+    Returns
+    -------
+    NDArray[numpy.float64]
+        Shape (13,), all finite, in the order of `PROBE_FEATURE_NAMES`.
+
+    Raises
+    ------
+    ValueError
+        The arrays are empty or differ in shape.
     """
     n = probe.length(entropy)
     if n < 1 or np.shape(logprob) != np.shape(entropy):
         raise ValueError(
             f"A probe needs the log-probability and entropy of at least one token, not arrays of shapes "
-            f"{np.shape(logprob)} and {np.shape(entropy)}, so mend the engine's measured generate()."
+            f"{np.shape(logprob)} and {np.shape(entropy)}, so correct the engine's measured generate()."
         )
-    # Few numbers, and the judge's time counts: Python's own lists take a quarter of numpy's time here.
-    seen, said = np.asarray(entropy)[:n].tolist(), np.asarray(logprob)[:n].tolist()
-    lowest = max(min(said), -80.0)
-    if lowest == -80.0:
-        said = [max(each, lowest) for each in said]
-    falling = sorted(seen, reverse=True)
+    # For so few numbers Python's lists take a quarter of numpy's time, which counts as the judge's.
+    entropies, logprobs = np.asarray(entropy)[:n].tolist(), np.asarray(logprob)[:n].tolist()
+    lowest = max(min(logprobs), _MIN_LOGPROB)
+    if lowest == _MIN_LOGPROB:
+        logprobs = [max(each, lowest) for each in logprobs]
+    descending = sorted(entropies, reverse=True)
     return np.array(
         [
             n,
             ended and n == len(entropy),
-            falling[0] > probe.max_entropy,
-            seen[0],
-            math.fsum(seen) / n,
-            seen[-1],
-            falling[0],
-            falling[1] if n > 1 else 0.0,
-            seen.index(falling[0]),
-            len([each for each in seen if each > UNSURE]),
-            said[0],
-            math.fsum(said) / n,
+            descending[0] > probe.max_entropy,
+            entropies[0],
+            math.fsum(entropies) / n,
+            entropies[-1],
+            descending[0],
+            descending[1] if n > 1 else 0.0,
+            entropies.index(descending[0]),
+            len([each for each in entropies if each > HIGH_ENTROPY]),
+            logprobs[0],
+            math.fsum(logprobs) / n,
             lowest,
         ],
         dtype=np.float64,
@@ -122,40 +165,55 @@ Ints = NDArray[np.int64]
 Tokens = NDArray[np.int32]
 
 
-def refusals(lengths: Ints, answers: Ints, ids: Tokens | None, ends: Tokens | None) -> tuple[Ints, Ints, Ints]:
-    """What probes cost, in tokens that are generated beside those of the answer given in the end; (Q, T) each.
+class ProbeTokens(NamedTuple):
+    """What probes cost, in tokens beside those of the answer given in the end; int (Q, T) each."""
 
-    lengths: int (Q, T), tokens of each stage's probe, 0 where none is made. answers: int (Q, T), tokens of the whole
-    answers. ids: int (Q, T, P), their first tokens, -1 after their end; ends: int (Q, T, 8), the last tokens of their
-    prompts, -1 before their beginning. None where an engine reads no drafts.
+    generated: Ints
+    """Tokens generated for the probe of each stage, that is, wasted if the stage is refused."""
+    saved_at_once: Ints
+    """Tokens of a stage's answer that the draft saves, if the stage is answered from as soon as it is judged."""
+    saved_later: Ints
+    """Tokens after a stage's probe that the draft saves, if the stage is answered from after later refusals."""
 
-    Returns the tokens that a refusal at each stage writes; how many tokens of its answer a stage need not write, if it
-    is answered from at once; and the same of what follows its probe, if it is answered from after later refusals.
+
+def count_probe_tokens(lengths: Ints, answers: Ints, ids: Tokens | None, ends: Tokens | None) -> ProbeTokens:
+    """The tokens that probes cost and save, for every question and stage.
+
+    Parameters
+    ----------
+    lengths
+        int (Q, T): tokens of each stage's probe, 0 where there is none.
+    answers
+        int (Q, T): tokens of the whole answers.
+    ids
+        int (Q, T, P): the first P tokens of the answers, -1 after their end; None if the engine accepts no drafts.
+    ends
+        int (Q, T, 8): the last tokens of the prompts, -1 before their beginning; None as for `ids`.
     """
-    spared_begun, spared_rest = np.zeros_like(lengths), np.zeros_like(lengths)
+    saved_in_probe, saved_later = np.zeros_like(lengths), np.zeros_like(lengths)
     if ids is None or ends is None:
-        return lengths, spared_begun, spared_rest
-    places = np.arange(ids.shape[2])
+        return ProbeTokens(lengths, saved_in_probe, saved_later)
+    positions = np.arange(ids.shape[2])
     drafts = np.full((len(lengths), ids.shape[2] + PROMPT_TAIL), -1)
     for stage in range(lengths.shape[1]):
         length = lengths[:, stage]
-        strip_prompt_overlap = places + repeated(ends[:, stage], drafts)[:, None]
-        same = (np.take_along_axis(drafts, strip_prompt_overlap, axis=1) == ids[:, stage]) & (ids[:, stage] >= 0)
+        in_draft = positions + prompt_overlap(ends[:, stage], drafts)[:, None]
+        same = (np.take_along_axis(drafts, in_draft, axis=1) == ids[:, stage]) & (ids[:, stage] >= 0)
         common = np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1))
-        spared_begun[:, stage] = np.clip(np.minimum(common, length - 1), 0, None)
+        saved_in_probe[:, stage] = np.clip(np.minimum(common, length - 1), 0, None)
         rest = np.where(common >= length, np.minimum(common, answers[:, stage] - 1) - length, 0)
-        spared_rest[:, stage] = np.clip(rest, 0, None)
-        begun = np.where(places < length[:, None], ids[:, stage], -1)
-        drafts[:, : len(places)] = np.where(length[:, None] > 0, begun, drafts[:, : len(places)])
-    return lengths - spared_begun, spared_begun + spared_rest, spared_rest
+        saved_later[:, stage] = np.clip(rest, 0, None)
+        probe_ids = np.where(positions < length[:, None], ids[:, stage], -1)
+        drafts[:, : len(positions)] = np.where(length[:, None] > 0, probe_ids, drafts[:, : len(positions)])
+    return ProbeTokens(lengths - saved_in_probe, saved_in_probe + saved_later, saved_later)
 
 
-def repeated(ends: Tokens, drafts: Ints) -> Ints:
-    """How many leading tokens of each draft (Q, P) repeat the end of its prompt (Q, 8).
+def prompt_overlap(ends: Tokens, drafts: Ints) -> Ints:
+    """The number of leading tokens (Q,) of each draft (Q, P) that its prompt's end (Q, 8) repeats.
 
-    See `engines.drafts.strip_prompt_overlap`.
+    `engines.drafts.strip_prompt_overlap` removes the same tokens from one draft.
     """
-    found = np.zeros(len(ends), dtype=np.int64)
+    overlap = np.zeros(len(ends), dtype=np.int64)
     for n in range(1, PROMPT_TAIL + 1):
-        found[(ends[:, -n:] == drafts[:, :n]).all(axis=1)] = n
-    return found
+        overlap[(ends[:, -n:] == drafts[:, :n]).all(axis=1)] = n
+    return overlap

@@ -1,4 +1,7 @@
-"""The kinds of classifier that an artefact can hold, and how each is laid out in arrays."""
+"""The kinds of classifier that an artefact can hold, and the arrays that each kind is stored as.
+
+To add a kind: a subclass of `base.JudgeClassifier`, a name in `MODELS`, and its arrays in `_LAYOUTS`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 
 Estimator = SufficiencyClassifier | LogisticJudge | BoostingJudge
 Tensors = dict[str, NDArray[Any]]
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""The dtype and shape of each array."""
 
 MODELS: dict[str, type[Any]] = {"mlp": SufficiencyClassifier, "boosting": BoostingJudge, "logistic": LogisticJudge}
-"""By the name that `fit --model` takes."""
+"""Every kind, by the name that `fit --model` takes."""
 
-_ARRAYS: dict[str, dict[str, tuple[str, str]]] = {
+_LAYOUTS: dict[str, dict[str, tuple[str, str]]] = {
     "logistic": {
         "mean": ("float64", "features"),
         "scale": ("float64", "features"),
@@ -36,87 +41,102 @@ _ARRAYS: dict[str, dict[str, tuple[str, str]]] = {
         "right": ("int64", "nodes"),
     },
 }
-"""Type and length of the arrays of each kind but the MLP; array `x` is the estimator's `x_`."""
+"""Dtype and length of the arrays of each kind but the MLP; array `x` is the estimator's attribute `x_`."""
 
 
 def kind_of(estimator: Estimator) -> str:
     """The name of an estimator's kind."""
-    return next(name for name, made in MODELS.items() if type(estimator) is made)
+    return next(name for name, model in MODELS.items() if type(estimator) is model)
 
 
-def tensors_of(estimator: Estimator) -> Tensors:
-    """A fitted estimator's arrays, by name."""
+def to_tensors(estimator: Estimator) -> Tensors:
+    """The arrays of a fitted estimator, by name."""
     check_is_fitted(estimator, "n_features_in_")
     if not isinstance(estimator, SufficiencyClassifier):
-        return {name: getattr(estimator, f"{name}_") for name in _ARRAYS[kind_of(estimator)]}
+        return {name: getattr(estimator, f"{name}_") for name in _LAYOUTS[kind_of(estimator)]}
     tensors = {"mean": estimator.mean_, "scale": estimator.scale_}
     for layer, (weight, bias) in enumerate(zip(estimator.weights_, estimator.biases_, strict=True)):
         tensors |= {f"weight.{layer}": weight, f"bias.{layer}": bias}
     return tensors
 
 
-def restored(
+def from_tensors(
     kind: str, parameters: Mapping[str, Any], tensors: Tensors, features: int, where: str = "model.safetensors"
 ) -> Estimator:
-    """A fitted estimator of its parameters and arrays, every claim checked.
+    """Rebuild a fitted estimator.
+
+    Parameters
+    ----------
+    kind
+        A key of `MODELS`.
+    parameters
+        The constructor's parameters; other entries are ignored.
+    tensors
+        As `to_tensors` returned them.
+    features
+        The number of features F.
+    where
+        The file, for error messages.
 
     Raises
     ------
     ClassifierError
-        The arrays are not those of such an estimator for so many features.
+        The arrays are not those of such an estimator for F features.
     """
-    made = MODELS[kind]
-    estimator: Estimator = made(**{name: value for name, value in parameters.items() if name in made().get_params()})
+    model = MODELS[kind]
+    estimator: Estimator = model(**{name: value for name, value in parameters.items() if name in model().get_params()})
     if isinstance(estimator, SufficiencyClassifier):
         _restore_mlp(estimator, tensors, features, where)
     else:
         lengths = {"features": features, "one": 1}
         if kind == "boosting":
             lengths |= {"trees": len(tensors.get("first", ())), "nodes": len(tensors.get("feature", ()))}
-        _check(tensors, {name: (kind, (lengths[of],)) for name, (kind, of) in _ARRAYS[kind].items()}, where)
-        for name in _ARRAYS[kind]:
+        layout = {name: (dtype, (lengths[length],)) for name, (dtype, length) in _LAYOUTS[kind].items()}
+        _check_layout(tensors, layout, where)
+        for name in layout:
             setattr(estimator, f"{name}_", tensors[name])
     if isinstance(estimator, BoostingJudge):
         _check_trees(estimator, features, where)
     if "scale" in tensors and not (tensors["scale"] > 0).all():
-        raise ClassifierError(f"{where} holds a scale of 0 or less, which nothing fits; refit it.")
+        raise ClassifierError(f"{where} holds a scale of 0 or less, which no fit produces; refit it.")
     estimator.classes_, estimator.n_features_in_ = np.array([0, 1]), features
     return estimator
 
 
 def _restore_mlp(estimator: SufficiencyClassifier, tensors: Tensors, features: int, where: str) -> None:
     sizes = (features, *estimator.hidden, 1)
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {name: ("float32", sizes[:1]) for name in ("mean", "scale")}
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {name: ("float32", sizes[:1]) for name in ("mean", "scale")}
     for layer, size in enumerate(sizes[1:]):
-        shapes |= {f"weight.{layer}": ("float32", (sizes[layer], size)), f"bias.{layer}": ("float32", (size,))}
-    _check(tensors, shapes, where)
+        layout |= {f"weight.{layer}": ("float32", (sizes[layer], size)), f"bias.{layer}": ("float32", (size,))}
+    _check_layout(tensors, layout, where)
     estimator.mean_, estimator.scale_ = tensors["mean"], tensors["scale"]
     estimator.weights_ = [tensors[f"weight.{layer}"] for layer in range(len(sizes) - 1)]
     estimator.biases_ = [tensors[f"bias.{layer}"] for layer in range(len(sizes) - 1)]
 
 
-def _check(tensors: Tensors, wanted: Mapping[str, tuple[str, tuple[int, ...]]], where: str) -> None:
-    for name in {**wanted, **tensors}:
-        found = tensors.get(name)
-        kind, shape = wanted.get(name, ("nothing", None))
-        if found is None or found.shape != shape or str(found.dtype) != kind or not np.isfinite(found).all():
-            is_there = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
+def _check_layout(tensors: Tensors, layout: Layout, where: str) -> None:
+    """Refuse arrays that are missing, superfluous, of another dtype or shape, or not finite."""
+    for name in {**layout, **tensors}:
+        tensor = tensors.get(name)
+        dtype, shape = layout.get(name, ("nothing", None))
+        if tensor is None or tensor.shape != shape or str(tensor.dtype) != dtype or not np.isfinite(tensor).all():
+            actual = "missing" if tensor is None else f"{tensor.dtype} of shape {tensor.shape}"
             raise ClassifierError(
-                f"{where} holds {name!r} as {is_there}, but config.json asks for finite {kind} of shape "
+                f"{where} holds {name!r} as {actual}, but config.json asks for finite {dtype} of shape "
                 f"{shape}; refit it."
             )
 
 
 def _check_trees(estimator: BoostingJudge, features: int, where: str) -> None:
-    """Every walk down a tree ends: children stand after their parent and within their tree."""
+    """Refuse trees with a path that does not end: children stand after their parent and within their tree."""
     first, nodes = estimator.first_, len(estimator.feature_)
-    fits = len(first) > 1 and first[0] == 0 and first[-1] == nodes and bool((np.diff(first) > 0).all())
-    if fits:
+    valid = len(first) > 1 and first[0] == 0 and first[-1] == nodes and bool((np.diff(first) > 0).all())
+    if valid:
         sizes = np.diff(first)
-        place = np.arange(nodes) - np.repeat(first[:-1], sizes)
+        position = np.arange(nodes) - np.repeat(first[:-1], sizes)
         inner = estimator.feature_ >= 0
-        fits = bool((estimator.feature_ < features).all() and (estimator.feature_ >= -1).all())
+        valid = bool((estimator.feature_ < features).all() and (estimator.feature_ >= -1).all())
         for child in (estimator.left_, estimator.right_):
-            fits &= bool(((child > place) & (child < np.repeat(sizes, sizes)))[inner].all())
-    if not fits:
-        raise ClassifierError(f"{where} holds trees that cannot be walked down; fetch the folder again or refit it.")
+            valid &= bool(((child > position) & (child < np.repeat(sizes, sizes)))[inner].all())
+    if not valid:
+        raise ClassifierError(f"{where} holds trees that cannot be evaluated; fetch the folder again or refit it.")

@@ -1,4 +1,4 @@
-"""Which questions go into which part: stratified by how hard they are, and always whole questions."""
+"""Splitting questions into parts: stratified by difficulty, all rows of a question in the same part."""
 
 from __future__ import annotations
 
@@ -9,21 +9,65 @@ from lm_eval_tandem.errors import ClassifierError
 
 
 def stratified_order(positives: ArrayLike, seed: int) -> NDArray[np.int64]:
-    """An order of questions, by their number of positive labels (Q,) and random within it.
+    """The questions ordered by difficulty, at random among equals; taking every n-th makes parts of like difficulty.
 
-    Taking every n-th of it makes parts that are alike in how hard their questions are.
+    Parameters
+    ----------
+    positives
+        The number of positive labels of each question, shape (Q,).
+    seed
+        Of the random order among questions with equally many.
+
+    Returns
+    -------
+    NDArray[numpy.int64]
+        A permutation of 0..Q-1.
     """
     counts = np.asarray(positives)
     return np.lexsort((np.random.default_rng(seed).random(len(counts)), counts))
 
 
+def stratified_folds(positives: ArrayLike, folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each question, from 0 to folds - 1; all folds are alike in difficulty and of like size.
+
+    Parameters
+    ----------
+    positives, seed
+        As for `stratified_order`.
+    folds
+        The number of folds.
+    """
+    order = stratified_order(positives, seed)
+    fold = np.empty(len(order), dtype=np.int64)
+    fold[order] = np.arange(len(order)) % folds
+    return fold
+
+
 def validation_rows(
     labels: ArrayLike, groups: ArrayLike | None, fraction: float = 0.3, seed: int = 42
 ) -> NDArray[np.bool_]:
-    """Which of N rows belong to the validation part: stratified, and whole questions only.
+    """Choose the validation part of N rows: stratified, and whole questions only.
 
-    labels: 0 or 1, shape (N,); groups: the question of each row, or None for rows that stand alone.
-    Returns bool of shape (N,); about `fraction` of the questions are True.
+    Parameters
+    ----------
+    labels
+        0 or 1, shape (N,).
+    groups
+        The question of each row, shape (N,); None if every row is a question of its own.
+    fraction
+        The share of the questions to choose, in (0, 1).
+    seed
+        Of the random order among questions of like difficulty.
+
+    Returns
+    -------
+    NDArray[numpy.bool_]
+        Shape (N,), True for the rows of the validation part.
+
+    Raises
+    ------
+    ClassifierError
+        `groups` does not have one entry per row.
     """
     positive = np.asarray(labels, dtype=np.int64)
     row_groups = np.arange(len(positive)) if groups is None else np.asarray(groups)

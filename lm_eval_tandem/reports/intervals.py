@@ -1,7 +1,7 @@
 """Statistics of a report: 95 % confidence intervals (Wilson, DeLong, bootstrap), McNemar's test and the area under ROC.
 
 Every comparison of two runs is paired: both answered the same questions. Inputs that are compared or ranked are rounded
-first (`digits.settled`), so that the last bits of a float, which differ between processors, decide nothing.
+first (`digits.without_last_bits`), so that the last bits of a float, which differ between processors, decide nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from lm_eval_tandem.digits import apart, mean, settled
+from lm_eval_tandem.digits import mean, subtract, without_last_bits
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -56,7 +56,7 @@ def wilson(correct: float, n: int) -> Interval:
     proportion = correct / n
     centre = (proportion + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(proportion * (1 - proportion) / n + Z**2 / (4 * n**2))
-    return max(0.0, float(apart(centre, half))), min(1.0, centre + half)
+    return max(0.0, float(subtract(centre, half))), min(1.0, centre + half)
 
 
 def resampled_means(columns: Floats, seed: int = 0) -> Floats:
@@ -98,7 +98,7 @@ def _resample_counts(n: int, seed: int) -> NDArray[np.uint8]:
 def difference(a: Floats, b: Floats) -> Interval:
     """Return the 95 % interval of mean(a) - mean(b), for two figures (Q,) of the same questions."""
     means = resampled_means(np.stack([a, b], axis=1))
-    return central_interval(apart(means[:, 0], means[:, 1]))
+    return central_interval(subtract(means[:, 0], means[:, 1]))
 
 
 def ratio(a: Floats, b: Floats) -> Interval:
@@ -126,7 +126,7 @@ def mcnemar(a: Floats, b: Floats) -> float | None:
     float or None
         None if some grade is neither 0 nor 1.
     """
-    a, b = settled(a), settled(b)
+    a, b = without_last_bits(a), without_last_bits(b)
     if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
         return None
     only_a, only_b = int(np.sum((a == 1) & (b == 0))), int(np.sum((a == 0) & (b == 1)))
@@ -150,22 +150,22 @@ def auc(correct: Floats, scores: Floats) -> float | None:
     float or None
         None if all answers are correct or all are wrong.
     """
-    positive = settled(correct) >= 0.5
+    positive = without_last_bits(correct) >= 0.5
     if positive.all() or not positive.any():
         return None
-    return float(roc_auc_score(positive, settled(scores)))
+    return float(roc_auc_score(positive, without_last_bits(scores)))
 
 
 def auc_interval(correct: Floats, scores: Floats) -> Interval:
     """Return the 95 % interval of `auc` by DeLong's variance, clipped to [0, 1]; takes what `auc` takes."""
-    positive, scores = settled(correct) >= 0.5, settled(scores)
+    positive, scores = without_last_bits(correct) >= 0.5, without_last_bits(scores)
     # for each correct answer the share of wrong ones that score lower, and for each wrong one the share of correct ones
     # that score higher: the two sets of components of DeLong, DeLong and Clarke-Pearson (1988)
     below = share_below(scores[positive], scores[~positive])
     above = 1 - share_below(scores[~positive], scores[positive])
     variance = sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else 0.0 for part in (below, above))
     centre, half = mean(below), Z * math.sqrt(variance)
-    return max(0.0, float(apart(centre, half))), min(1.0, centre + half)
+    return max(0.0, float(subtract(centre, half))), min(1.0, centre + half)
 
 
 def share_below(values: Floats, others: Floats) -> Floats:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lm_eval_tandem.digits import decimals, magnitude, typed
+from lm_eval_tandem.digits import decimals, magnitude, nearest_decimal
 
 Interval = tuple[float, float]
 
@@ -227,9 +227,9 @@ class CostUnit:
 def cost_unit(tflops: Iterable[float]) -> CostUnit:
     """Return the unit that suits the largest of some costs (TFLOPs per question), which is printed with four digits."""
     largest = max([abs(cost) for cost in tflops if math.isfinite(cost)], default=0.0)
-    largest = typed(largest)  # so that 0.999…9 TFLOPs count as 1 on every machine
+    largest = nearest_decimal(largest)  # so that 0.999…9 TFLOPs count as 1 on every machine
     units = (("TFLOPs", 1.0), ("GFLOPs", 1e3), ("MFLOPs", 1e6))
     fitting = units[-1] if largest else units[0]
-    name, factor = next((unit for unit in units if typed(largest * unit[1]) >= 1), fitting)
+    name, factor = next((unit for unit in units if nearest_decimal(largest * unit[1]) >= 1), fitting)
     scaled = largest * factor
     return CostUnit(name, factor, max(0, 3 - magnitude(scaled)) if scaled > 0 else 2)

@@ -1,4 +1,4 @@
-"""What collecting found, and what every cascade over it would cost. Numpy only."""
+"""Collected questions as arrays, and what every cascade over them would cost. Numpy only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import input_schemas
-from lm_eval_tandem.judge.probe import Probe, refusals, statistics
+from lm_eval_tandem.judge.probe import PROBE_FEATURE_NAMES, Probe, ProbeTokens, count_probe_tokens, probe_features
 from lm_eval_tandem.training.thresholds import Outcomes
 
 Floats = NDArray[np.float64]
@@ -20,34 +20,51 @@ _ARRAYS = (
     *("agrees", "parts", "answer_ids", "prompt_ends"),
     *("hidden", "prompts"),
 )
-_UNTIL_END = {"logprob": np.nan, "entropy": np.nan, "answer_ids": -1}
-"""Arrays of an answer's first tokens, and what stands there after its end."""
+_PADDING = {"logprob": np.nan, "entropy": np.nan, "answer_ids": -1}
+"""Arrays of an answer's first tokens, and the value after the answer's end."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What collecting found for Q questions at T stages, stage 0 (the question alone) included.
+    """What was collected for Q questions at T stages, stage 0 (the question alone) included.
 
-    ids: one per question, no two alike.
-    features: float (Q, T, 18), as `features(stats, stage)` returns them.
-    correct: (Q, T), the grade of the intern's answer under the insight of each stage, in [0, 1]; from 0.5 on it counts
-        as label 1.
-    cost: (Q, T), what the question costs when the cascade stops at a stage, everything up to there but probes.
-    fallback_cost: (Q, T), what it costs when no stage passed and a stage is answered from, in the same unit.
-    judged: bool (Q, T), False where the cascade would not look again because the mentor had already ended; None for
-        everywhere. Such a stage can neither pass nor be the best of all.
-    logprob, entropy: float32 (Q, T, P), natural logarithms of the first P tokens of the intern's answers, NaN after
-        their end; None where they were not collected.
-    answer_tokens: int (Q, T), tokens of the whole answers.
-    token_cost: what one token of the intern costs, in the unit of `cost`.
-    agrees: (Q, T), as `correct`, but against the mentor's own full answer; None where that was not collected.
-    tasks: the task of each question; None for one and the same.
-    parts: float (Q, T, 36), as `features.parts` returns them; None if not collected.
-    answer_ids: int32 (Q, T, P), the first P tokens of the intern's answers, -1 after their end; None where they were
-        not collected, as with engines that read no drafts.
-    prompt_ends: int32 (Q, T, 8), the last tokens of the prompts, -1 before their beginning; None as `answer_ids`.
-    hidden: float32 (Q, T, D), the intern's hidden state at the prompts' last tokens; None if not collected.
-    prompts: (Q, T) of integer arrays, the prompts' tokens; None if not collected.
+    Parameters
+    ----------
+    ids
+        One per question, no two alike.
+    features
+        float (Q, T, 18), as `judge.features.features` returns them.
+    correct
+        (Q, T): the grade in [0, 1] of the intern's answer under the insight of each stage; 0.5 and more is label 1.
+    cost
+        (Q, T): what a question costs when the cascade stops at a stage, everything up to there but probes.
+    fallback_cost
+        (Q, T): what it costs when no stage passed and a stage is answered from, in the same unit.
+    judged
+        bool (Q, T): False where the mentor had already ended, so that the cascade does not judge again. Such a stage
+        can neither pass nor be the best of all. None for True everywhere.
+    logprob, entropy
+        float32 (Q, T, P), natural logarithms, of the first P tokens of the intern's answers, NaN after their end; None
+        if they were not collected.
+    answer_tokens
+        int (Q, T): tokens of the whole answers.
+    token_cost
+        What one token of the intern costs, in the unit of `cost`.
+    agrees
+        (Q, T): as `correct`, but against the mentor's own full answer; None if that was not collected.
+    tasks
+        The task of each question; None if all are of the same.
+    parts
+        float (Q, T, 36), as `judge.features.segment_statistics` returns them; None if they were not collected.
+    answer_ids
+        int32 (Q, T, P): the first P tokens of the intern's answers, -1 after their end; None if they were not
+        collected, because the engine accepts no drafts.
+    prompt_ends
+        int32 (Q, T, 8): the last tokens of the prompts, -1 before their beginning; None as for `answer_ids`.
+    hidden
+        float32 (Q, T, D): the intern's hidden states at the prompts' last tokens; None if they were not collected.
+    prompts
+        (Q, T) of integer arrays: the prompts' tokens; None if they were not collected.
     """
 
     ids: list[str]
@@ -68,50 +85,73 @@ class Collected:
     hidden: NDArray[np.float32] | None = None
     prompts: NDArray[np.object_] | None = None
 
-    def part(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
-        """Some of the questions."""
-        names = np.arange(len(self.ids))[rows]
-        kept: dict[str, Any] = {
+    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
+        """Some of the questions, by a mask (Q,) or by their indices."""
+        indices = np.arange(len(self.ids))[rows]
+        arrays: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _ARRAYS
         }
-        tasks = None if self.tasks is None else [self.tasks[row] for row in names]
-        return replace(self, ids=[self.ids[row] for row in names], tasks=tasks, **kept)
+        tasks = None if self.tasks is None else [self.tasks[row] for row in indices]
+        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, **arrays)
 
-    def probed(self, probe: Probe) -> tuple[Floats, Floats]:
-        """What a probe says of every answer, float64 (Q, T, 13), and how many tokens it takes, (Q, T).
+    def probe_all(self, probe: Probe) -> tuple[Floats, Floats]:
+        """Apply a probe to every collected answer.
 
-        Raises ClassifierError where the answers' entropies were not collected.
+        Returns
+        -------
+        tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
+            The probe's features (Q, T, 13), and the number of tokens that it generates (Q, T).
+
+        Raises
+        ------
+        ClassifierError
+            The entropies of the answers were not collected.
         """
         if self.entropy is None or self.logprob is None or self.answer_tokens is None:
             raise ClassifierError(
                 "These questions were collected without the entropies of the intern's answers, which a probe needs; "
                 "collect again, or fit with --inputs statistics."
             )
-        said = np.zeros((*self.entropy.shape[:2], 13))
-        for q, t in np.ndindex(*said.shape[:2]):
+        probed = np.zeros((*self.entropy.shape[:2], len(PROBE_FEATURE_NAMES)))
+        for q, t in np.ndindex(*probed.shape[:2]):
             known = int(np.count_nonzero(~np.isnan(self.entropy[q, t])))
             ended = bool(known >= self.answer_tokens[q, t])
-            said[q, t] = statistics(self.logprob[q, t, :known], self.entropy[q, t, :known], ended, probe)
-        return said, said[:, :, 0]
+            probed[q, t] = probe_features(self.logprob[q, t, :known], self.entropy[q, t, :known], ended, probe)
+        return probed, probed[:, :, 0]
 
     def inputs(self, schema: str = input_schemas.STATISTICS, probe: Probe | None = None) -> Floats:
-        """The vectors that a judge is shown under a schema, float64 (Q, T, F); for hidden states, `hidden` as it is.
+        """The input vectors of a judge.
 
-        Raises ClassifierError where what that needs was not collected, or is of another width.
+        Parameters
+        ----------
+        schema
+            A known schema (`judge.input_schemas`).
+        probe
+            The probe of a schema with one.
+
+        Returns
+        -------
+        NDArray[numpy.float64]
+            Shape (Q, T, F).
+
+        Raises
+        ------
+        ClassifierError
+            What the schema needs was not collected, or has another width.
         """
-        wanted = input_schemas.width(schema)
-        if wanted is not None:
-            found = self.hidden_states()
-            if found.shape[2] != wanted:
+        width = input_schemas.width(schema)
+        if width is not None:
+            states = self.hidden_states()
+            if states.shape[2] != width:
                 raise ClassifierError(
-                    f"These questions were collected with hidden states of {found.shape[2]} numbers, not of {wanted} "
+                    f"These questions were collected with hidden states of {states.shape[2]} numbers, not of {width} "
                     f"as the schema {schema} has; they are of another intern."
                 )
-            return found.astype(np.float64)
-        return input_schemas.vectors(schema, self.features, None if probe is None else self.probed(probe)[0])
+            return states.astype(np.float64)
+        return input_schemas.vectors(schema, self.features, None if probe is None else self.probe_all(probe)[0])
 
     def hidden_states(self) -> NDArray[np.float32]:
-        """`hidden`; raises ClassifierError where it was not collected."""
+        """`hidden`; raises ClassifierError if it was not collected."""
         if self.hidden is None:
             raise ClassifierError(
                 "These questions were collected without the intern's hidden states; collect again with --hidden (what "
@@ -119,8 +159,8 @@ class Collected:
             )
         return self.hidden
 
-    def tokens(self) -> NDArray[np.object_]:
-        """`prompts`; raises ClassifierError where they were not collected."""
+    def prompt_tokens(self) -> NDArray[np.object_]:
+        """`prompts`; raises ClassifierError if they were not collected."""
         if self.prompts is None:
             raise ClassifierError(
                 "These questions were collected without the prompts' tokens, from which the intern is finetuned; "
@@ -129,63 +169,82 @@ class Collected:
         return self.prompts
 
     def outcomes(self, scores: Floats, probe: Probe | None, correct: Floats | None = None) -> Outcomes:
-        """What happens under scores (Q, T); probes cost what `probe.refusals` says, an accepted one nothing.
+        """What happens to the questions under some scores.
 
-        correct: other grades than the data's own, (Q, T).
+        Parameters
+        ----------
+        scores
+            s_t of every question and stage, (Q, T).
+        probe
+            The probe that the scores rest on, whose tokens are added to the costs; None for none.
+        correct
+            Grades (Q, T) in the place of the data's own.
         """
         judged = np.ones(np.shape(scores), dtype=bool) if self.judged is None else self.judged
         lengths = np.zeros(np.shape(scores), dtype=np.int64)
         if probe is not None:
-            lengths = self.probed(probe)[1].astype(np.int64) * judged
+            lengths = self.probe_all(probe)[1].astype(np.int64) * judged
         grades = np.asarray(self.correct if correct is None else correct, dtype=np.float64)
         costs = self.costs(lengths)
         return Outcomes(np.where(judged, scores, 0.0), grades, *costs)
 
     def costs(self, lengths: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """`cost` and `fallback_cost`, (Q, T) each, with probes of so many tokens, int (Q, T), before."""
+        """`cost` and `fallback_cost` (Q, T) plus what probes of `lengths` tokens, int (Q, T), cost."""
         if not lengths.any():
             return self.cost, self.fallback_cost
         assert self.answer_tokens is not None
-        refused = refusals(lengths, self.answer_tokens, self.answer_ids, self.prompt_ends)
-        return probing_costs(self.cost, self.fallback_cost, self.token_cost, lengths, refused)
+        tokens = count_probe_tokens(lengths, self.answer_tokens, self.answer_ids, self.prompt_ends)
+        return costs_with_probes(self.cost, self.fallback_cost, self.token_cost, lengths, tokens)
 
 
-def probing_costs(
+def costs_with_probes(
     cost: Floats,
     fallback_cost: Floats,
     token_cost: float,
     lengths: NDArray[np.int64],
-    refused: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    tokens: ProbeTokens,
 ) -> tuple[Floats, Floats]:
-    """What stopping at a stage costs, and what answering from it costs after all were refused, (Q, T) each.
+    """Add the cost of probes; an accepted probe costs nothing, since its tokens are part of the answer.
 
-    cost, fallback_cost: the same without probes. token_cost: of one token of the intern. lengths, refused: tokens of
-    the probes and what `probe.refusals` says of them.
+    Parameters
+    ----------
+    cost, fallback_cost
+        (Q, T): what stopping at a stage costs, and what answering from it costs after all were refused, without probes.
+    token_cost
+        What one token of the intern costs, in the same unit.
+    lengths
+        int (Q, T): tokens of each stage's probe.
+    tokens
+        What `count_probe_tokens` returned for them.
+
+    Returns
+    -------
+    tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
+        Both costs with probes, (Q, T) each.
     """
-    wasted, accepted_draft_tokens, spared_later = refused
-    before = np.cumsum(wasted, axis=1) - wasted
-    everything = wasted.sum(axis=1, keepdims=True)
+    generated_before = np.cumsum(tokens.generated, axis=1) - tokens.generated
+    all_generated = tokens.generated.sum(axis=1, keepdims=True)
     return (
-        cost + token_cost * (before - accepted_draft_tokens),
-        fallback_cost + token_cost * (everything - lengths - spared_later),
+        cost + token_cost * (generated_before - tokens.saved_at_once),
+        fallback_cost + token_cost * (all_generated - lengths - tokens.saved_later),
     )
 
 
-def together(found: Sequence[Collected]) -> Collected:
-    """Several collections as one; all of the same stages."""
-    first = found[0]
-    if len(found) == 1:
+def concatenate(collections: Sequence[Collected]) -> Collected:
+    """Several collections, all of the same stages, as one; what any of them lacks is None."""
+    first = collections[0]
+    if len(collections) == 1:
         return first
 
     def joined(name: str) -> NDArray[np.float64] | None:
-        arrays = [getattr(one, name) for one in found]
+        arrays = [getattr(data, name) for data in collections]
         if any(array is None for array in arrays):
             return None
-        if name in _UNTIL_END:
-            longest, after = max(array.shape[2] for array in arrays), _UNTIL_END[name]
-            arrays = [np.pad(a, ((0, 0), (0, 0), (0, longest - a.shape[2])), constant_values=after) for a in arrays]
+        if name in _PADDING:
+            longest, padding = max(array.shape[2] for array in arrays), _PADDING[name]
+            arrays = [np.pad(a, ((0, 0), (0, 0), (0, longest - a.shape[2])), constant_values=padding) for a in arrays]
         return np.concatenate(arrays)
 
     arrays: dict[str, Any] = {name: joined(name) for name in _ARRAYS}
-    tasks = [task for one in found for task in (one.tasks or [""] * len(one.ids))]
-    return replace(first, ids=[name for one in found for name in one.ids], tasks=tasks, **arrays)
+    tasks = [task for data in collections for task in (data.tasks or [""] * len(data.ids))]
+    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, **arrays)

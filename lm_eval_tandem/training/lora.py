@@ -1,7 +1,8 @@
-"""Finetuning the intern with LoRA to tell whether it knows enough (paper, appendix E; extra `peft`).
+"""Finetuning the intern with LoRA, so that its hidden state tells whether it will answer correctly.
 
-Adapter and a linear head learn together, by cross-entropy, from the prompts of some questions; the epoch that serves
-the others best is kept. The head is then given up: `fit` makes a classifier of the hidden states under the adapter.
+This is an alternative of the paper (appendix E) and needs the extra `peft`. Adapter and a linear head learn together,
+by cross-entropy, from the prompts of some questions; the epoch that judges the other questions best is kept. Then the
+head is dropped, and `fit` trains a classifier on the hidden states under the adapter.
 """
 
 from __future__ import annotations
@@ -23,25 +24,56 @@ States = NDArray[np.float32]
 Prompts = list[NDArray[np.int32]]
 
 
+ADAPTER_SHAPE = LoraShape(rank=8, alpha=16, dropout=0.05)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How the adapter is trained: its shape, AdamW's step sizes, prompts a step, passes over them, longest gradient."""
+    """How the adapter is trained.
 
-    shape: LoraShape = LoraShape(rank=8, alpha=16, dropout=0.05)
+    Parameters
+    ----------
+    shape
+        Rank, scale and dropout of the adapter.
+    lr, head_lr
+        AdamW's learning rates of the adapter and of the head.
+    rows
+        Prompts per training step.
+    epochs
+        Passes over the training prompts.
+    max_gradient_norm
+        Longer gradients are scaled down to this norm.
+    """
+
+    shape: LoraShape = ADAPTER_SHAPE
     lr: float = 2e-4
     head_lr: float = 2e-3
     rows: int = 16
     epochs: int = 3
-    longest: float = 1.0
+    max_gradient_norm: float = 1.0
 
 
 @dataclass
 class Finetuning:
     """The intern, ready to be finetuned: what `fit_sufficiency` calls for `--inputs lora`.
 
-    arguments: as its engine's (pretrained, dtype, ...). base: how the adapter's file calls the intern. together:
-    prompts in one forward pass; more only need memory. Afterwards `files` holds the adapter's files and `told` what
-    training did.
+    Parameters
+    ----------
+    arguments
+        The arguments of its engine (pretrained, dtype, ...).
+    base
+        The name of the intern in the adapter's file.
+    batch_size
+        Prompts per forward pass; a larger number only takes more memory.
+    plan
+        How the adapter is trained.
+
+    Attributes
+    ----------
+    files
+        After a call: the adapter's files by name.
+    best_epoch
+        After a call: the number of the epoch that was kept, with its accuracy and loss on the held-out prompts.
 
     Raises
     ------
@@ -53,38 +85,53 @@ class Finetuning:
 
     arguments: Mapping[str, Any]
     base: str
-    together: int = 8
+    batch_size: int = 8
     plan: Plan = field(default_factory=Plan)
     files: dict[str, bytes] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)
+    best_epoch: dict[str, Any] = field(default_factory=dict)
 
     def __call__(
         self, prompts: NDArray[np.object_], labels: NDArray[np.int64], held_out: NDArray[np.bool_], seed: int
     ) -> States:
-        """Finetune, and the hidden states of all prompts under the adapter, float32 (Q, T, D).
+        """Finetune the intern; torch's global random state stays as it was.
 
-        prompts: (Q, T) of token ids. labels: 0 or 1, (Q, T). held_out: (Q,), the questions that only choose the epoch.
-        Torch's global random state stays as it was.
+        Parameters
+        ----------
+        prompts
+            Token ids, (Q, T) of arrays.
+        labels
+            0 or 1, (Q, T).
+        held_out
+            bool (Q,): the questions that only choose the epoch.
+        seed
+            Of initial weights, dropout and the order of the prompts.
+
+        Returns
+        -------
+        NDArray[numpy.float32]
+            The hidden states of all prompts under the adapter, (Q, T, D).
         """
         lm = load_hflm(self.arguments)
-        network = Network(lm.model, lm.tokenizer.pad_token_id or 0)
+        tokenizer: Any = lm.tokenizer
+        network = Network(lm.model, tokenizer.pad_token_id or 0)
         cards = [network.device] if network.device.type == "cuda" else []
         rows, truth = list(prompts.ravel()), labels.ravel().astype(np.float32)
         learns = np.repeat(~held_out, labels.shape[1])
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed)
-            head = Head(self._states(network, [rows[place] for place in np.flatnonzero(learns)]), network.device)
+            head = Head(self._states(network, [rows[index] for index in np.flatnonzero(learns)]), network.device)
             adapter = Adapter(network.model, self.plan.shape)
             self._train(network, adapter, head, rows, truth, learns)
         with adapter.enabled():
-            found = self._states(network, rows)
+            states = self._states(network, rows)
         self.files = adapter.files(self.base)
-        return found.reshape(*labels.shape, -1)
+        return states.reshape(*labels.shape, -1)
 
     def _train(
         self, network: Network, adapter: Adapter, head: Head, rows: Prompts, truth: States, learns: NDArray[np.bool_]
     ) -> None:
-        plan, places = self.plan, np.flatnonzero(learns)
+        """Train adapter and head on the prompts marked in `learns`, and leave the adapter of the best epoch."""
+        plan, indices = self.plan, np.flatnonzero(learns)
         groups: list[dict[str, Any]] = [
             {"params": list(adapter.weights.values()), "lr": plan.lr},
             {"params": list(head.parameters()), "lr": plan.head_lr},
@@ -94,58 +141,68 @@ class Finetuning:
         for parameter in adapter.weights.values():
             parameter.requires_grad_(True)
         adam = torch.optim.AdamW(groups, weight_decay=0.0)
+        parameters = [parameter for group in groups for parameter in group["params"]]
         best: tuple[float, float] = (-1.0, 0.0)
-        kept: dict[str, torch.Tensor] = {}
+        best_weights: dict[str, torch.Tensor] = {}
         with adapter.enabled():
             for epoch in range(1, plan.epochs + 1):
                 adapter.train(True)
-                order = places[torch.randperm(len(places)).numpy()]
+                order = indices[torch.randperm(len(indices)).numpy()]
                 for start in range(0, len(order), plan.rows):
                     self._step(network, head, rows, truth, order[start : start + plan.rows])
-                    torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], plan.longest)
+                    torch.nn.utils.clip_grad_norm_(parameters, plan.max_gradient_norm)
                     adam.step()
                     adam.zero_grad()
                 adapter.train(False)
-                states = self._states(network, [rows[place] for place in np.flatnonzero(~learns)])
-                reached = head.reached(states, truth[~learns])
+                states = self._states(network, [rows[index] for index in np.flatnonzero(~learns)])
+                reached = head.evaluate(states, truth[~learns])
                 print(
-                    f"fit: LoRA, epoch {epoch} of {plan.epochs}: {100 * reached[0]:.1f} % of held-out looks right",
+                    f"fit: LoRA, epoch {epoch} of {plan.epochs}: {100 * reached[0]:.1f} % of the held-out prompts are "
+                    "judged correctly",
                     file=sys.stderr,
                 )
                 if reached > best:
-                    best, kept = reached, {name: p.detach().clone() for name, p in adapter.weights.items()}
-                    self.told = {"epoch": epoch, "accuracy": reached[0], "loss": -reached[1]}
-        adapter.load(kept)
+                    best, best_weights = reached, {name: p.detach().clone() for name, p in adapter.weights.items()}
+                    self.best_epoch = {"epoch": epoch, "accuracy": reached[0], "loss": -reached[1]}
+        adapter.load(best_weights)
 
-    def _step(self, network: Network, head: Head, rows: Prompts, truth: States, places: NDArray[np.int64]) -> None:
-        """Gradients of the mean loss over some prompts."""
-        for part in self._parts([rows[place] for place in places]):
-            states = read(network, [rows[places[i]] for i in part])
-            target = torch.from_numpy(truth[places[part]]).to(network.device)
+    def _step(self, network: Network, head: Head, rows: Prompts, truth: States, indices: NDArray[np.int64]) -> None:
+        """Add the gradients of the mean loss over some prompts."""
+        for batch in self._batches([rows[index] for index in indices]):
+            states = last_hidden_states(network, [rows[indices[i]] for i in batch])
+            target = torch.from_numpy(truth[indices[batch]]).to(network.device)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(head(states), target, reduction="sum")
-            (loss / len(places)).backward()
+            (loss / len(indices)).backward()
 
     def _states(self, network: Network, rows: Prompts) -> States:
         """The hidden state at the last token of every prompt, float32 (N, D)."""
-        found: States | None = None
+        result: States | None = None
         with torch.no_grad():
-            for part in self._parts(rows):
-                states = read(network, [rows[i] for i in part]).cpu().numpy()
-                if found is None:
-                    found = np.empty((len(rows), states.shape[1]), dtype=np.float32)
-                found[part] = states
-        assert found is not None
-        return found
+            for batch in self._batches(rows):
+                states = last_hidden_states(network, [rows[i] for i in batch]).cpu().numpy()
+                if result is None:
+                    result = np.empty((len(rows), states.shape[1]), dtype=np.float32)
+                result[batch] = states
+        assert result is not None
+        return result
 
-    def _parts(self, rows: Prompts) -> Iterator[list[int]]:
-        """Places of prompts that are read together: of like lengths, the longest first."""
+    def _batches(self, rows: Prompts) -> Iterator[list[int]]:
+        """Indices of prompts for one forward pass each: of similar lengths, the longest first."""
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-        for start in range(0, len(order), self.together):
-            yield order[start : start + self.together]
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
 
 
 class Head(torch.nn.Module):
-    """A logit of a hidden state, which is standardised by what is known of states before training; starts at 0."""
+    """A linear head on standardised hidden states; its logits start at 0.
+
+    Parameters
+    ----------
+    states
+        float32 (N, D): hidden states before training, whose mean and deviation standardise all later ones.
+    device
+        Where it computes.
+    """
 
     def __init__(self, states: States, device: torch.device) -> None:
         super().__init__()
@@ -159,8 +216,8 @@ class Head(torch.nn.Module):
         """Logits (N,) of states (N, D)."""
         return ((states - self.mean) / self.scale) @ self.weight + self.bias
 
-    def reached(self, states: States, truth: States) -> tuple[float, float]:
-        """Share of right guesses, and minus the mean loss."""
+    def evaluate(self, states: States, truth: States) -> tuple[float, float]:
+        """Accuracy at a logit of 0, and the negative mean cross-entropy."""
         with torch.no_grad():
             logits = self(torch.from_numpy(states).to(self.mean.device)).cpu()
         target = torch.from_numpy(truth)
@@ -168,8 +225,8 @@ class Head(torch.nn.Module):
         return float(((logits > 0) == (target > 0.5)).double().mean()), -float(loss)
 
 
-def read(network: Network, rows: Prompts) -> torch.Tensor:
-    """The hidden state at the last token of each prompt, float32 [B, D]; with gradients where they are on."""
+def last_hidden_states(network: Network, rows: Prompts) -> torch.Tensor:
+    """The hidden state at the last token of each prompt, float32 (B, D), with gradients if they are enabled."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), network.pad)
     mask = torch.zeros((len(rows), width), dtype=torch.long)

@@ -1,30 +1,29 @@
-"""Choosing when a score is high enough: one threshold per stage, found on questions the classifier never saw.
+"""Choosing the thresholds: one per stage, on scores of questions that the classifier was not fitted on (section 3.1).
 
-Chosen on the fitting data, thresholds look better than they are, because scores there are too sure of themselves:
-give this module scores from `out_of_fold` or from a held-out part. Test labels have no business here.
+Warning: thresholds chosen on the fitting data look better than they are, because the scores there are too confident.
+Give this module scores from `cross_fitting.out_of_fold` or from a held-out part, and never test questions.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.judge.splits import stratified_order
+from lm_eval_tandem.judge.decision import fallback_stage, passes
 
 Floats = NDArray[np.float64]
 
 GRID: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""0.05, 0.10, ..., 0.95: the values that a threshold may take (paper, section 3.1)."""
+"""The values that a threshold may take: 0.05, 0.10, ..., 0.95 (paper, section 3.1)."""
 
-MAX_CELLS = 20_000_000
-"""Combinations that `curve` may hold at once; a table of float64 then takes 160 MB."""
+MAX_COMBINATIONS = 20_000_000
+"""Combinations of thresholds that `evaluate_grid` may hold at once: a table of float64 then takes 160 MB."""
 
 _NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)"
 _OBJECTIVES = {
@@ -33,16 +32,28 @@ _OBJECTIVES = {
     "cost@accuracy": re.compile(rf"cost@accuracy>=always_high(?:-{_NUMBER})?"),
 }
 _TIE = 1e-9
+"""Relative difference up to which two means count as equal."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What would happen to Q questions at each of T stages (stage 0, the question alone, included); float64 (Q, T).
+    """What happens to Q questions at each of T stages, stage 0 (the question alone) included; float64 (Q, T) each.
 
-    scores: s_t in [0, 1].
-    correct: the grade, in [0, 1], of the intern's answer under the insight of stage t.
-    cost: what the question costs when the cascade stops at stage t (everything up to there), in any one unit.
-    fallback_cost: what it costs when no stage passed and stage t is answered from (every mentor stage was run).
+    Parameters
+    ----------
+    scores
+        s_t in [0, 1].
+    correct
+        The grade in [0, 1] of the intern's answer under the insight of stage t.
+    cost
+        What the question costs when the cascade stops at stage t, everything up to there, in any one unit.
+    fallback_cost
+        What it costs when no stage passed and stage t is answered from, every mentor stage included.
+
+    Raises
+    ------
+    ClassifierError
+        The arrays differ in shape, or hold values that are not finite or out of range.
     """
 
     scores: Floats
@@ -68,9 +79,24 @@ class Outcomes:
 
 
 def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """The cascade's decisions (paper, Algorithm 1): stop at the first t with s_t > tau_t, else at the first argmax s_t.
+    """The decisions of the cascade (paper, Algorithm 1): stop at the first stage that passes, else at the fallback.
 
-    Returns (stage answered from, grade, cost), each of shape (Q,).
+    Parameters
+    ----------
+    outcomes
+        The questions.
+    thresholds
+        One per stage, stage 0 first.
+
+    Returns
+    -------
+    tuple[NDArray[numpy.int64], NDArray[numpy.float64], NDArray[numpy.float64]]
+        For each question the stage that answers, the grade, and the cost; shape (Q,) each.
+
+    Raises
+    ------
+    ClassifierError
+        There is not one threshold per stage.
     """
     limits = np.asarray(thresholds, dtype=np.float64)
     if limits.shape != outcomes.scores.shape[1:]:
@@ -78,50 +104,84 @@ def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[n
             f"{limits.size} threshold(s) were given for {outcomes.scores.shape[1]} stages (stage 0 included); "
             "give one each."
         )
-    passes = outcomes.scores > limits
-    stopped = passes.any(axis=1)
-    stage = np.where(stopped, passes.argmax(axis=1), outcomes.scores.argmax(axis=1))
+    passed = passes(outcomes.scores, limits)
+    stopped = passed.any(axis=1)
+    stage = np.where(stopped, passed.argmax(axis=1), fallback_stage(outcomes.scores))
     rows = np.arange(len(stage))
     cost = np.where(stopped, outcomes.cost[rows, stage], outcomes.fallback_cost[rows, stage])
     return stage, outcomes.correct[rows, stage], cost
 
 
-def curve(outcomes: Outcomes, grid: Sequence[float] = GRID) -> tuple[Floats, Floats]:
-    """Mean accuracy and mean cost of every combination of thresholds from a grid of G values.
+def evaluate_grid(outcomes: Outcomes, grid: Sequence[float] = GRID) -> tuple[Floats, Floats]:
+    """Mean accuracy and mean cost under every combination of thresholds from a grid.
 
-    Returns two float64 arrays of shape (G,) * T; entry [i, j, ...] is `simulate` with thresholds (grid[i], grid[j],
-    ...), averaged over questions. The work is one histogram per stage and cumulative sums over it, so it hardly
-    depends on the number of questions: a question passes stage t exactly under the thresholds below its level.
+    Parameters
+    ----------
+    outcomes
+        The questions.
+    grid
+        G strictly increasing values in [0, 1].
+
+    Returns
+    -------
+    tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
+        Accuracy and cost, shape (G,) * T each; entry [i, j, ...] is the mean of what `simulate` returns for the
+        thresholds (grid[i], grid[j], ...).
+
+    Raises
+    ------
+    ClassifierError
+        The grid is not increasing, or makes too many combinations.
+
+    Notes
+    -----
+    A question passes a stage exactly under the grid values below its score. So one histogram per stage, and cumulative
+    sums over it, replace G**T simulations, and the time hardly depends on the number of questions.
     """
     values = _checked_grid(grid)
     questions, stages = outcomes.scores.shape
-    if (len(values) + 1) ** stages > MAX_CELLS:
+    if (len(values) + 1) ** stages > MAX_COMBINATIONS:
         raise ClassifierError(
-            f"A grid of {len(values)} values for {stages} stages makes more than {MAX_CELLS:,} combinations; "
-            f"give a coarser grid of at most {int(MAX_CELLS ** (1 / stages)) - 1} values."
+            f"A grid of {len(values)} values for {stages} stages makes more than {MAX_COMBINATIONS:,} combinations; "
+            f"give a coarser grid of at most {int(MAX_COMBINATIONS ** (1 / stages)) - 1} values."
         )
+    # A score passes only above its threshold (`decision.passes`): "left" leaves out a grid value equal to the score.
     levels = np.searchsorted(values, outcomes.scores, side="left")
-    best = outcomes.scores.argmax(axis=1)
+    best = fallback_stage(outcomes.scores)
     rows = np.arange(questions)
 
-    def total(per_stage: Floats, fallback: Floats) -> Floats:
-        table = _sums(levels, fallback[rows, best], len(values), stops=False)
+    def mean(per_stage: Floats, fallback: Floats) -> Floats:
+        table = _summed_weights(levels, fallback[rows, best], len(values), stops=False)
         for stage in range(stages):
-            stopped = _sums(levels[:, : stage + 1], per_stage[:, stage], len(values), stops=True)
+            stopped = _summed_weights(levels[:, : stage + 1], per_stage[:, stage], len(values), stops=True)
             table += stopped.reshape(stopped.shape + (1,) * (stages - stage - 1))
         return table / questions
 
-    return total(outcomes.correct, outcomes.correct), total(outcomes.cost, outcomes.fallback_cost)
+    return mean(outcomes.correct, outcomes.correct), mean(outcomes.cost, outcomes.fallback_cost)
 
 
-def _sums(levels: NDArray[np.int64], weights: Floats, size: int, stops: bool) -> Floats:
-    """Per combination, the summed weight of questions that fail every stage in `levels`, or (stops) all but the last.
+def _summed_weights(levels: NDArray[np.int64], weights: Floats, size: int, stops: bool) -> Floats:
+    """Per combination of thresholds, the summed weight of the questions that it stops, or leaves unstopped.
 
-    levels: (Q, t), the number of grid values below each score. Returns shape (size,) * t.
+    Parameters
+    ----------
+    levels
+        (Q, t): the number of grid values below each score of the first t stages.
+    weights
+        (Q,).
+    size
+        The number of grid values.
+    stops
+        True: sum questions that fail every stage but the last, and pass that. False: those that fail every stage.
+
+    Returns
+    -------
+    NDArray[numpy.float64]
+        Shape (size,) * t.
     """
     shape = (size + 1,) * levels.shape[1]
-    cells = np.ravel_multi_index(tuple(levels.T), shape)
-    table: Floats = np.bincount(cells, weights=weights, minlength=(size + 1) ** levels.shape[1]).reshape(shape)
+    bins = np.ravel_multi_index(tuple(levels.T), shape)
+    table: Floats = np.bincount(bins, weights=weights, minlength=(size + 1) ** levels.shape[1]).reshape(shape)
     for axis in range(table.ndim):
         if stops and axis == table.ndim - 1:
             table = np.flip(np.flip(table, axis).cumsum(axis), axis).take(range(1, size + 1), axis)
@@ -130,18 +190,44 @@ def _sums(levels: NDArray[np.int64], weights: Floats, size: int, stops: bool) ->
     return table
 
 
-def choose(outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID) -> tuple[float, ...]:
-    """The best thresholds of the grid, one per stage.
+def choose_thresholds(outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID) -> tuple[float, ...]:
+    """The thresholds of the grid that serve an objective best.
 
-    objective:
-        "accuracy": the highest mean accuracy;
-        "accuracy@cost<=x": the same among combinations of mean cost at most x (absolute, in the unit of the costs);
-        "cost@accuracy>=always_high-d": the lowest mean cost among combinations at most d below the accuracy of always
-            answering from the last stage (d as a fraction: 0.005 is half a percentage point; "-d" may be left out).
-    Ties go to the lower cost, then to the higher accuracy, then to the lower thresholds, the first stage first.
+    Parameters
+    ----------
+    outcomes
+        The questions.
+    objective
+        One of:
+
+        - "accuracy": the highest mean accuracy;
+        - "accuracy@cost<=X": the same among combinations of mean cost at most X, in the unit of the costs;
+        - "cost@accuracy>=always_high-D": the lowest mean cost among combinations at most D below the accuracy of always
+          answering from the last stage, D being a fraction (0.005 is half a percentage point) or left out.
+    grid
+        The allowed values, strictly increasing in [0, 1].
+
+    Returns
+    -------
+    tuple[float, ...]
+        One threshold per stage. Ties go to the lower cost, then to the higher accuracy, then to the lower thresholds,
+        the first stage first.
+
+    Raises
+    ------
+    ClassifierError
+        The objective is unknown, or no combination reaches it.
+
+    Examples
+    --------
+    One question, answered correctly at both stages, the first of which is cheaper:
+
+    >>> outcomes = Outcomes(*(np.array([row]) for row in ([0.7, 0.8], [1, 1], [1, 2], [3, 3])))
+    >>> choose_thresholds(outcomes, "accuracy")
+    (0.05, 0.05)
     """
     kind, number = parse_objective(objective)
-    accuracy, cost = curve(outcomes, grid)
+    accuracy, cost = evaluate_grid(outcomes, grid)
     allowed = np.ones(accuracy.shape, dtype=bool)
     if kind == "accuracy@cost":
         allowed = cost <= number + _TIE * max(1.0, abs(number))
@@ -168,11 +254,22 @@ def choose(outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID) -> 
     return tuple(float(values[index]) for index in first)
 
 
-def centred(outcomes: Outcomes, thresholds: Sequence[float], grid: Sequence[float] = GRID) -> tuple[float, ...]:
-    """The same decisions on these outcomes, with room on both sides: each threshold in the middle of those that tie.
+def centre_thresholds(
+    outcomes: Outcomes, thresholds: Sequence[float], grid: Sequence[float] = GRID
+) -> tuple[float, ...]:
+    """Move each threshold to the middle of the grid values that make the same decisions on these questions.
 
-    Scores of other questions scatter, so a threshold at the edge of a gap between right and wrong answers is no
-    choice. The last stage's stays: it has nothing to save.
+    Scores of other questions scatter, so a threshold at the edge of the gap between right and wrong answers would
+    decide some of them differently. The last stage's threshold stays: nothing is saved by passing there.
+
+    Parameters
+    ----------
+    outcomes
+        The questions.
+    thresholds
+        One per stage, from the grid.
+    grid
+        The allowed values.
     """
     values, chosen = _checked_grid(grid), list(thresholds)
     for stage in range(len(chosen) - 1):
@@ -180,56 +277,20 @@ def centred(outcomes: Outcomes, thresholds: Sequence[float], grid: Sequence[floa
         here = int(np.abs(values - chosen[stage]).argmin())
         tied = [here]
         for step in (-1, 1):
-            place = here + step
-            while 0 <= place < len(values):
-                other = [*chosen[:stage], float(values[place]), *chosen[stage + 1 :]]
-                others, _, spent = simulate(outcomes, other)
-                if not (np.array_equal(others, stages) and np.array_equal(spent, costs)):
+            index = here + step
+            while 0 <= index < len(values):
+                other = [*chosen[:stage], float(values[index]), *chosen[stage + 1 :]]
+                other_stages, _, other_costs = simulate(outcomes, other)
+                if not (np.array_equal(other_stages, stages) and np.array_equal(other_costs, costs)):
                     break
-                tied.append(place)
-                place += step
+                tied.append(index)
+                index += step
         chosen[stage] = float(values[(min(tied) + max(tied)) // 2])
     return tuple(chosen)
 
 
-def out_of_fold(
-    make_classifier: Callable[[], Any], X: ArrayLike, y: ArrayLike, folds: int = 5, seed: int = 42
-) -> Floats:
-    """Scores for every question from a classifier that was fitted on the other folds' questions only.
-
-    make_classifier: returns a fresh scikit-learn style classifier; question numbers are passed to its `fit` as
-        `groups` where it takes them.
-    X: (Q, T, F) features; y: (Q, T) labels, 0 or 1. Folds hold whole questions and are alike in their share of 1.
-
-    Returns float64 of shape (Q, T): the probability of label 1.
-    """
-    from sklearn.utils.validation import has_fit_parameter
-
-    inputs, labels = np.asarray(X, dtype=np.float64), np.asarray(y).astype(np.int64)
-    if inputs.ndim != 3 or labels.shape != inputs.shape[:2]:
-        raise ClassifierError(
-            f"out_of_fold got X of shape {inputs.shape} and y of shape {labels.shape}; give (questions, stages, "
-            "features) and (questions, stages)."
-        )
-    questions, stages = labels.shape
-    if not 2 <= folds <= questions:
-        raise ClassifierError(f"{folds} folds were asked for {questions} questions; give from 2 to {questions}.")
-    fold = np.empty(questions, dtype=np.int64)
-    fold[stratified_order(labels.sum(axis=1), seed)] = np.arange(questions) % folds
-    scores = np.empty((questions, stages))
-    for held_out in range(folds):
-        train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
-        classifier = make_classifier()
-        extra = {"groups": np.repeat(train, stages)} if has_fit_parameter(classifier, "groups") else {}
-        classifier.fit(inputs[train].reshape(-1, inputs.shape[2]), labels[train].ravel(), **extra)
-        sufficient = list(classifier.classes_).index(1)
-        found = classifier.predict_proba(inputs[test].reshape(-1, inputs.shape[2]))[:, sufficient]
-        scores[test] = found.reshape(len(test), stages)
-    return scores
-
-
 def _checked_grid(grid: Sequence[float]) -> Floats:
-    """The grid as an array, if it is strictly increasing within [0, 1]."""
+    """The grid as an array; refused unless it is strictly increasing within [0, 1]."""
     values = np.asarray(grid, dtype=np.float64)
     if values.ndim != 1 or not values.size or not (values[0] >= 0 and values[-1] <= 1 and (np.diff(values) > 0).all()):
         raise ClassifierError(
@@ -239,7 +300,18 @@ def _checked_grid(grid: Sequence[float]) -> Floats:
 
 
 def parse_objective(objective: str) -> tuple[str, float]:
-    """The kind of an objective and its number (0 where it has none)."""
+    """Split an objective into its kind and its number, which is 0 if it has none.
+
+    Raises
+    ------
+    ClassifierError
+        The objective is unknown.
+
+    Examples
+    --------
+    >>> parse_objective("cost@accuracy>=always_high-0.005")
+    ('cost@accuracy', 0.005)
+    """
     for kind, pattern in _OBJECTIVES.items():
         if match := pattern.fullmatch(re.sub(r"\s+", "", objective)):
             return kind, float(match.group(1) or 0) if match.groups() else 0.0

@@ -1,4 +1,8 @@
-"""What the command line does with collected questions: fit a classifier, show its trade-off. No engine in here."""
+"""The commands `lm-eval-tandem fit` and `lm-eval-tandem thresholds`, as functions.
+
+`fit` writes a classifier's folder from collected questions. `thresholds` shows what other thresholds of a fitted one
+would reach: the trade-off between accuracy and cost. No engine runs here, except to finetune an intern.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +17,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem import pair
-from lm_eval_tandem.digits import settled
+from lm_eval_tandem.digits import without_last_bits
 from lm_eval_tandem.engines import registry
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.harness.arguments import PAIR
 from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.training import card
-from lm_eval_tandem.training.collect import read
+from lm_eval_tandem.training.collected_file import read
+from lm_eval_tandem.training.cross_fitting import cross_fitted_outcomes
 from lm_eval_tandem.training.dataset import Collected
-from lm_eval_tandem.training.fit import RECIPES, fit_sufficiency, per_question
-from lm_eval_tandem.training.thresholds import Outcomes, centred, choose, curve, simulate
+from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.recipes import RECIPES
+from lm_eval_tandem.training.thresholds import (
+    Outcomes,
+    centre_thresholds,
+    choose_thresholds,
+    evaluate_grid,
+    simulate,
+)
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
+"""Bootstrap samples for each interval."""
 BUNDLED = f"{PAIR}/intern"
-TOGETHER = 8
-"""Prompts that the intern reads together while it is finetuned."""
+"""The name of the bundled intern in collected files."""
+BATCH_SIZE = 8
+"""Prompts per forward pass while the intern is finetuned."""
 POINTS = 15
+"""Points of the frontier that are shown by default."""
 
 
 def fit(
     paths: Sequence[Path], output: Path, per: str = "all", objective: str = "accuracy", **how: Any
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """Fit on collected questions and write the artefact into the folder `output`, or one a task into folders in it.
+    """Fit on collected questions and write the classifier's folder.
 
-    per: "all" (one classifier for all tasks) or "task". how: recipe, seed, inputs, model, labels of `fit_sufficiency`;
-        for the inputs "lora" also batch_size and device.
+    Parameters
+    ----------
+    paths
+        What `collect` wrote, all of one pair.
+    output
+        The folder; with per="task", the folder of one folder per task.
+    per
+        "all" (one classifier for all tasks) or "task" (one each).
+    objective
+        What thresholds are chosen for.
+    **how
+        recipe, seed, inputs, model and labels of `fit_sufficiency`; for inputs="lora" also batch_size and device.
 
-    Returns the folders written, and the report of each fit. Raises ClassifierError, ArgumentError.
+    Returns
+    -------
+    list[tuple[Path, dict]]
+        Each folder written, with the report of its fit.
+
+    Raises
+    ------
+    ArgumentError, ClassifierError
+        An argument cannot work, or the questions cannot be fitted on.
     """
     if per not in ("all", "task"):
         raise ArgumentError(f"--per {per} is not known; use all or task.")
@@ -51,23 +84,24 @@ def fit(
     if per == "all":
         return [(output, _fit_one(data, description, output, per, objective, how))]
     assert data.tasks is not None
-    made = []
+    written = []
     for task in dict.fromkeys(data.tasks):
         rows = np.array([name == task for name in data.tasks], dtype=bool)
         try:
-            report = _fit_one(data.part(rows), {**description, "tasks": [task]}, output / task, per, objective, how)
+            report = _fit_one(data.subset(rows), {**description, "tasks": [task]}, output / task, per, objective, how)
         except ClassifierError as error:
             raise ClassifierError(f"{task}: {error}") from error
-        made.append((output / task, report))
-    return made
+        written.append((output / task, report))
+    return written
 
 
 def _fit_one(
     data: Collected, description: dict[str, Any], output: Path, per: str, objective: str, how: dict[str, Any]
 ) -> dict[str, Any]:
+    """Fit one classifier and write its folder; returns the report."""
     finetune: Any = None
     if how.get("inputs") == "lora":
-        finetune = finetuning(data, description, how.get("batch_size") or TOGETHER, how.get("device"))
+        finetune = prepare_finetuning(data, description, how.get("batch_size") or BATCH_SIZE, how.get("device"))
     of_fit = {name: value for name, value in how.items() if name not in ("batch_size", "device")}
     fitted = fit_sufficiency(data, objective=objective, finetune=finetune, **of_fit)
     report = fitted.report
@@ -83,43 +117,57 @@ def _fit_one(
         card=card.write(output.name, description, report),
         schema=fitted.schema,
         probe=fitted.probe,
-        out_of_fold={"questions": keys(data.ids), "scores": fitted.scores.astype(np.float32)},
+        out_of_fold={"questions": question_keys(data.ids), "scores": fitted.scores.astype(np.float32)},
         adapter=None if finetune is None else finetune.files,
     )
     return report
 
 
-def finetuning(data: Collected, description: dict[str, Any], together: int, device: str | None) -> Any:
-    """The intern of collected questions, to be finetuned (`lora.Finetuning`).
+def prepare_finetuning(data: Collected, description: dict[str, Any], batch_size: int, device: str | None) -> Any:
+    """The intern of collected questions, ready to be finetuned (`lora.Finetuning`).
 
     Raises
     ------
     ClassifierError
-        Peft is missing, or the questions were collected without what this needs.
+        Peft is missing, or the prompts were not collected.
     """
     registry.require_peft("fit --inputs lora")
-    data.tokens()
-    told = description["intern"]
-    model, arguments = told["model"], dict(told.get("arguments", {}))
+    data.prompt_tokens()
+    intern = description["intern"]
+    model, arguments = intern["model"], dict(intern.get("arguments", {}))
     if device is not None:
         arguments["device"] = device
     from lm_eval_tandem.training.lora import Finetuning  # brings torch and peft
 
     path = str(pair.INTERN) if model == BUNDLED else model
-    return Finetuning({**arguments, "pretrained": path}, model, together)
+    return Finetuning({**arguments, "pretrained": path}, model, batch_size)
 
 
-def keys(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """One number per question, by which an artefact knows those that it was fitted on."""
+def question_keys(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """A hash of each question's id, by which an artefact identifies the questions that it was fitted on."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
 
 
-def honest_outcomes(data: Collected, folder: Path, labels: str = "truth") -> tuple[Outcomes, Floats]:
-    """Scores that no classifier gave to a question it was fitted on, with grades and costs; and costs without probes.
+def out_of_sample_outcomes(data: Collected, folder: Path, labels: str = "truth") -> tuple[Outcomes, Floats]:
+    """Outcomes of collected questions under a classifier, none scored by a classifier that was fitted on it.
 
-    Questions of the artefact's own fit get the out-of-fold scores kept with it (those without one are left out), all
-    others are judged by it.
+    Questions of the artefact's own fit have the out-of-fold scores stored with it (those without one are left out); all
+    others are scored by the artefact.
+
+    Parameters
+    ----------
+    data
+        The questions.
+    folder
+        The artefact.
+    labels
+        "truth" for the task's grades, "mentor" for agreement with the mentor's answers.
+
+    Returns
+    -------
+    tuple[Outcomes, NDArray[numpy.float64]]
+        The outcomes, and the costs of always answering from each stage (without probes), (Q, T).
 
     Raises
     ------
@@ -127,33 +175,43 @@ def honest_outcomes(data: Collected, folder: Path, labels: str = "truth") -> tup
         The artefact or the data lack what is needed, or no question is left.
     """
     judge = artefact.load(folder, stages=data.features.shape[1])
-    kept = artefact.out_of_fold_of(folder)
-    if input_schemas.adapted(judge.schema):  # what the adapter shows of other questions was not collected
+    stored = artefact.load_out_of_fold(folder)
+    if input_schemas.uses_adapter(judge.schema):  # hidden states under the adapter are not in collected files
         scores = np.full(data.correct.shape, np.nan)
     else:
         vectors = data.inputs(judge.schema, judge.probe)
         scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
-    if kept:
-        place = {int(key): row for row, key in enumerate(kept["questions"])}
-        for q, key in enumerate(keys(data.ids)):
-            if int(key) in place:
-                scores[q] = kept["scores"][place[int(key)]]
+    if stored:
+        row_of = {int(key): row for row, key in enumerate(stored["questions"])}
+        for q, key in enumerate(question_keys(data.ids)):
+            if int(key) in row_of:
+                scores[q] = stored["scores"][row_of[int(key)]]
     elif set(judge.config["fitted_on"].get("tasks", ())) & set(data.tasks or ()):
         raise ClassifierError(
-            f"{folder} keeps no out-of-fold scores, and these questions may be those it was fitted on; "
+            f"{folder} holds no out-of-fold scores, and these questions may be those it was fitted on; "
             "fit it again, or give questions of another task."
         )
     rows = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
     if not rows.any():
         raise ClassifierError(f"{folder} has no out-of-sample scores for any of these questions; collect others.")
     grades = data.agrees if labels == "mentor" else None
-    outcomes = data.part(rows).outcomes(scores[rows], judge.probe, None if grades is None else grades[rows])
+    outcomes = data.subset(rows).outcomes(scores[rows], judge.probe, None if grades is None else grades[rows])
     return outcomes, data.cost[rows]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One way to set the thresholds: accuracy (a share) and mean cost, each with a 95 % interval over questions."""
+    """One way to answer the questions, with what it reaches.
+
+    Parameters
+    ----------
+    name
+        "frontier", "stage:N", "chosen" or "chosen, cross-fitted".
+    thresholds
+        One per stage; None for fixed stages and for cross-fitted thresholds, which differ between folds.
+    accuracy, cost
+        The mean over questions (accuracy as a share), and the ends of its 95 % bootstrap interval.
+    """
 
     name: str
     thresholds: tuple[float, ...] | None
@@ -168,14 +226,51 @@ class Point:
 def tradeoff(
     outcomes: Outcomes, fixed_cost: Floats, objective: str, grid: Sequence[float], points: int = POINTS
 ) -> list[Point]:
-    """The whole trade-off: what no other thresholds beat in accuracy and cost, every fixed stage, and the choice.
+    """The trade-off between accuracy and cost.
 
-    fixed_cost: (Q, T), what always answering from a stage costs. At most `points` of the frontier are kept, evenly in
-    cost. Choosing and measuring on the same questions flatters the points a little; the point "chosen, cross-fitted"
-    is free of that.
+    Parameters
+    ----------
+    outcomes
+        The questions, their scores out of sample.
+    fixed_cost
+        (Q, T): what always answering from a stage costs.
+    objective, grid
+        As for `choose_thresholds`.
+    points
+        The largest number of points of the frontier, taken evenly in cost.
+
+    Returns
+    -------
+    list[Point]
+        The frontier (thresholds that no others beat in both accuracy and cost), every fixed stage, the thresholds
+        chosen for the objective, and the same cross-fitted.
+
+    Notes
+    -----
+    Choosing and measuring on the same questions makes the points look slightly better than they are; the cross-fitted
+    one is free of that.
     """
-    # combinations that decide alike tie in both, whatever the last bits of their sums: the lowest thresholds are kept
-    accuracy, cost = (settled(values) for values in curve(outcomes, grid))
+    frontier = _frontier(outcomes, grid, points)
+    rows: list[tuple[str, tuple[float, ...] | None, Floats, Floats]] = []
+    for limits in frontier:
+        rows.append(("frontier", limits, *simulate(outcomes, limits)[1:]))
+    for stage in range(outcomes.scores.shape[1]):
+        rows.append((f"stage:{stage}", None, outcomes.correct[:, stage], fixed_cost[:, stage]))
+    chosen = centre_thresholds(outcomes, choose_thresholds(outcomes, objective, grid), grid)
+    rows.append(("chosen", chosen, *simulate(outcomes, chosen)[1:]))
+    rows.append(("chosen, cross-fitted", None, *cross_fitted_outcomes(outcomes, objective, grid, 42)))
+    questions = len(outcomes.scores)
+    weights = np.random.default_rng(0).multinomial(questions, np.full(questions, 1 / questions), RESAMPLES)
+    return [
+        Point(name, limits, _interval(correct, weights), _interval(cost, weights))
+        for name, limits, correct, cost in rows
+    ]
+
+
+def _frontier(outcomes: Outcomes, grid: Sequence[float], points: int) -> list[tuple[float, ...]]:
+    """Thresholds that no others beat in both accuracy and cost, at most `points` of them, evenly in cost."""
+    # Rounding makes combinations with equal decisions tie exactly; of those the lowest thresholds are kept.
+    accuracy, cost = (without_last_bits(values) for values in evaluate_grid(outcomes, grid))
     order = np.lexsort((-accuracy.ravel(), cost.ravel()))
     best = np.maximum.accumulate(accuracy.ravel()[order])
     rises = np.concatenate([[True], best[1:] > best[:-1]])
@@ -185,24 +280,13 @@ def tradeoff(
         nearest = np.abs(cost.ravel()[frontier][:, None] - wanted).argmin(axis=0)
         frontier = frontier[np.unique([*nearest, len(frontier) - 1])]
     values = np.asarray(grid)
-    rows: list[tuple[str, tuple[float, ...] | None, Floats, Floats]] = []
-    for cell in frontier:
-        limits = tuple(float(values[i]) for i in np.unravel_index(int(cell), accuracy.shape))
-        rows.append(("frontier", limits, *simulate(outcomes, limits)[1:]))
-    for stage in range(outcomes.scores.shape[1]):
-        rows.append((f"stage:{stage}", None, outcomes.correct[:, stage], fixed_cost[:, stage]))
-    chosen = centred(outcomes, choose(outcomes, objective, grid), grid)
-    rows.append(("chosen", chosen, *simulate(outcomes, chosen)[1:]))
-    rows.append(("chosen, cross-fitted", None, *per_question(outcomes, objective, grid, 42)))
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(rows[0][2]), np.full(len(rows[0][2]), 1 / len(rows[0][2])), RESAMPLES)
     return [
-        Point(name, limits, _interval(right, weights), _interval(spent, weights)) for name, limits, right, spent in rows
+        tuple(float(values[i]) for i in np.unravel_index(int(combination), accuracy.shape)) for combination in frontier
     ]
 
 
 def _interval(values: Floats, weights: NDArray[np.int64]) -> tuple[float, float, float]:
-    """The mean and the 2.5th and 97.5th percentile of its bootstrap."""
+    """The mean, and the 2.5th and 97.5th percentile of its bootstrap; `weights` (R, Q) count each question's draws."""
     means = weights @ values / len(values)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(values.mean()), float(low), float(high)
@@ -211,30 +295,47 @@ def _interval(values: Floats, weights: NDArray[np.int64]) -> tuple[float, float,
 def thresholds(
     paths: Sequence[Path], folder: Path, objective: str, points: int = POINTS, labels: str = "truth"
 ) -> list[Point]:
-    """`tradeoff` of a classifier on collected questions, each scored out of sample."""
+    """The trade-off of a classifier on collected questions, each scored out of sample.
+
+    Parameters
+    ----------
+    paths
+        What `collect` wrote, all of the classifier's pair.
+    folder
+        The classifier's folder.
+    objective, points
+        As for `tradeoff`.
+    labels
+        "truth" or "mentor", as for `out_of_sample_outcomes`.
+
+    Raises
+    ------
+    ClassifierError
+        Classifier and questions do not belong to the same pair, or lack what is needed.
+    """
     data, description = read(*paths)
     judge = artefact.load(folder, stages=data.features.shape[1])
     pair = {role: description[role]["model"] for role in ("mentor", "intern")}
     if pair != judge.pair:
         raise ClassifierError(
             f"{folder} was fitted on the pair {judge.pair}, but the questions were collected with {pair}; "
-            "give what belongs together."
+            "give a classifier and questions of the same pair."
         )
     grid = RECIPES[judge.recipe].grid if judge.recipe in RECIPES else RECIPES["default"].grid
-    return tradeoff(*honest_outcomes(data, folder, labels), objective, grid, points)
+    return tradeoff(*out_of_sample_outcomes(data, folder, labels), objective, grid, points)
 
 
-def shown(found: Sequence[Point]) -> str:
-    """Points as a table for a terminal; costs in TFLOPs a question."""
+def format_points(points: Sequence[Point]) -> str:
+    """Points as a table for a terminal; costs in TFLOPs per question."""
     lines = [f"{'':24}{'thresholds':28}{'accuracy %':>24}{'TFLOPs a question':>38}"]
-    for point in found:
+    for point in points:
         limits = ":".join(f"{value:g}" for value in point.thresholds or ())
-        right = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in point.accuracy))
-        spent = "{:.4g} [{:.4g}, {:.4g}]".format(*point.cost)
-        lines.append(f"{point.name:24}{limits:28}{right:>24}{spent:>38}")
+        accuracy = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in point.accuracy))
+        cost = "{:.4g} [{:.4g}, {:.4g}]".format(*point.cost)
+        lines.append(f"{point.name:24}{limits:28}{accuracy:>24}{cost:>38}")
     return "\n".join(lines)
 
 
-def write_points(found: Sequence[Point], path: Path) -> None:
-    """The same as JSON."""
-    path.write_text(json.dumps([point.as_dict() for point in found], indent=1) + "\n", encoding="utf-8")
+def write_points(points: Sequence[Point], path: Path) -> None:
+    """Write points as JSON."""
+    path.write_text(json.dumps([point.as_dict() for point in points], indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The cascade does what the paper's algorithm says, with real engines and a judge whose scores are given."""
+"""The cascade follows the paper's algorithm, with real engines and a judge whose scores are given."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ QUESTION = Question("Mira starts with 40 coins: 1) buys a lantern, 2) sells a ha
 
 @dataclass
 class GivenJudge:
-    """Answers with the scores it was given, stage by stage, and keeps what it was shown."""
+    """A judge with a given score per stage, which keeps the features that it scored."""
 
     scores: tuple[float, ...]
     thresholds: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5)
-    seen: list[NDArray[np.float64]] = field(default_factory=list)
+    scored: list[NDArray[np.float64]] = field(default_factory=list)
     probe: Probe | None = None
     reads_prompt: bool = True
 
-    def look(self, features: NDArray[np.float64], begun: PartialAnswer | None) -> NDArray[np.float64]:
-        assert (begun is None) == (self.probe is None)
+    def inputs(self, features: NDArray[np.float64], answer: PartialAnswer | None) -> NDArray[np.float64]:
+        assert (answer is None) == (self.probe is None)
         assert len(features) == (len(FEATURE_NAMES) if self.reads_prompt else 1)
         return features
 
     def score(self, features: NDArray[np.float64]) -> float:
-        self.seen.append(features)
+        self.scored.append(features)
         return self.scores[int(features[-1])]
 
 
@@ -82,11 +82,11 @@ def test_the_mentor_stops_at_the_first_stage_that_passes(cascade: Cascade, stage
     text, record = answer(replace(cascade, judge=GivenJudge(scores)))
     assert (record.stage, record.reason) == (stage, "sufficient")
     assert record.tokens.mentor_new == (0, *EFFORTS)[stage], "the mentor wrote more than the stage needed"
-    assert [look.score for look in record.stages] == list(scores[: stage + 1])
+    assert [judgement.score for judgement in record.stages] == list(scores[: stage + 1])
     assert text == answer(replace(cascade, policy=Policy("stage", stage)))[0]
 
 
-def test_where_no_stage_passes_the_best_is_answered_from_and_all_is_billed(cascade: Cascade) -> None:
+def test_where_no_stage_passes_the_best_one_answers_and_all_tokens_are_billed(cascade: Cascade) -> None:
     text, record = answer(replace(cascade, judge=GivenJudge((0.1, 0.4, 0.4, 0.2))))
     assert (record.stage, record.reason) == (1, "best of all")
     assert record.tokens.mentor_new == EFFORTS[-1]
@@ -115,10 +115,10 @@ def test_the_judge_reads_exactly_the_prompt_that_is_answered_from(
     ids = alone(mentor, QUESTION.text + " Insights:", EFFORTS[1])
     prompt = QUESTION.text + " Insights:" + mentor.decode(ids) + " Steps:"
     stats = asyncio.run(intern.score(Prompt(prompt)))
-    np.testing.assert_allclose(judge.seen[2], features(stats, 2), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(judge.scored[2], features(stats, 2), rtol=1e-3, atol=1e-3)
 
 
-def test_a_mentor_that_ends_by_itself_is_not_asked_or_judged_again(cascade: Cascade) -> None:
+def test_a_mentor_that_ends_by_itself_is_not_called_or_judged_again(cascade: Cascade) -> None:
     mentor = cascade.mentor
     assert isinstance(mentor, HFEngine)
     written = alone(mentor, QUESTION.text + " Insights:", 3)
@@ -129,7 +129,7 @@ def test_a_mentor_that_ends_by_itself_is_not_asked_or_judged_again(cascade: Casc
         _, record = answer(cascade)
         assert record.mentor_finish_reason == "stop"
         assert record.tokens.mentor_new == length
-        assert [look.stage for look in record.stages] == [0, 1]
+        assert [judgement.stage for judgement in record.stages] == [0, 1]
         _, fixed = answer(replace(cascade, policy=Policy("stage", 3)))
         assert fixed.tokens.mentor_new == length
         assert fixed.mentor_ended_before
@@ -161,7 +161,7 @@ def test_the_bill_counts_every_prompt_token_once(cascade: Cascade) -> None:
     assert record.tokens.intern_prefill == 0
 
 
-def test_staged_insights_deepen_what_was_said(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
+def test_staged_insights_deepen_the_earlier_passes(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
     mentor = engines[0]
     staged = replace(cascade, prompts=Prompts(WORDING, "staged"), policy=Policy("stage", 2))
     _, record = answer(staged)
@@ -171,7 +171,7 @@ def test_staged_insights_deepen_what_was_said(cascade: Cascade, engines: tuple[H
     assert record.tokens.mentor_new == len(first) + len(second)
 
 
-def test_continuation_goes_on_in_the_mentors_text(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
+def test_continuation_continues_the_mentors_text(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
     mentor, intern = engines
     prompts = Prompts(WORDING, guidance="continuation")
     text, _ = answer(replace(cascade, prompts=prompts, policy=Policy("stage", 1)))
@@ -185,9 +185,9 @@ def test_conversations_are_rendered_by_each_role(engines: tuple[HFEngine, HFEngi
     prompts = Prompts(GPRA)
     question = Question("", messages)
     for engine in engines:
-        asked = prompts.mentor(engine, question)
-        assert asked.startswith("Be brief.")
-        assert asked.endswith(GPRA.request)
+        requested = prompts.mentor(engine, question)
+        assert requested.startswith("Be brief.")
+        assert requested.endswith(GPRA.request)
         first = prompts.intern(engine, question, "[Goal] four")
         longer = prompts.intern(engine, question, "[Goal] four [Planning] count")
         assert longer.startswith(first.split("[Goal] four")[0] + "[Goal] four")
@@ -224,8 +224,9 @@ def test_budget_forcing_cuts_the_mentors_thinking_and_has_it_answer(cascade: Cas
 
 def test_budget_forcing_closes_an_open_think_block() -> None:
     prompts = Prompts(replace(WORDING, force="\n\nAnswer:"))
-    assert prompts.forced("Why?<think>Well") == "\n</think>\n\nAnswer:"
-    assert prompts.forced("Why?<think>Well</think> So") == prompts.forced("Why? Well") == "\n\nAnswer:"
+    assert prompts.end_of_thinking("Why?<think>Well") == "\n</think>\n\nAnswer:"
+    for closed in ("Why?<think>Well</think> So", "Why? Well"):
+        assert prompts.end_of_thinking(closed) == "\n\nAnswer:"
 
 
 @pytest.mark.parametrize(("score", "stage"), [(0.9, 0), (0.1, 3)])
@@ -255,7 +256,7 @@ def test_escalate_ends_with_the_mentors_own_answer(cascade: Cascade) -> None:
 @pytest.mark.parametrize(
     "name", ["casade", "stage", "stage:4", "stage:x", "cascade:1", "budget_forcing", "escalate:1", ""]
 )
-def test_an_unknown_policy_is_named_with_those_there_are(name: str) -> None:
+def test_an_unknown_policy_is_refused_with_the_list_of_known_ones(name: str) -> None:
     with pytest.raises(ArgumentError, match=r"use cascade, intern, mentor, stage:N with N from 0 to 3, "):
         Policy.parse(name, 3)
 
@@ -280,13 +281,13 @@ def test_an_accepted_probe_costs_nothing_and_reads_the_same(cascade: Cascade) ->
     assert plain[1].stages[0].probe_tokens == 0
 
 
-def test_of_a_refused_probe_only_what_differs_is_written_again(cascade: Cascade) -> None:
+def test_of_a_refused_probe_only_what_differs_is_generated_again(cascade: Cascade) -> None:
     plain = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9))))
     probed = answer(replace(cascade, judge=GivenJudge((0.1, 0.9, 0.9, 0.9), probe=Probe(5))))
     assert probed[0] == plain[0]
     assert probed[1].stage == plain[1].stage == 1
-    begun, whole = (answers(cascade, stage)[: (5, None)[stage]] for stage in (0, 1))
-    refused = 5 - accepted_draft_tokens(begun, whole[:5])
+    draft, whole = (answers(cascade, stage)[: (5, None)[stage]] for stage in (0, 1))
+    refused = 5 - accepted_draft_tokens(draft, whole[:5])
     assert probed[1].refused_tokens == refused > 0
     assert plain[1].refused_tokens == 0
     assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + refused
@@ -294,12 +295,13 @@ def test_of_a_refused_probe_only_what_differs_is_written_again(cascade: Cascade)
 
 def answers(cascade: Cascade, stage: int) -> tuple[int, ...]:
     """The tokens of the answer at a stage."""
-    look = answer(replace(cascade, policy=Policy("stage", stage=stage), judge=None, record_features=True))[1].stages[-1]
-    assert look.answer_ids is not None
-    return tuple(look.answer_ids)
+    fixed = replace(cascade, policy=Policy("stage", stage=stage), judge=None, record_features=True)
+    measured = answer(fixed)[1].stages[-1]
+    assert measured.answer_ids is not None
+    return tuple(measured.answer_ids)
 
 
-def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Cascade) -> None:
+def test_a_judge_of_the_probe_alone_needs_no_pass_over_the_prompt(cascade: Cascade) -> None:
     given = GivenJudge((0.1, 0.1, 0.9, 0.9), probe=Probe(4))
     reads, alone = (answer(replace(cascade, judge=replace(given, reads_prompt=reads))) for reads in (True, False))
     assert alone[0] == reads[0]
@@ -308,19 +310,19 @@ def test_a_judge_of_the_probe_alone_asks_for_no_pass_over_the_prompt(cascade: Ca
     assert alone[1].refused_tokens == reads[1].refused_tokens > 0
 
 
-def test_a_probe_between_two_looks_makes_nothing_be_read_again(cascade: Cascade) -> None:
-    """Each look goes on from the last one's tokens, but for the last shared one, which predicts the first new one."""
+def test_a_probe_between_two_judgements_makes_no_token_be_read_again(cascade: Cascade) -> None:
+    """Each pass reuses the last one's tokens, but for the last shared one, which predicts the first new one."""
     assert cascade.intern is not None
     before = (cascade.intern.work.prefill_tokens, cascade.intern.work.recomputed_tokens)
     _, record = answer(replace(cascade, judge=GivenJudge((0.1, 0.1, 0.1, 0.9), probe=Probe(4))))
     read, again = (now - then for now, then in zip(vars(cascade.intern.work).values(), before, strict=False))
     calls = 2 * len(record.stages) + 1
-    seen = record.tokens.judge_prefill + record.tokens.intern_prefill
+    billed = record.tokens.judge_prefill + record.tokens.intern_prefill
     assert again <= calls
-    assert read <= seen + again + 1
+    assert read <= billed + again + 1
 
 
-def test_the_best_refused_probe_is_gone_on_from(cascade: Cascade) -> None:
+def test_the_best_refused_probe_is_continued(cascade: Cascade) -> None:
     scores = (0.1, 0.4, 0.3, 0.2)
     plain = answer(replace(cascade, judge=GivenJudge(scores)))
     probed = answer(replace(cascade, judge=GivenJudge(scores, probe=Probe(4))))
@@ -330,15 +332,15 @@ def test_the_best_refused_probe_is_gone_on_from(cascade: Cascade) -> None:
     assert 0 < probed[1].refused_tokens <= 3 * 4
 
 
-def test_a_recorded_fixed_stage_keeps_what_a_probe_would_have_seen(cascade: Cascade) -> None:
+def test_a_recorded_fixed_stage_holds_what_a_probe_would_have_measured(cascade: Cascade) -> None:
     fixed = replace(cascade, policy=Policy("stage", stage=2), judge=None)
     plain, recorded = answer(fixed), answer(replace(fixed, record_features=True))
-    look = recorded[1].stages[0]
+    measured = recorded[1].stages[0]
     assert recorded[0] == plain[0]
     assert plain[1].stages == []
-    assert look.answer_entropy is not None
-    assert look.answer_logprob is not None
-    assert look.parts is not None
-    assert len(look.answer_entropy) == len(look.answer_logprob) == recorded[1].tokens.intern_new
-    assert min(look.answer_entropy) >= 0 >= max(look.answer_logprob)
-    assert len(look.parts) == 36
+    assert measured.answer_entropy is not None
+    assert measured.answer_logprob is not None
+    assert measured.parts is not None
+    assert len(measured.answer_entropy) == len(measured.answer_logprob) == recorded[1].tokens.intern_new
+    assert min(measured.answer_entropy) >= 0 >= max(measured.answer_logprob)
+    assert len(measured.parts) == 36

@@ -1,4 +1,4 @@
-"""An answer that was begun as a probe reads exactly as one written at a stretch, with a real engine."""
+"""An answer started by a probe is exactly the answer of a single call, with a real engine."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
 def written(
     engine: HFEngine, sampling: Sampling, probe: Probe | None, draft: tuple[int, ...] = ()
 ) -> tuple[str, PartialAnswer, int]:
-    """The text, the writing and the tokens that its calls were counted with."""
+    """The text, the answer, and the number of tokens that its calls were counted with."""
     counted: list[Completion] = []
 
-    def count(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
+    def record_call(continued: tuple[int, ...], completion: Completion, draft: tuple[int, ...]) -> None:
         assert len(continued) == sum(len(one.token_ids) for one in counted)
         counted.append(completion)
 
     async def write() -> tuple[str, PartialAnswer]:
-        writing = PartialAnswer(engine, PROMPT, sampling, count, draft)
+        answer = PartialAnswer(engine, PROMPT, sampling, record_call, draft)
         if probe is not None:
-            await writing.begin(probe)
-            assert len(writing.entropy) == len(writing.ids) == probe.length(writing.entropy)
-        return await writing.finish(), writing
+            await answer.start(probe)
+            assert len(answer.entropy) == len(answer.ids) == probe.length(answer.entropy)
+        return await answer.finish(), answer
 
-    text, writing = asyncio.run(write())
+    text, answer = asyncio.run(write())
     engine.release("s")
-    return text, writing, sum(len(one.token_ids) for one in counted)
+    return text, answer, sum(len(one.token_ids) for one in counted)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 12, 40])
-def test_a_begun_answer_ends_as_if_it_had_never_been_interrupted(engine: HFEngine, tokens: int) -> None:
+def test_a_started_answer_ends_as_if_it_had_never_been_interrupted(engine: HFEngine, tokens: int) -> None:
     sampling = Sampling(24)
     whole, direct, _ = written(engine, sampling, None)
-    text, writing, counted = written(engine, sampling, Probe(tokens))
-    assert (text, writing.ids, writing.finish_reason) == (whole, direct.ids, direct.finish_reason)
+    text, answer, counted = written(engine, sampling, Probe(tokens))
+    assert (text, answer.ids, answer.finish_reason) == (whole, direct.ids, direct.finish_reason)
     assert counted == len(direct.ids)
 
 
@@ -62,41 +62,41 @@ def test_a_stop_string_across_two_calls_ends_the_answer(engine: HFEngine, tokens
     for start in range(0, len(free) - 4, 3):
         sampling = Sampling(24, stop=(free[start : start + 4],))
         whole, direct, _ = written(engine, sampling, None)
-        text, writing, _ = written(engine, sampling, Probe(tokens))
+        text, answer, _ = written(engine, sampling, Probe(tokens))
         assert (
-            (text, writing.finish_reason)
+            (text, answer.finish_reason)
             == (whole, direct.finish_reason)
             == (free[: free.index(sampling.stop[0])], "stop")
         )
 
 
 def test_a_probe_ends_with_its_first_uncertain_token(engine: HFEngine) -> None:
-    """And what comes after it is written as if there had been no probe."""
+    """What comes after it is generated as if there had been no probe."""
     whole, direct, _ = written(engine, Sampling(24), Probe(24))
     for place in (0, 3, 11):
         below = np.sort(direct.entropy[:place])[-1:]
         if len(below) and below[0] >= direct.entropy[place]:
             continue
         limit = float(direct.entropy[place]) * 0.9999
-        text, writing, counted = written(
+        text, answer, counted = written(
             engine, Sampling(24), Probe(24, max(limit, float(below[0]) if len(below) else 0))
         )
-        assert (text, writing.ids, counted) == (whole, direct.ids, len(direct.ids))
-        assert len(writing.entropy) <= place + 1 < 24
-    assert len(written(engine, Sampling(24), Probe(20, 1e-6))[1].entropy) == 1, "a random model is never sure"
+        assert (text, answer.ids, counted) == (whole, direct.ids, len(direct.ids))
+        assert len(answer.entropy) <= place + 1 < 24
+    assert len(written(engine, Sampling(24), Probe(20, 1e-6))[1].entropy) == 1, "a random model is never certain"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_changes_no_answer_and_is_read_as_far_as_it_is_true(engine: HFEngine, temperature: float) -> None:
+def test_a_draft_changes_no_answer_and_is_accepted_as_far_as_it_agrees(engine: HFEngine, temperature: float) -> None:
     sampling = Sampling(24, temperature=temperature, seed=5)
     whole, direct, _ = written(engine, sampling, None)
     for true in (0, 1, 7, 23, 24):
         wrong = (direct.ids[true] + 1,) if true < 24 else ()
         for probe in (None, Probe(9)):
             before = engine.work.decode_tokens
-            text, writing, _ = written(engine, sampling, probe, (*direct.ids[:true], *wrong, *direct.ids[true + 1 :]))
-            if probe is None or not temperature:  # sampled, a second call has a seed of its own
-                assert (text, writing.ids, writing.finish_reason) == (whole, direct.ids, direct.finish_reason)
+            text, answer, _ = written(engine, sampling, probe, (*direct.ids[:true], *wrong, *direct.ids[true + 1 :]))
+            if probe is None or not temperature:  # under sampling, a second call has another seed
+                assert (text, answer.ids, answer.finish_reason) == (whole, direct.ids, direct.finish_reason)
             if probe is None:
                 assert engine.work.decode_tokens - before == max(0, 24 - true - 1)
 

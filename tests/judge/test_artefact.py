@@ -1,4 +1,4 @@
-"""The classifier learns, keeps scikit-learn's manners, and its artefact comes back identical or not at all."""
+"""The classifier learns, follows scikit-learn's conventions, and its artefact comes back identical or not at all."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_it_finds_a_real_signal_in_rows_it_never_saw(heavy: bool) -> None:
     assert classifier.validation_accuracy_ > 0.85
 
 
-def test_it_has_the_manners_of_an_estimator(fitted: SufficiencyClassifier) -> None:
+def test_it_follows_the_conventions_of_an_estimator(fitted: SufficiencyClassifier) -> None:
     X, y, _ = signal(50, 2)
     copy = clone(fitted)
     assert copy.get_params() == fitted.get_params()
@@ -275,9 +275,9 @@ def test_a_broken_artefact_is_refused_in_one_sentence(artefact: Path, case: str)
 
 
 def test_a_missing_folder_or_another_number_of_stages_says_what_to_do(artefact: Path, tmp_path: Path) -> None:
-    with pytest.raises(ClassifierError, match="collect.*fit.*policy=stage:N"):
+    with pytest.raises(ClassifierError, match=r"collect.*fit.*policy=stage:N"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ClassifierError, match="4 stages.*has 3"):
+    with pytest.raises(ClassifierError, match=r"4 stages.*has 3"):
         load(artefact, stages=3)
 
 

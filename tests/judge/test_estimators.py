@@ -1,4 +1,4 @@
-"""scikit-learn's classifiers taken apart into arrays: the same probabilities, on disk and back."""
+"""scikit-learn's classifiers stored as arrays: the same probabilities, also after saving and loading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.artefact import load, save
 from lm_eval_tandem.judge.estimators import BoostingJudge, LogisticJudge
 from lm_eval_tandem.judge.probe import Probe
-from lm_eval_tandem.judge.registry import restored, tensors_of
+from lm_eval_tandem.judge.registry import from_tensors, to_tensors
 
 PAIR = {"mentor": "large", "intern": "small"}
 
@@ -36,7 +36,7 @@ def test_trees_in_arrays_give_exactly_scikit_learns_probabilities() -> None:
         theirs = HistGradientBoostingClassifier(max_iter=trees, max_leaf_nodes=width, random_state=1).fit(X, y)
         ours = BoostingJudge()
         ours.classes_, ours.n_features_in_ = np.array([0, 1]), X.shape[1]
-        ours._take_apart(theirs)
+        ours._store_trees(theirs)
         unseen = np.concatenate([X, signal(300, 1)[0], 1e6 * signal(50, 2)[0]])
         np.testing.assert_array_equal(ours.predict_proba(unseen)[:, 1], theirs.predict_proba(unseen)[:, 1])
 
@@ -74,7 +74,7 @@ def test_an_artefact_of_either_kind_comes_back_identical(made: Any, tmp_path: Pa
     assert not (tmp_path / "b").exists()
 
 
-def test_more_trees_than_help_held_out_questions_are_not_kept() -> None:
+def test_trees_that_do_not_help_held_out_questions_are_dropped() -> None:
     X, y = signal(600)
     random = np.random.default_rng(3)
     judge = BoostingJudge().fit(X, random.permutation(y), groups=np.arange(600) // 4)
@@ -90,15 +90,15 @@ def test_more_trees_than_help_held_out_questions_are_not_kept() -> None:
         ("first", lambda a: a["first"].__setitem__(0, 1)),
     ],
 )
-def test_trees_that_would_not_end_are_refused(name: str, spoil: Any) -> None:
+def test_trees_with_an_endless_path_are_refused(name: str, spoil: Any) -> None:
     X, y = signal(300)
-    arrays = {key: value.copy() for key, value in tensors_of(BoostingJudge().fit(X, y)).items()}
+    arrays = {key: value.copy() for key, value in to_tensors(BoostingJudge().fit(X, y)).items()}
     spoil(arrays)
-    with pytest.raises(ClassifierError, match="cannot be walked down"):
-        restored("boosting", {}, arrays, X.shape[1])
+    with pytest.raises(ClassifierError, match="cannot be evaluated"):
+        from_tensors("boosting", {}, arrays, X.shape[1])
     del arrays[name]
     with pytest.raises(ClassifierError, match=f"'{name}' as missing"):
-        restored("boosting", {}, arrays, X.shape[1])
+        from_tensors("boosting", {}, arrays, X.shape[1])
 
 
 @pytest.mark.parametrize("made", [BoostingJudge, LogisticJudge])

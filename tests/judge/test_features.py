@@ -72,7 +72,7 @@ def test_the_order_of_tokens_matters_to_the_trends_only(tokens: list[tuple[float
 
 
 @given(TOKENS, ENTROPIES)
-def test_an_undefined_first_token_counts_but_says_nothing(tokens: list[tuple[float, float]], entropy: float) -> None:
+def test_an_undefined_first_token_only_counts(tokens: list[tuple[float, float]], entropy: float) -> None:
     logprobs, entropies = zip(*tokens, strict=True)
     alone = features(stats(logprobs, entropies), 0)
     for first in (np.nan, entropy):

@@ -1,4 +1,4 @@
-"""The probe offline is the probe live: what it sees, and what a refusal costs."""
+"""The probe of collected answers is the probe of a running cascade: its features, and what a refusal costs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL, accepted_draft_tokens, strip_prompt_overlap
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_NAMES, Probe, refusals, statistics
+from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_FEATURE_NAMES, Probe, count_probe_tokens, probe_features
 
 ENTROPIES = arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 5, width=32))
 PROBES = st.builds(Probe, st.integers(1, 50), st.one_of(st.floats(0.125, 5), st.just(float("inf"))))
@@ -20,12 +20,12 @@ PROBES = st.builds(Probe, st.integers(1, 50), st.one_of(st.floats(0.125, 5), st.
 
 @given(ENTROPIES, PROBES)
 def test_a_probe_ends_with_its_first_uncertain_token(entropy: np.ndarray, probe: Probe) -> None:
-    seen = 0
-    while seen < min(len(entropy), probe.tokens):
-        seen += 1
-        if float(entropy[seen - 1]) > probe.max_entropy:  # as the engines compare it
+    length = 0
+    while length < min(len(entropy), probe.tokens):
+        length += 1
+        if float(entropy[length - 1]) > probe.max_entropy:  # as the engines compare it
             break
-    assert probe.length(entropy) == seen
+    assert probe.length(entropy) == length
 
 
 FEW = st.lists(st.integers(0, 1), min_size=1, max_size=9)
@@ -33,7 +33,7 @@ STAGES = st.lists(st.tuples(FEW, st.integers(0, 9), FEW), min_size=3, max_size=3
 
 
 @given(st.lists(STAGES, min_size=1, max_size=4), st.booleans())
-def test_what_refusals_cost_is_what_a_walk_along_the_stages_counts(
+def test_the_cost_of_refusals_is_what_counting_stage_by_stage_gives(
     questions: list[list[tuple[list[int], int, list[int]]]], drafts: bool
 ) -> None:
     """Each question: per stage the answer's tokens, how many its probe takes (0: no probe), and the prompt's."""
@@ -47,36 +47,36 @@ def test_what_refusals_cost_is_what_a_walk_along_the_stages_counts(
     for q, stages in enumerate(questions):
         for t, (tokens, *_) in enumerate(stages):
             ids[q, t, : len(tokens)] = tokens
-    wasted, at_once, later = refusals(lengths, answers, *((ids, ends) if drafts else (None, None)))
+    wasted, at_once, later = count_probe_tokens(lengths, answers, *((ids, ends) if drafts else (None, None)))
     for q, stages in enumerate(questions):
         draft: list[int] = []
         for t, (tokens, _, prompt) in enumerate(stages):
             n, given = lengths[q, t], list(strip_prompt_overlap(prompt, tuple(draft))) if drafts else []
-            begun = tokens[:n]
-            first = accepted_draft_tokens(given, begun) if n else 0
-            rest, left = tokens[n:], given[n:] if given[:n] == begun else []
+            started = tokens[:n]
+            first = accepted_draft_tokens(given, started) if n else 0
+            rest, left = tokens[n:], given[n:] if given[:n] == started else []
             second = accepted_draft_tokens(left, rest) if rest else 0
             assert (wasted[q, t], at_once[q, t], later[q, t]) == (n - first, first + second, second)
-            draft = begun or draft
+            draft = started or draft
 
 
 @given(ENTROPIES, PROBES, st.booleans())
-def test_statistics_look_at_nothing_behind_the_probe(entropy: np.ndarray, probe: Probe, ended: bool) -> None:
-    found = statistics(-entropy, entropy, ended, probe)
+def test_features_ignore_every_token_after_the_probe(entropy: np.ndarray, probe: Probe, ended: bool) -> None:
+    vector = probe_features(-entropy, entropy, ended, probe)
     n = probe.length(entropy)
-    assert found.shape == (len(PROBE_NAMES),)
-    assert np.isfinite(found).all()
-    assert found[0] == n >= 1
+    assert vector.shape == (len(PROBE_FEATURE_NAMES),)
+    assert np.isfinite(vector).all()
+    assert vector[0] == n >= 1
     changed = entropy.copy()
     changed[n:] = 9.0
-    np.testing.assert_array_equal(statistics(-changed, changed, ended, probe), found)
-    shorter = statistics(-entropy[:n], entropy[:n], ended and n == len(entropy), probe)
-    np.testing.assert_array_equal(shorter, found)
+    np.testing.assert_array_equal(probe_features(-changed, changed, ended, probe), vector)
+    shorter = probe_features(-entropy[:n], entropy[:n], ended and n == len(entropy), probe)
+    np.testing.assert_array_equal(shorter, vector)
 
 
 @given(PROBES)
 def test_a_probe_survives_json(probe: Probe) -> None:
-    assert Probe.read(json.loads(json.dumps(probe.to_json(), allow_nan=False))) == probe
+    assert Probe.from_json(json.loads(json.dumps(probe.to_json(), allow_nan=False))) == probe
 
 
 def test_an_impossible_probe_is_refused_in_one_sentence() -> None:
@@ -84,6 +84,6 @@ def test_an_impossible_probe_is_refused_in_one_sentence() -> None:
         with pytest.raises(ClassifierError, match="A probe's"):
             Probe(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ClassifierError, match="described by tokens and max_entropy"):
-        Probe.read({"tokens": 8})
+        Probe.from_json({"tokens": 8})
     with pytest.raises(ValueError, match="at least one token"):
-        statistics(np.empty(0), np.empty(0), False, Probe(8))
+        probe_features(np.empty(0), np.empty(0), False, Probe(8))

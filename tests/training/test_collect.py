@@ -1,4 +1,4 @@
-"""`lm-eval-tandem collect` as a user types it: killed, gone on with, and fitted on."""
+"""`lm-eval-tandem collect` as a user types it: killed, and continued from its store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from command_line import ENVIRONMENT, entries, run
-from lm_eval_tandem.training.collect import FILE, read
+from lm_eval_tandem.training.collected_file import NAME, read
 
 PROGRAM = [sys.executable, "-m", "lm_eval_tandem.cli"]
 COLLECT = [*PROGRAM, "collect", "--tasks", "tandem_pair_math_train", "--batch_size", "32", "--limit", "60", "--output"]
 
 
 @pytest.mark.slow
-def test_a_killed_collection_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_killed_collection_continues_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     run([*COLLECT, "whole"], tmp_path)
     killed = subprocess.Popen(
         [*COLLECT, "again"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -30,7 +30,7 @@ def test_a_killed_collection_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Pa
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert not (tmp_path / "again" / FILE).exists()
+    assert not (tmp_path / "again" / NAME).exists()
     before = entries(tmp_path / "again" / "store.sqlite")
     assert before >= 150
     run([*COLLECT, "again"], tmp_path)
@@ -44,10 +44,10 @@ def test_a_killed_collection_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_what_collecting_will_cost_is_said_before_it_starts(tmp_path: Path) -> None:
+def test_the_cost_of_collecting_is_estimated_before_it_starts(tmp_path: Path) -> None:
     done = subprocess.run([*COLLECT, "c"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    said, _, rest = done.stderr.partition("is not made again.")
-    assert "collect: 60 questions at 4 stages and the mentor alone: about " in said
-    assert "TFLOPs" in said
+    estimate, _, rest = done.stderr.partition("are not generated again.")
+    assert "collect: 60 questions at 4 stages and the mentor alone: about " in estimate
+    assert "TFLOPs" in estimate
     assert "60/60" in rest

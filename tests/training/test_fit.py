@@ -17,9 +17,10 @@ from lm_eval_tandem.judge.artefact import load, save
 from lm_eval_tandem.judge.features import features
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.judge.probe import Probe
-from lm_eval_tandem.judge.registry import tensors_of
+from lm_eval_tandem.judge.registry import to_tensors
 from lm_eval_tandem.training.dataset import Collected
-from lm_eval_tandem.training.fit import RECIPES, fit_sufficiency
+from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.recipes import RECIPES
 from lm_eval_tandem.training.thresholds import simulate
 
 torch = pytest.importorskip("torch")
@@ -30,7 +31,7 @@ LONGEST = 40
 
 
 def collected(questions: int, seed: int = 0) -> Collected:
-    """Questions of different hardness; insight makes them easier, and what the intern reads less surprising."""
+    """Questions of different hardness; insight makes them easier, and the prompt less surprising."""
     random = np.random.default_rng(seed)
     vectors, answers = np.empty((questions, 4, 18)), np.full((2, questions, 4, LONGEST), np.nan, dtype=np.float32)
     length = random.integers(10, LONGEST + 20, (questions, 4))
@@ -42,8 +43,8 @@ def collected(questions: int, seed: int = 0) -> Collected:
         logprob[0] = entropy[0] = np.nan
         vectors[question, stage] = features(TokenStats(logprob, entropy, 0, 0.0), stage)
         n = min(LONGEST, int(length[question, stage]))
-        sure = random.gamma(2.0, np.exp(-2.0 * ease[question, stage]) / 4, n)
-        answers[:, question, stage, :n] = -random.exponential(sure), sure
+        nats = random.gamma(2.0, np.exp(-2.0 * ease[question, stage]) / 4, n)
+        answers[:, question, stage, :n] = -random.exponential(nats), nats
     correct = ease + random.normal(0, 0.2, ease.shape) > 0
     cost = np.array([1.0, 2.0, 4.0, 7.0]) + random.random((questions, 1))
     return Collected(
@@ -117,13 +118,13 @@ def test_the_paper_recipe_chooses_on_the_thirty_percent(data: Collected) -> None
 
 
 @pytest.mark.parametrize("model", ["mlp", "boosting", "logistic"])
-def test_the_same_data_makes_the_same_judge(model: str) -> None:
+def test_the_same_data_gives_the_same_judge(model: str) -> None:
     small = collected(60)
     first, second = (fit_sufficiency(small, "default", "accuracy", 7, model=model) for _ in range(2))
     assert first.thresholds == second.thresholds
     assert first.report == second.report
-    for name, array in tensors_of(first.estimator).items():
-        np.testing.assert_array_equal(array, tensors_of(second.estimator)[name])
+    for name, array in to_tensors(first.estimator).items():
+        np.testing.assert_array_equal(array, to_tensors(second.estimator)[name])
 
 
 def test_no_probe_is_chosen_where_none_is_worth_its_tokens(data: Collected) -> None:
@@ -132,7 +133,7 @@ def test_no_probe_is_chosen_where_none_is_worth_its_tokens(data: Collected) -> N
     assert (made.probe, made.schema, made.report["inputs"]) == (None, input_schemas.STATISTICS, "statistics")
 
 
-def test_labels_of_the_mentor_look_at_no_grade(data: Collected) -> None:
+def test_labels_of_the_mentor_use_no_grade(data: Collected) -> None:
     """Grades may be anything, even missing, and the judge stays the same."""
     blind = dataclasses.replace(data, correct=np.random.default_rng(0).random(data.correct.shape))
     made, again = (
@@ -147,12 +148,12 @@ def test_labels_of_the_mentor_look_at_no_grade(data: Collected) -> None:
 
 def test_a_refused_probe_costs_its_tokens_and_an_accepted_one_nothing(data: Collected) -> None:
     probe = Probe(16)
-    tokens = data.probed(probe)[1]
+    tokens = data.probe_all(probe)[1]
     scores = np.tile([0.1, 0.2, 0.9, 0.3], (240, 1))
     outcomes = data.outcomes(scores, probe)
     _, _, cost = simulate(outcomes, (0.5, 0.5, 0.5, 0.5))
     np.testing.assert_allclose(cost, data.cost[:, 2] + 0.005 * tokens[:, :2].sum(axis=1))
-    _, _, cost = simulate(outcomes, (0.95, 0.95, 0.95, 0.95))  # none passes: the third goes on from its tokens
+    _, _, cost = simulate(outcomes, (0.95, 0.95, 0.95, 0.95))  # none passes: the third continues from its tokens
     np.testing.assert_allclose(cost, data.fallback_cost[:, 2] + 0.005 * tokens[:, [0, 1, 3]].sum(axis=1))
 
 

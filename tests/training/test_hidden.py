@@ -22,7 +22,8 @@ from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.judge.estimators import LogisticJudge
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.training import tradeoff
-from lm_eval_tandem.training.collect import collect, read
+from lm_eval_tandem.training.collect import collect
+from lm_eval_tandem.training.collected_file import read
 
 QUESTIONS = 24
 
@@ -65,7 +66,7 @@ def test_a_classifier_of_hidden_states_has_its_thresholds_and_trade_off(
     for inputs, scored in (("hidden", QUESTIONS), ("lora", 7)):
         points = tradeoff.thresholds([collected], classifiers[inputs], "accuracy")
         assert {"frontier", "stage:3", "chosen"} <= {point.name for point in points}
-        outcomes, _ = tradeoff.honest_outcomes(read(collected)[0], classifiers[inputs])
+        outcomes, _ = tradeoff.out_of_sample_outcomes(read(collected)[0], classifiers[inputs])
         assert len(outcomes.scores) == scored
         assert "hidden state" in (classifiers[inputs] / "README.md").read_text()
 
@@ -105,15 +106,15 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[list[str]
 def test_a_live_cascade_answers_as_the_stage_that_it_stopped_at(
     inputs: str, classifiers: dict[str, Path], fixed: dict[int, tuple[list[str], list[Record]]], tmp_path: Path
 ) -> None:
-    limits = np.nanmedian(artefact.out_of_fold_of(classifiers[inputs])["scores"], axis=0)
+    limits = np.nanmedian(artefact.load_out_of_fold(classifiers[inputs])["scores"], axis=0)
     thresholds = ":".join(f"{limit:.6f}" for limit in limits)  # about half of the questions pass
     answers, records, lm = run(classifiers[inputs], thresholds=thresholds)
     assert len({record.stage for record in records}) > 1, "the cascade stopped everywhere at one stage"
     for i, record in enumerate(records):
         plain = fixed[record.stage]
         assert answers[i] == plain[0][i], "the judge changed the answer"
-        sizes = [look.prompt_tokens for look in record.stages]
-        if inputs == "lora":  # the judge's pass is another model's: the answer starts from nothing of it
+        sizes = [judgement.prompt_tokens for judgement in record.stages]
+        if inputs == "lora":  # the judge's pass is another model's, so the answer reuses none of it
             assert record.tokens.judge_prefill >= max(sizes)
             assert record.tokens.intern_prefill == sizes[record.stage]
         else:
@@ -127,24 +128,27 @@ def test_a_live_cascade_answers_as_the_stage_that_it_stopped_at(
         assert again == answers
         assert [record.stage for record in found] == [record.stage for record in records]
         assert [record.tokens for record in found] == [record.tokens for record in records]
-    assert kept[1][2]._intern is not None and kept[1][2]._intern.work.prefill_tokens == 0, "not all was in the store"
+    again_intern = kept[1][2]._intern
+    assert again_intern is not None
+    assert again_intern.work.prefill_tokens == 0, "not all was in the store"
     other = run(classifiers[{"hidden": "lora", "lora": "hidden"}[inputs]], store=str(store))[2]
-    assert other._intern is not None and other._intern.work.judge_seconds > 0, "another view's entries were used"
+    assert other._intern is not None
+    assert other._intern.work.judge_seconds > 0, "another view's entries were used"
 
 
 def test_live_scores_are_those_of_the_collected_questions(classifiers: dict[str, Path], collected: Path) -> None:
-    """What the adapter shows in the batches of a run is what it showed when the classifier was fitted."""
+    """Hidden states under the adapter are the same in the batches of a run as when the classifier was fitted."""
     place = {name: row for row, name in enumerate(read(collected)[0].ids)}
-    kept = artefact.out_of_fold_of(classifiers["lora"])["scores"]
+    kept = artefact.load_out_of_fold(classifiers["lora"])["scores"]
     lm = TandemLM(**COMMON, policy="cascade", classifier=str(classifiers["lora"]), thresholds="1:1:1:1")
     lm.generate_until(instances_of_training(QUESTIONS), disable_tqdm=True)
     lm.close()
     compared = 0
     for record in lm.records:
         expected = kept[place[f"{record.task}/{record.doc_id}"]]
-        for look in record.stages:
-            if np.isfinite(expected[look.stage]):
-                assert look.score == pytest.approx(float(expected[look.stage]), abs=1e-3)
+        for judgement in record.stages:
+            if np.isfinite(expected[judgement.stage]):
+                assert judgement.score == pytest.approx(float(expected[judgement.stage]), abs=1e-3)
                 compared += 1
     assert compared > 20
 
@@ -175,14 +179,16 @@ class TestRefusedInOneSentence:
     @pytest.mark.usefixtures("no_model")
     @pytest.mark.parametrize("inputs", ["hidden", "lora"])
     def test_an_intern_behind_a_server(self, inputs: str, classifiers: dict[str, Path]) -> None:
-        with pytest.raises(ClassifierError, match="classifier=.* needs .* intern_backend=openai does not report") as said:
+        with pytest.raises(
+            ClassifierError, match=r"classifier=.* needs .* intern_backend=openai does not report"
+        ) as refusal:
             TandemLM(mentor="big", intern="small", backend="openai", classifier=str(classifiers[inputs]))
-        assert "\n" not in str(said.value)
+        assert "\n" not in str(refusal.value)
 
     @pytest.mark.usefixtures("no_model")
     def test_collecting_from_a_server(self, tmp_path: Path) -> None:
         arguments = {"mentor": "big", "intern": "small", "intern_backend": "openai"}
-        with pytest.raises(ClassifierError, match="collect --hidden needs .* intern_backend=openai does not report"):
+        with pytest.raises(ClassifierError, match=r"collect --hidden needs .* intern_backend=openai does not report"):
             collect(arguments, ["tandem_pair_math_train"], tmp_path / "c", [], hidden=True)
 
     @pytest.mark.usefixtures("no_model")

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, ScoringView
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.judge import artefact, input_schemas
+from lm_eval_tandem.judge import artefact, input_schemas, sufficiency
 from lm_eval_tandem.judge.estimators import LogisticJudge
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.reports.sections import importance
 from lm_eval_tandem.reports.sources import judge_scores
-from lm_eval_tandem.training.dataset import Collected, together
-from lm_eval_tandem.training.fit import RECIPES, fit_sufficiency
+from lm_eval_tandem.training.dataset import Collected, concatenate
+from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.recipes import RECIPES
 
 WIDTH = 12
 ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
@@ -30,7 +31,7 @@ ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"
 def collected(questions: int = 100, seed: int = 0, width: int = WIDTH) -> Collected:
     """Hidden states in which a direction tells whether the answer is right."""
     random = np.random.default_rng(seed)
-    ease = random.normal(0, 1, (questions, 1)) + [-0.5, 0.3, 1.0]
+    ease = random.normal(0, 1, (questions, 1)) + np.array([-0.5, 0.3, 1.0])
     hidden = random.normal(0, 1, (questions, 3, width)).astype(np.float32)
     hidden[..., 3] = ease + random.normal(0, 0.3, ease.shape)
     prompts = np.empty((questions, 3), dtype=object)
@@ -76,23 +77,23 @@ def test_the_default_recipe_still_chooses_among_the_same_inputs() -> None:
 
 
 def test_a_finetuned_intern_is_judged_by_questions_that_it_did_not_learn_from(data: Collected) -> None:
-    asked: list[NDArray[np.bool_]] = []
+    held_out_of: list[NDArray[np.bool_]] = []
 
     def finetune(prompts: Any, labels: NDArray[np.int64], held_out: NDArray[np.bool_], seed: int) -> Any:
-        """Knows the answer to what it learns from, and nothing of the rest."""
+        """Gives the labels of the questions that it learns from, and 0 for the rest."""
         assert prompts is data.prompts
         assert seed == 42
-        asked.append(held_out)
+        held_out_of.append(held_out)
         return np.where(held_out[:, None, None], 0.0, labels[..., None] * np.ones(WIDTH)).astype(np.float32)
 
     made = fit_sufficiency(data, inputs="lora", model="logistic", finetune=finetune)
     assert made.schema == "hidden-lora-12/1"
     assert made.report["questions_out_of_sample"] == 30
-    np.testing.assert_array_equal(np.isnan(made.scores).any(axis=1), ~asked[0])
-    assert np.ptp(made.scores[asked[0]]) < 1e-9, "scores are of questions that it learned from"
+    np.testing.assert_array_equal(np.isnan(made.scores).any(axis=1), ~held_out_of[0])
+    assert np.ptp(made.scores[held_out_of[0]]) < 1e-9, "scores are of questions that it learned from"
 
 
-def test_what_was_not_collected_is_said_with_the_way_to_it(data: Collected) -> None:
+def test_what_was_not_collected_is_named_with_the_next_step(data: Collected) -> None:
     bare = dataclasses.replace(data, hidden=None, prompts=None)
     with pytest.raises(ClassifierError, match="without the intern's hidden states; collect again with --hidden"):
         fit_sufficiency(bare, inputs="hidden")
@@ -102,13 +103,13 @@ def test_what_was_not_collected_is_said_with_the_way_to_it(data: Collected) -> N
         fit_sufficiency(data, inputs="lora")
     with pytest.raises(ClassifierError, match="12 numbers, not of 8 as the schema hidden-8/1"):
         data.inputs("hidden-8/1")
-    assert together([data, bare]).hidden is None
-    both = together([data, collected(20, 1)])
+    assert concatenate([data, bare]).hidden is None
+    both = concatenate([data, collected(20, 1)])
     assert both.hidden is not None
     assert both.hidden.shape == (120, 3, WIDTH)
     assert both.prompts is not None
     assert both.prompts.shape == (120, 3)
-    assert both.part(np.array([119])).prompts[0, 2] is both.prompts[119, 2]  # type: ignore[index]
+    assert both.subset(np.array([119])).prompts[0, 2] is both.prompts[119, 2]  # type: ignore[index]
 
 
 def test_schemas_of_hidden_states_name_their_width() -> None:
@@ -119,8 +120,8 @@ def test_schemas_of_hidden_states_name_their_width() -> None:
     )
     assert input_schemas.width("hidden-lora-4096/1") == 4096
     assert input_schemas.width(input_schemas.STATISTICS) is None
-    assert input_schemas.adapted("hidden-lora-3/1")
-    assert not input_schemas.adapted("hidden-3/1")
+    assert input_schemas.uses_adapter("hidden-lora-3/1")
+    assert not input_schemas.uses_adapter("hidden-3/1")
     for unknown in ("hidden-0/1", "hidden-3/2", "hidden/1", "hidden-lora/1", "hidden-3/1x", None):
         with pytest.raises(ClassifierError, match="'hidden-D/1' and 'hidden-lora-D/1'"):
             input_schemas.names(unknown)
@@ -136,24 +137,24 @@ def saved(folder: Path, data: Collected, lora: bool) -> Path:
     return folder
 
 
-def test_an_artefact_says_how_the_intern_has_to_look(data: Collected, tmp_path: Path) -> None:
+def test_an_artefact_names_the_view_that_the_intern_has_to_take(data: Collected, tmp_path: Path) -> None:
     plain, lora = (artefact.load(saved(tmp_path / str(kind), data, kind), stages=3) for kind in (False, True))
     assert (plain.width, plain.adapter, plain.view) == (WIDTH, None, ScoringView(hidden=True))
     assert lora.adapter == tmp_path / "True" / "adapter"
     assert lora.width == WIDTH
     assert lora.view.hidden
-    assert lora.view.adapter == artefact.checksum_of(lora.config["adapter"])
+    assert lora.view.adapter == sufficiency.combined_checksum(lora.config["adapter"])
     assert all((lora.adapter / name).read_bytes() == content for name, content in ADAPTER.items())
     for judge in (plain, lora):
         state = data.hidden_states()[5, 1].astype(np.float64)
         assert judge.reads_prompt
-        assert judge.score(judge.look(state)) == judge.score(state)
+        assert judge.score(judge.inputs(state)) == judge.score(state)
         with pytest.raises(ClassifierError, match="12 finite numbers"):
-            judge.score(judge.look(np.zeros(18)))
+            judge.score(judge.inputs(np.zeros(18)))
         record = {"stages": [{"features": [0.0] * 18}], "tokens": {"intern_new": 3}}
         assert judge_scores.input_vector(record, judge) is None
-        part = importance.importance_part(judge, [], must_fit=False)
-        assert "hidden states, whose entries have no meaning one by one" in part.reason  # type: ignore[union-attr]
+        (missing,) = importance.section([], judge, asked=False).parts
+        assert "hidden states, whose entries mean nothing one by one" in missing.what  # type: ignore[union-attr]
     assert plain.view != DEFAULT_VIEW
 
 

@@ -1,10 +1,10 @@
-"""Thresholds: the cascade's semantics, `curve` and `choose` against brute force, and scores out of fold."""
+"""Thresholds: the cascade's decisions, the grid and the choice against brute force, and scores out of fold."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.splits import stratified_order
-from lm_eval_tandem.training.thresholds import GRID, Outcomes, choose, curve, out_of_fold, parse_objective, simulate
+from lm_eval_tandem.training.cross_fitting import out_of_fold
+from lm_eval_tandem.training.thresholds import (
+    GRID,
+    Outcomes,
+    choose_thresholds,
+    evaluate_grid,
+    parse_objective,
+    simulate,
+)
 
 SMALL_GRID = (0.1, 0.5, 0.55, 0.9)
 
@@ -78,9 +86,9 @@ def test_simulate_is_the_algorithm_written_as_a_loop(data: Outcomes, random: Any
 
 @settings(deadline=None)
 @given(some_outcomes())
-def test_curve_is_simulate_for_every_combination(data: Outcomes) -> None:
+def test_the_grid_is_simulate_for_every_combination(data: Outcomes) -> None:
     stages = data.scores.shape[1]
-    accuracy, cost = curve(data, SMALL_GRID)
+    accuracy, cost = evaluate_grid(data, SMALL_GRID)
     assert accuracy.shape == cost.shape == (len(SMALL_GRID),) * stages
     for index in itertools.product(range(len(SMALL_GRID)), repeat=stages):
         _, correct, spent = simulate(data, [SMALL_GRID[i] for i in index])
@@ -105,39 +113,41 @@ def best_by_brute_force(data: Outcomes, objective: str) -> tuple[float, ...]:
 
 @settings(deadline=None)
 @given(some_outcomes(), st.sampled_from(["accuracy", "cost@accuracy>=always_high-0.1", "accuracy@cost<=12"]))
-def test_choose_finds_what_brute_force_finds(data: Outcomes, objective: str) -> None:
+def test_the_choice_is_what_brute_force_finds(data: Outcomes, objective: str) -> None:
     expected = best_by_brute_force(data, objective)
     if expected:
-        assert choose(data, objective, SMALL_GRID) == expected
+        assert choose_thresholds(data, objective, SMALL_GRID) == expected
     else:
         with pytest.raises(ClassifierError, match="No thresholds reach"):
-            choose(data, objective, SMALL_GRID)
+            choose_thresholds(data, objective, SMALL_GRID)
 
 
 def test_ties_go_to_the_lower_cost_and_then_to_lower_thresholds() -> None:
     cheap = of([0.7, 0.8], correct=np.ones((1, 2)))
-    assert choose(cheap, "accuracy") == (0.05, 0.05)
+    assert choose_thresholds(cheap, "accuracy") == (0.05, 0.05)
     dear = of([0.7, 0.8], correct=np.ones((1, 2)), cost=np.array([[5, 2]]))
-    assert choose(dear, "accuracy") == (0.7, 0.05)
+    assert choose_thresholds(dear, "accuracy") == (0.7, 0.05)
 
 
 def test_targets_steer_between_cost_and_accuracy() -> None:
     data = outcomes(500, 4, 3)
-    best, cheap = (simulate(data, choose(data, aim)) for aim in ("accuracy", "cost@accuracy>=always_high - 0.02"))
+    best, cheap = (
+        simulate(data, choose_thresholds(data, aim)) for aim in ("accuracy", "cost@accuracy>=always_high - 0.02")
+    )
     assert cheap[1].mean() >= data.correct[:, -1].mean() - 0.02 - 1e-9
     assert cheap[2].mean() < best[2].mean()
-    capped = simulate(data, choose(data, f"accuracy@cost<={cheap[2].mean()}"))
+    capped = simulate(data, choose_thresholds(data, f"accuracy@cost<={cheap[2].mean()}"))
     assert capped[2].mean() <= cheap[2].mean() + 1e-9
     assert capped[1].mean() >= cheap[1].mean()
 
 
 def test_a_target_out_of_reach_names_the_nearest() -> None:
     with pytest.raises(ClassifierError, match="the cheapest cost 1, so raise it"):
-        choose(of([0.96, 0.2]), "accuracy@cost<=0.5")
+        choose_thresholds(of([0.96, 0.2]), "accuracy@cost<=0.5")
     right_last = of([1.0, 0.2], correct=np.array([[0, 1]]))
     with pytest.raises(ClassifierError, match=r"the nearest reach 0\.0000, so allow always_high-1\.0000"):
-        choose(right_last, "cost@accuracy>=always_high-0.5")
-    assert choose(right_last, "cost@accuracy>=always_high-1.0") == (0.05, 0.05)
+        choose_thresholds(right_last, "cost@accuracy>=always_high-0.5")
+    assert choose_thresholds(right_last, "cost@accuracy>=always_high-1.0") == (0.05, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +155,7 @@ def test_a_target_out_of_reach_names_the_nearest() -> None:
 )
 def test_an_unknown_objective_lists_the_known(objective: str) -> None:
     with pytest.raises(ClassifierError, match="accuracy@cost<=NUMBER"):
-        choose(of([0.5, 0.5]), objective)
+        choose_thresholds(of([0.5, 0.5]), objective)
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
@@ -160,17 +170,17 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         simulate(of([0.5, 0.5]), (0.5,))
     for grid in ((), (0.5, 0.5), (0.1, 1.1)):
         with pytest.raises(ClassifierError, match="strictly increasing"):
-            curve(of([0.5, 0.5]), grid)
+            evaluate_grid(of([0.5, 0.5]), grid)
     with pytest.raises(ClassifierError, match="at most 10 values"):
-        curve(outcomes(5, 7, 0), GRID)
+        evaluate_grid(outcomes(5, 7, 0), GRID)
 
 
 def test_ten_thousand_questions_take_seconds() -> None:
     data = outcomes(10_000, 4, 0)
     start = time.perf_counter()
-    thresholds = choose(data, "accuracy")
+    thresholds = choose_thresholds(data, "accuracy")
     assert time.perf_counter() - start < 10
-    accuracy, cost = curve(data)
+    accuracy, cost = evaluate_grid(data)
     _, correct, spent = simulate(data, thresholds)
     assert correct.mean() == pytest.approx(accuracy.max())
     assert spent.mean() == pytest.approx(cost[tuple(GRID.index(value) for value in thresholds)])
@@ -179,11 +189,11 @@ def test_ten_thousand_questions_take_seconds() -> None:
 class Memory:
     """A classifier that is certain of every row it was fitted on and of no other."""
 
-    seen: list[tuple[set[float], set[int]]] = []
+    fits: ClassVar[list[tuple[set[float], set[int]]]] = []
 
     def fit(self, X: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64]) -> Memory:
         self.classes_, self.rows = np.array([0, 1]), set(X[:, 0].tolist())
-        self.seen.append((self.rows, set(groups.tolist())))
+        self.fits.append((self.rows, set(groups.tolist())))
         return self
 
     def predict_proba(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -192,17 +202,17 @@ class Memory:
 
 
 def test_scores_come_from_classifiers_that_never_saw_the_question() -> None:
-    Memory.seen.clear()
+    Memory.fits.clear()
     X = np.zeros((23, 4, 18))
     X[:, :, 0] = np.arange(23 * 4).reshape(23, 4)
     y = np.random.default_rng(0).integers(0, 2, (23, 4))
     scores = out_of_fold(Memory, X, y, folds=5)
     assert scores.shape == (23, 4)
     assert not scores.any()
-    assert len(Memory.seen) == 5
-    for rows, groups in Memory.seen:
+    assert len(Memory.fits) == 5
+    for rows, groups in Memory.fits:
         assert rows == {4.0 * question + stage for question in groups for stage in range(4)}
-    assert all(sum(question in groups for _, groups in Memory.seen) == 4 for question in range(23))
+    assert all(sum(question in groups for _, groups in Memory.fits) == 4 for question in range(23))
 
 
 def test_any_scikit_learn_classifier_will_do_and_scores_keep_their_place() -> None:

@@ -1,4 +1,4 @@
-"""From collected files to artefacts and trade-offs: what is read, what is refused, what is never looked at."""
+"""From collected files to artefacts and trade-offs: what is read, what is refused, and what is never used."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.judge.features import SCHEMA
-from lm_eval_tandem.training.collect import FILE, FORMAT, Row, read, write
-from lm_eval_tandem.training.fit import FINE_GRID
-from lm_eval_tandem.training.thresholds import Outcomes, centred, choose, simulate
-from lm_eval_tandem.training.tradeoff import fit, honest_outcomes, shown, thresholds, tradeoff
+from lm_eval_tandem.training.collected_file import FORMAT, NAME, read, write
+from lm_eval_tandem.training.recipes import FINE_GRID
+from lm_eval_tandem.training.rows import Row
+from lm_eval_tandem.training.thresholds import Outcomes, centre_thresholds, choose_thresholds, simulate
+from lm_eval_tandem.training.tradeoff import fit, format_points, out_of_sample_outcomes, thresholds, tradeoff
 
 OBJECTIVE = "cost@accuracy>=always_high-0.05"
 
@@ -52,7 +53,7 @@ def rows(questions: int = 60, task: str = "train", seed: int = 0) -> list[Row]:
 
 def saved(folder: Path, made: list[Row] | None = None, **described: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / FILE, rows() if made is None else made, description(**described))
+    write(folder / NAME, rows() if made is None else made, description(**described))
     return folder
 
 
@@ -90,7 +91,7 @@ def spoilt(change: Callable[[dict[str, Any], list[Row]], None]) -> Callable[[Pat
         described, made = description(), rows()
         change(described, made)
         folder.mkdir()
-        write(folder / FILE, made, described)
+        write(folder / NAME, made, described)
         return folder
 
     return make
@@ -98,13 +99,13 @@ def spoilt(change: Callable[[dict[str, Any], list[Row]], None]) -> Callable[[Pat
 
 def plain_file(folder: Path) -> Path:
     folder.mkdir()
-    (folder / FILE).write_text("no parquet")
+    (folder / NAME).write_text("no parquet")
     return folder
 
 
 def foreign_parquet(folder: Path) -> Path:
     folder.mkdir()
-    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), folder / FILE)
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), folder / NAME)
     return folder
 
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_fitted_on_is_refused_in_one_sentence(case: str, tmp_path
 
 def test_mixed_pairs_and_efforts_are_refused(tmp_path: Path) -> None:
     first = saved(tmp_path / "a")
-    with pytest.raises(ClassifierError, match="collected with mentor larger, but .* with large"):
+    with pytest.raises(ClassifierError, match=r"collected with mentor larger, but .* with large"):
         fit([first, saved(tmp_path / "b", mentor="larger")], tmp_path / "out")
     with pytest.raises(ClassifierError, match=r"collected with efforts \[10, 30\]"):
         fit([first, saved(tmp_path / "c", efforts=[10, 30])], tmp_path / "out")
@@ -145,12 +146,12 @@ def test_mixed_pairs_and_efforts_are_refused(tmp_path: Path) -> None:
 def test_thresholds_judge_no_question_by_a_classifier_that_has_seen_it(tmp_path: Path) -> None:
     seen, unseen = saved(tmp_path / "a"), saved(tmp_path / "b", rows(50, "other", 5), tasks=("other",))
     [(folder, report)] = fit([seen], tmp_path / "out", objective=OBJECTIVE)
-    outcomes, _ = honest_outcomes(read(seen)[0], folder)
-    np.testing.assert_array_equal(outcomes.scores, artefact.out_of_fold_of(folder)["scores"])
+    outcomes, _ = out_of_sample_outcomes(read(seen)[0], folder)
+    np.testing.assert_array_equal(outcomes.scores, artefact.load_out_of_fold(folder)["scores"])
     _, right, cost = simulate(outcomes, report["thresholds"])
     assert (right.mean(), cost.mean()) == pytest.approx((report["cascade"]["accuracy"], report["cascade"]["cost"]))
     judge, (data, _) = artefact.load(folder), read(unseen)
-    outcomes, _ = honest_outcomes(data, folder)
+    outcomes, _ = out_of_sample_outcomes(data, folder)
     vectors = data.inputs(judge.schema, judge.probe)
     assert outcomes.scores[3, 1] == pytest.approx(judge.score(vectors[3, 1]))
     points = thresholds([seen, unseen], folder, OBJECTIVE, points=5)
@@ -158,10 +159,10 @@ def test_thresholds_judge_no_question_by_a_classifier_that_has_seen_it(tmp_path:
         *("stage:0", "stage:1", "stage:2"), "chosen", "chosen, cross-fitted",
     ]  # fmt: skip
     assert all(point.accuracy[1] <= point.accuracy[0] <= point.accuracy[2] for point in points)
-    assert len(shown(points).splitlines()) == len(points) + 1
+    assert len(format_points(points).splitlines()) == len(points) + 1
     assert json.dumps([point.as_dict() for point in points])
-    (folder / artefact.SCORES).unlink()
-    with pytest.raises(ClassifierError, match="keeps no out-of-fold scores"):
+    (folder / artefact.OUT_OF_FOLD).unlink()
+    with pytest.raises(ClassifierError, match="holds no out-of-fold scores"):
         thresholds([seen], folder, OBJECTIVE)
 
 
@@ -184,10 +185,12 @@ def test_the_trade_off_of_ten_thousand_questions_takes_seconds() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 30), st.integers(2, 4), st.integers(0, 10**6))
-def test_centring_changes_no_decision_on_the_questions_it_saw(questions: int, stages: int, seed: int) -> None:
+def test_centring_changes_no_decision_on_its_own_questions(questions: int, stages: int, seed: int) -> None:
     outcomes = made_outcomes(questions, stages, seed)
-    chosen = choose(outcomes, "accuracy")
-    for before, after in zip(simulate(outcomes, chosen), simulate(outcomes, centred(outcomes, chosen)), strict=True):
+    chosen = choose_thresholds(outcomes, "accuracy")
+    for before, after in zip(
+        simulate(outcomes, chosen), simulate(outcomes, centre_thresholds(outcomes, chosen)), strict=True
+    ):
         np.testing.assert_array_equal(before, after)
 
 
@@ -201,7 +204,7 @@ def test_grades_of_other_questions_reach_neither_classifier_nor_thresholds(tmp_p
     decided = []
     for name, made in (("t", test), ("p", permuted)):
         data, _ = read(saved(tmp_path / name, made, tasks=("test",)))
-        outcomes, _ = honest_outcomes(data, tmp_path / "one")
+        outcomes, _ = out_of_sample_outcomes(data, tmp_path / "one")
         decided.append(simulate(outcomes, artefact.load(tmp_path / "one").thresholds)[0])
     np.testing.assert_array_equal(*decided)
     fit([seen], tmp_path / "two", objective=OBJECTIVE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 
-from lm_eval_tandem.digits import decimals, magnitude, settled
+from lm_eval_tandem.digits import decimals, magnitude, without_last_bits
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -165,7 +165,7 @@ class Plot:
 
 def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers between low and high."""
-    low, high = (float(end) for end in settled([low, high]))
+    low, high = (float(end) for end in without_last_bits([low, high]))
     if high <= low:
         return [low]
     rough = (high - low) / count

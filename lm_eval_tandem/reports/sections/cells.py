@@ -53,7 +53,7 @@ def p_value(p: float | None) -> str:
     """Return a p value with three decimals, "< 0.001" for smaller ones, and "" for None."""
     if p is None:
         return ""
-    return "< 0.001" if digits.typed(p) < 0.001 else digits.decimals(p, 3)
+    return "< 0.001" if digits.nearest_decimal(p) < 0.001 else digits.decimals(p, 3)
 
 
 def stage_label(comparison: Comparison, stage: int) -> str:

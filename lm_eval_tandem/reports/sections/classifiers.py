@@ -106,7 +106,7 @@ def unified_table(comparison: Comparison, shared: Run, per_subject: Run) -> Tabl
     rows: list[list[Cell]] = []
     for subject, mask in masks.items():
         own, common = per_subject.grades[mask], shared.grades[mask]
-        gap = float(digits.apart(digits.mean(common), digits.mean(own)))
+        gap = float(digits.subtract(digits.mean(common), digits.mean(own)))
         relative_cost: Cell = ""
         if all("tflops" in run.measures for run in (shared, per_subject)):
             a, b = (run.measures["tflops"][mask] for run in (shared, per_subject))

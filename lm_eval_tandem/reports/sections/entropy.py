@@ -106,7 +106,7 @@ def density(values: Floats, low: float, high: float, steps: int = 80) -> list[Po
     """
     if len(values) < 5:
         return []
-    scaled_iqr = float(digits.apart(*np.quantile(values, (0.75, 0.25)))) / 1.34
+    scaled_iqr = float(digits.subtract(*np.quantile(values, (0.75, 0.25)))) / 1.34
     deviation = float(values.std())
     spread = min(deviation, scaled_iqr) if scaled_iqr > 0 else deviation
     bandwidth = max(0.9 * spread * len(values) ** -0.2, (high - low) / 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lm_eval_tandem.digits import listed
+from lm_eval_tandem.digits import colon_separated
 from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.report_data import ReportData
 
@@ -32,7 +32,7 @@ def environment(data: ReportData) -> list[str]:
 def classifier(description: Mapping[str, Any]) -> str:
     """Return a line on the classifier of a run."""
     thresholds = description.get("thresholds")
-    chosen = "one set per task" if thresholds is None else listed(thresholds)
+    chosen = "one set per task" if thresholds is None else colon_separated(thresholds)
     name = model_name(description["classifier"])
     return f"classifier: {name}, recipe {description['recipe']}, thresholds {chosen}"
 

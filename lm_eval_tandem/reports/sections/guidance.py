@@ -61,7 +61,7 @@ def draw_accuracy(drawing: Drawing, runs: Sequence[Run]) -> None:
     for i, ((x, y), number) in enumerate(zip(points, accuracies, strict=True)):
         drawing.dot(x, y, 4.5, "fill-cascade", f"{number} %")
         # the label goes below the line where the line rises from here, and above it where it does not
-        rises = any(digits.apart(y, later) > 0 for _, later in points[i + 1 :]) or i == len(points) - 1
+        rises = any(digits.subtract(y, later) > 0 for _, later in points[i + 1 :]) or i == len(points) - 1
         drawing.text(x + 9, y + (18 if rises else -8), number.text)
 
 

@@ -68,7 +68,7 @@ def table(collected: Path, classifier: Sufficiency, must_fit: bool) -> Table | N
     ArgumentError
         The questions were collected with another pair, and `must_fit`.
     """
-    from lm_eval_tandem.training.collect import read
+    from lm_eval_tandem.training.collected_file import read
 
     data, description = read(collected)
     pair = {role: description[role]["model"] for role in ("mentor", "intern")}
@@ -85,7 +85,7 @@ def table(collected: Path, classifier: Sufficiency, must_fit: bool) -> Table | N
     vectors = data.inputs(classifier.schema, classifier.probe)
     losses, area = permutation_losses(classifier.estimator, vectors, np.asarray(data.correct, dtype=np.float64))
     means = [digits.mean(feature) for feature in losses]
-    order = np.argsort(-digits.settled(means), kind="stable")[:MAX_ROWS]
+    order = np.argsort(-digits.without_last_bits(means), kind="stable")[:MAX_ROWS]
     rows = [
         [str(rank), names[i], Number(means[i], (float(losses[i].min()), float(losses[i].max())), 4)]
         for rank, i in enumerate(order, 1)

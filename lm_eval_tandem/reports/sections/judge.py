@@ -120,18 +120,18 @@ def stage_row(comparison: Comparison, stage: ScoredStage) -> list[Cell]:
         return [*row, "", "", ""]
     precision, recall, _ = precision_recall_f1(stage, stage.threshold)
     some_pass = bool(passes(stage, stage.threshold).any())
-    row.append(digits.listed([stage.threshold]))
+    row.append(digits.colon_separated([stage.threshold]))
     return [*row, Number(precision, None, 3) if some_pass else "none passes", Number(recall, None, 3)]
 
 
 def is_correct(stage: ScoredStage) -> NDArray[np.bool_]:
     """Return which of the intern's answers are correct, which is what makes a stage sufficient."""
-    return np.asarray(digits.settled(stage.grades) >= 0.5, dtype=np.bool_)
+    return np.asarray(digits.without_last_bits(stage.grades) >= 0.5, dtype=np.bool_)
 
 
 def passes(stage: ScoredStage, threshold: float) -> NDArray[np.bool_]:
     """Return which scores are above a threshold."""
-    return np.asarray(digits.settled(stage.scores) > digits.settled(threshold), dtype=np.bool_)
+    return np.asarray(digits.without_last_bits(stage.scores) > digits.without_last_bits(threshold), dtype=np.bool_)
 
 
 def precision_recall_f1(stage: ScoredStage, threshold: float) -> tuple[float, float, float]:

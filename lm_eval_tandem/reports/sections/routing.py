@@ -74,7 +74,7 @@ def shares(run: Run, mask: NDArray[np.bool_], stages: Sequence[int]) -> list[Cel
 
 def stages_of(run: Run) -> NDArray[np.int64]:
     """Return the stage at which each question was answered, int (Q,)."""
-    return digits.settled(run.measures["stage"]).astype(np.int64)
+    return digits.without_last_bits(run.measures["stage"]).astype(np.int64)
 
 
 def stage_name(comparison: Comparison, stage: int) -> str:

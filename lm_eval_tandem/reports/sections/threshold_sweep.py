@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_eval_tandem.accounting import TERA
-from lm_eval_tandem.digits import mean, settled
-from lm_eval_tandem.judge.probe import refusals
+from lm_eval_tandem.digits import mean, without_last_bits
+from lm_eval_tandem.judge.probe import count_probe_tokens
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.judge_scores import scores_at_every_stage, token_ids
-from lm_eval_tandem.training.dataset import probing_costs
+from lm_eval_tandem.training.dataset import costs_with_probes
 from lm_eval_tandem.training.thresholds import Outcomes, simulate
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def sweep(comparison: Comparison, classifier: Sufficiency | None) -> list[tuple[
     outcomes = outcomes_at_every_stage(comparison, classifier)
     if outcomes is None:
         return []
-    quantiles = settled(np.quantile(outcomes.scores, np.linspace(0, 1, POINTS)))
+    quantiles = without_last_bits(np.quantile(outcomes.scores, np.linspace(0, 1, POINTS)))
     points: dict[tuple[float, ...], tuple[float, float]] = {}
     for threshold in np.unique(np.concatenate([[0.0], quantiles, [1.0]])):
         _, grades, cost = simulate(outcomes, [float(threshold)] * outcomes.scores.shape[1])
         point = mean(cost), mean(grades)
-        points.setdefault(tuple(settled(point).tolist()), point)
+        points.setdefault(tuple(without_last_bits(point).tolist()), point)
     return [point for _, point in sorted(points.items())]
 
 
@@ -64,7 +64,7 @@ def outcomes_at_every_stage(comparison: Comparison, classifier: Sufficiency | No
     probe_lengths = np.stack([stage.probe_lengths for stage in scored], axis=1).astype(np.int64) * ~ended
     answer_lengths = np.array([[record["tokens"]["intern_new"] for record in run.records] for run in runs]).T
     records = [run.records for run in runs]
-    refused = refusals(
+    refused = count_probe_tokens(
         probe_lengths, answer_lengths, token_ids(records, "answer_ids"), token_ids(records, "prompt_end")
     )
     cost = np.stack([run.measures["tflops"] for run in runs], axis=1)
@@ -72,10 +72,10 @@ def outcomes_at_every_stage(comparison: Comparison, classifier: Sufficiency | No
     # if no stage passes, the mentor has written to the end whichever stage the answer is taken from
     mentor_size, intern_size = sizes
     remaining = (2 / TERA) * (mentor_size + intern_size) * (mentor_tokens[:, -1:] - mentor_tokens)
-    costs = probing_costs(cost, cost + remaining, (2 / TERA) * intern_size, probe_lengths, refused)
+    costs = costs_with_probes(cost, cost + remaining, (2 / TERA) * intern_size, probe_lengths, refused)
     # rounded, because many a threshold is itself a score and has to compare alike on every machine
-    grades = settled(np.stack([run.grades for run in runs], axis=1))
-    return Outcomes(np.where(ended, 0.0, settled(scores)), grades, *costs)
+    grades = without_last_bits(np.stack([run.grades for run in runs], axis=1))
+    return Outcomes(np.where(ended, 0.0, without_last_bits(scores)), grades, *costs)
 
 
 def model_sizes(comparison: Comparison) -> tuple[int, int] | None:

@@ -53,7 +53,7 @@ def figure(comparison: Comparison, runs: Sequence[Run], curve: Sequence[Point]) 
     points = [plot.at(x, number.value) for x, number in zip(costs, accuracies, strict=True)]
     stages = [point for run, point in zip(runs, points, strict=True) if run in comparison.stages.values()]
     if len(stages) > 1:
-        drawing.line(sorted(stages, key=lambda point: tuple(digits.settled(point))), "thin-fixed dashed")
+        drawing.line(sorted(stages, key=lambda point: tuple(digits.without_last_bits(point))), "thin-fixed dashed")
     for run, x, number in zip(runs, costs, accuracies, strict=True):
         assert number.interval is not None
         plot.error_bar(drawing, x, number.interval, f"thin-{colour(run)}")

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.digits import apart, mean, settled
+from lm_eval_tandem.digits import mean, subtract, without_last_bits
 from lm_eval_tandem.reports.intervals import Interval, central_interval, resampled_means
 from lm_eval_tandem.reports.sources.labels import natural_order, run_label, slug
 from lm_eval_tandem.reports.sources.runs import Floats, Run
@@ -149,7 +149,7 @@ class Comparison:
         correct = np.stack([run.correct for run in runs], axis=1)
         cost = by_stage([run.measures["tflops"] for run in runs])
         # stages after the mentor's end cost the same; rounding makes them tie, and argmin takes the first
-        cheapest = np.where(correct, settled(cost), np.inf).argmin(axis=1)
+        cheapest = np.where(correct, without_last_bits(cost), np.inf).argmin(axis=1)
         taken = np.arange(len(cost)), cheapest
         shared = set.intersection(*(set(run.measures) for run in runs))
         return replace(
@@ -188,8 +188,8 @@ class Comparison:
     def difference(self, run: Run, other: Run, measure: str = "grades") -> tuple[float, Interval]:
         """Return by how much the mean of a measure exceeds another run's, and its paired 95 % interval."""
         a, b = (one.grades if measure == "grades" else one.measures[measure] for one in (run, other))
-        resampled = apart(self.resampled(run, measure), self.resampled(other, measure))
-        return float(apart(mean(a), mean(b))), central_interval(resampled)
+        resampled = subtract(self.resampled(run, measure), self.resampled(other, measure))
+        return float(subtract(mean(a), mean(b))), central_interval(resampled)
 
     def ratio(self, run: Run, other: Run, measure: str = "tflops") -> tuple[float, Interval]:
         """Return the mean of a measure divided by another run's, and its paired 95 % interval."""
@@ -206,11 +206,11 @@ class Comparison:
         if high is None or oracle is None or "tflops" not in run.measures:
             return None
         lowest, cost, highest = (mean(one.measures["tflops"]) for one in (oracle, run, high))
-        gap = float(apart(highest, lowest))
+        gap = float(subtract(highest, lowest))
         if gap <= 0:
             return None
         low, own, top = (self.resampled(one, "tflops") for one in (oracle, run, high))
-        return float(apart(highest, cost)) / gap, central_interval(apart(top, own) / (top - low))
+        return float(subtract(highest, cost)) / gap, central_interval(subtract(top, own) / (top - low))
 
     @property
     def subjects(self) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.judge import input_schemas
-from lm_eval_tandem.judge.probe import statistics
+from lm_eval_tandem.judge.probe import probe_features
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.runs import Floats
@@ -110,7 +110,7 @@ def input_vector(record: Record, classifier: Sufficiency) -> Floats | None:
     if not logprob or not entropy:
         return None
     ended = len(entropy) >= record["tokens"]["intern_new"]
-    probed = statistics(np.array(logprob), np.array(entropy), ended, classifier.probe)
+    probed = probe_features(np.array(logprob), np.array(entropy), ended, classifier.probe)
     return input_schemas.vectors(classifier.schema, np.array(features), probed)
 
 

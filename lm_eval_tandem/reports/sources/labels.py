@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_tandem.digits import listed, typed
+from lm_eval_tandem.digits import colon_separated, nearest_decimal
 from lm_eval_tandem.reports.sources.runs import Run
 
 
@@ -45,7 +45,7 @@ def _with_recipe(run: Run) -> str:
 
 
 def _with_thresholds(run: Run) -> str:
-    return f"{run.policy} ({_classifier(run)}, {listed(run.description.get('thresholds') or ())})"
+    return f"{run.policy} ({_classifier(run)}, {colon_separated(run.description.get('thresholds') or ())})"
 
 
 def model_name(model: str) -> str:
@@ -56,7 +56,7 @@ def model_name(model: str) -> str:
 def without_paths(value: Any) -> str:
     """Return a value as text in which paths on this machine are cut to their last part: "/lab/large" is "…/large"."""
     if isinstance(value, float):
-        value = typed(value)
+        value = nearest_decimal(value)
     text = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     if text.startswith("http"):
         return text

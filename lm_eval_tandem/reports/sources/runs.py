@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.digits import settled, typed
+from lm_eval_tandem.digits import nearest_decimal, without_last_bits
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources import harness_files
 
@@ -78,7 +78,7 @@ class Run:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Which questions count as answered correctly: those graded 0.5 or higher."""
-        return np.asarray(settled(self.grades) >= 0.5, dtype=np.bool_)
+        return np.asarray(without_last_bits(self.grades) >= 0.5, dtype=np.bool_)
 
     @property
     def identity(self) -> str:
@@ -229,7 +229,9 @@ def identity(description: Mapping[str, Any]) -> str:
     }
     names = ("run", "seed", "classifier", "recipe", "thresholds", *PAIR_SETTINGS)
     settings = {name: description.get(name) for name in names}
-    settings["thresholds"] = [typed(value) for value in settings["thresholds"]] if settings["thresholds"] else None
+    settings["thresholds"] = (
+        [nearest_decimal(value) for value in settings["thresholds"]] if settings["thresholds"] else None
+    )
     return json.dumps([models, settings, (description.get("judge") or {}).get("sha256")], sort_keys=True)
 
 

@@ -1,0 +1,112 @@
+"""Figures free of optimism: scores and thresholds, each of them learned on other questions than it is applied to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import has_fit_parameter
+
+from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.judge.splits import stratified_folds
+from lm_eval_tandem.training.thresholds import Outcomes, centre_thresholds, choose_thresholds, simulate
+
+Floats = NDArray[np.float64]
+
+FOLDS = 5
+
+
+def fit_by_question(classifier: Any, X: Floats, y: NDArray[np.int64], groups: NDArray[np.int64]) -> Any:
+    """Fit a classifier, telling it the question of each row if its `fit` takes `groups`."""
+    return classifier.fit(X, y, **({"groups": groups} if has_fit_parameter(classifier, "groups") else {}))
+
+
+def out_of_fold(
+    make_classifier: Callable[[], Any], X: ArrayLike, y: ArrayLike, folds: int = FOLDS, seed: int = 42
+) -> Floats:
+    """Scores for every question, from a classifier fitted on the questions of the other folds only.
+
+    Parameters
+    ----------
+    make_classifier
+        Returns a new classifier with scikit-learn's interface. The question of each row is passed to its `fit` as
+        `groups` if it takes them.
+    X
+        Features, (Q, T, F).
+    y
+        Labels 0 or 1, (Q, T).
+    folds
+        The number of folds, from 2 to Q. They hold whole questions, and are alike in their share of label 1.
+    seed
+        Of the split.
+
+    Returns
+    -------
+    NDArray[numpy.float64]
+        Shape (Q, T): the probability of label 1.
+
+    Raises
+    ------
+    ClassifierError
+        The shapes do not fit together, or there are fewer questions than folds.
+    """
+    inputs, labels = np.asarray(X, dtype=np.float64), np.asarray(y).astype(np.int64)
+    if inputs.ndim != 3 or labels.shape != inputs.shape[:2]:
+        raise ClassifierError(
+            f"out_of_fold got X of shape {inputs.shape} and y of shape {labels.shape}; give (questions, stages, "
+            "features) and (questions, stages)."
+        )
+    questions, stages = labels.shape
+    if not 2 <= folds <= questions:
+        raise ClassifierError(f"{folds} folds were requested for {questions} questions; give from 2 to {questions}.")
+    fold = stratified_folds(labels.sum(axis=1), folds, seed)
+    scores = np.empty((questions, stages))
+    for held_out in range(folds):
+        train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
+        classifier = make_classifier()
+        rows, groups = inputs[train].reshape(-1, inputs.shape[2]), np.repeat(train, stages)
+        fit_by_question(classifier, rows, labels[train].ravel(), groups)
+        sufficient = list(classifier.classes_).index(1)
+        probabilities = classifier.predict_proba(inputs[test].reshape(-1, inputs.shape[2]))[:, sufficient]
+        scores[test] = probabilities.reshape(len(test), stages)
+    return scores
+
+
+def cross_fitted_outcomes(
+    outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int
+) -> tuple[Floats, Floats]:
+    """Grade and cost of each question, under thresholds chosen on the questions of the other folds.
+
+    Parameters
+    ----------
+    outcomes
+        The questions, their scores out of sample.
+    objective, grid
+        As for `choose_thresholds`.
+    seed
+        Of the split.
+
+    Returns
+    -------
+    tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
+        Shape (Q,) each.
+
+    Raises
+    ------
+    ClassifierError
+        No thresholds reach the objective on some of the folds.
+    """
+    questions = len(outcomes.scores)
+    fold = stratified_folds(outcomes.correct.sum(axis=1), FOLDS, seed)
+    correct, cost = np.empty(questions), np.empty(questions)
+    for held_out in range(FOLDS):
+        train, test = _subset(outcomes, fold != held_out), fold == held_out
+        chosen = centre_thresholds(train, choose_thresholds(train, objective, grid), grid)
+        _, correct[test], cost[test] = simulate(_subset(outcomes, test), chosen)
+    return correct, cost
+
+
+def _subset(outcomes: Outcomes, rows: NDArray[np.bool_]) -> Outcomes:
+    return Outcomes(outcomes.scores[rows], outcomes.correct[rows], outcomes.cost[rows], outcomes.fallback_cost[rows])

@@ -1,0 +1,92 @@
+"""The labels of collected questions, and what keeps a collection from being fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.judge.features import FEATURE_NAMES
+from lm_eval_tandem.training.dataset import Collected
+
+MIN_QUESTIONS = 20
+
+
+def with_mentor_labels(data: Collected) -> Collected:
+    """The data with agreement with the mentor's answer in the place of grades (`--labels mentor`).
+
+    Raises
+    ------
+    ClassifierError
+        The mentor's answers were not collected, or some state no final answer.
+    """
+    if data.agrees is None or not np.isfinite(np.asarray(data.agrees, dtype=np.float64)).all():
+        raise ClassifierError(
+            "--labels mentor needs the mentor's own answer to every question, with a final answer to compare, which "
+            "was not collected; collect without --no_mentor, or fit with --labels truth."
+        )
+    return replace(data, correct=data.agrees)
+
+
+def checked_labels(data: Collected) -> NDArray[np.int64]:
+    """The labels of data that can be fitted on.
+
+    Returns
+    -------
+    NDArray[numpy.int64]
+        Shape (Q, T): 1 for a grade of 0.5 or more, else 0.
+
+    Raises
+    ------
+    ClassifierError
+        There are too few questions, some twice or incomplete, or all labels are equal.
+    """
+    _check_questions(data)
+    _check_values(data)
+    labels = (np.asarray(data.correct, dtype=np.float64) >= 0.5).astype(np.int64)
+    if labels.min() == labels.max():
+        raise ClassifierError(
+            f"All {labels.size} answers are {'right' if labels.max() else 'wrong'}, so there is nothing to tell apart; "
+            f"collect {'harder' if labels.max() else 'easier'} questions."
+        )
+    return labels
+
+
+def _check_questions(data: Collected) -> None:
+    """Check the number of questions, that none is there twice, and the shapes of features and grades."""
+    questions = len(data.ids)
+    if questions < MIN_QUESTIONS:
+        raise ClassifierError(
+            f"{questions} question(s) were collected, but fitting needs at least {MIN_QUESTIONS}; collect more of them."
+        )
+    if len(set(data.ids)) != questions:
+        twice = next(name for name in data.ids if data.ids.count(name) > 1)
+        raise ClassifierError(f"The question {twice!r} was collected twice; keep one record per question.")
+    shape = np.shape(data.correct)
+    two_stages = len(shape) == 2 and shape[0] == questions and shape[1] >= 2
+    if not two_stages or np.shape(data.features) != (*shape, len(FEATURE_NAMES)):
+        raise ClassifierError(
+            f"{questions} questions came with features of shape {np.shape(data.features)} and grades of shape {shape}; "
+            f"collect (questions, stages, {len(FEATURE_NAMES)}) and (questions, stages), stage 0 and at least one more."
+        )
+
+
+def _check_values(data: Collected) -> None:
+    """Check that every stage of every question has finite features, grades and costs."""
+    shape = np.shape(data.correct)
+    for name in ("features", "correct", "cost", "fallback_cost"):
+        values = np.asarray(getattr(data, name), dtype=np.float64)
+        if values.shape[:2] != shape:
+            raise ClassifierError(
+                f"`{name}` has shape {values.shape}, but the grades have {shape}; collect all stages."
+            )
+        missing = np.count_nonzero(~np.isfinite(values.reshape(*shape, -1)), axis=2) > 0
+        if missing.any():
+            question, stage = np.argwhere(missing)[0]
+            incomplete = int(np.count_nonzero(missing.any(axis=1)))
+            raise ClassifierError(
+                f"Question {data.ids[question]!r} has no finite `{name}` at stage {stage} ({incomplete} question(s) "
+                "lack one); collect every stage of every question, or leave those questions out."
+            )
