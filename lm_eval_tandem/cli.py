@@ -189,6 +189,13 @@ def run_report(given: argparse.Namespace) -> None:
 def add_arguments(commands: Commands) -> None:
     """`lm-eval-tandem arguments`."""
     arguments = commands.add_parser("arguments", help="the model arguments of lm_eval --model tandem")
+    arguments.add_argument(
+        "table",
+        nargs="?",
+        default="cascade",
+        choices=("cascade", "policies", "openai"),
+        help="the arguments of the cascade (default), its policies, or the options of a model behind a server",
+    )
     arguments.add_argument("--markdown", action="store_true", help="as the table of the documentation")
     arguments.set_defaults(run=run_arguments)
 
@@ -197,7 +204,7 @@ def run_arguments(given: argparse.Namespace) -> None:
     """`lm-eval-tandem arguments`."""
     from lm_eval_tandem.harness import arguments
 
-    print(arguments.markdown() if given.markdown else arguments.plain_text())
+    print(arguments.markdown(given.table) if given.markdown else arguments.plain_text(given.table))
 
 
 def add_ablation(commands: Commands) -> None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from lm_eval_tandem.cascade import policies
 from lm_eval_tandem.cascade.prompts import Guidance, Insights
+from lm_eval_tandem.engines.http.options import Options
 from lm_eval_tandem.errors import ArgumentError
 
 EFFORTS = (100, 500, 1000)
@@ -162,10 +164,8 @@ ARGUMENTS = (
     Argument(
         "policy",
         to_text,
-        "`cascade`, `intern`, `mentor`, `stage:N`, `budget_forcing:N`, `llm_cascade`, `escalate`",
-        "Who answers. The cascade; one model alone; a fixed stage; the mentor with its thinking cut at N tokens; one "
-        "decision between the intern alone and the highest effort; the cascade whose last resort is the mentor's own "
-        "answer.",
+        words(*(syntax for syntax, _ in policies.described())),
+        "Which model answers, and what decides how much the mentor writes.",
         default="cascade",
     ),
     Argument(
@@ -262,20 +262,45 @@ ENGINE_ROWS = (
 """What is taken besides: rows of the same table, for arguments that belong to the engines."""
 
 
-def markdown() -> str:
-    """The table of the documentation."""
-    rows = [(f"`{one.name}`", one.takes, one.meaning, one.default_text) for one in ARGUMENTS]
-    lines = ["| argument | values | meaning | default |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in (*rows, *ENGINE_ROWS))])
+Row = tuple[str, ...]
+"""One row of a table, in Markdown."""
+
+HEADINGS: dict[str, Row] = {
+    "cascade": ("argument", "values", "meaning", "default"),
+    "policies": ("policy", "meaning"),
+    "openai": ("option", "values", "meaning", "default"),
+}
+"""The tables that can be printed: the model arguments, the policies, and the options of a model behind a server."""
 
 
-def plain_text(width: int = 100) -> str:
+def rows(table: str = "cascade") -> list[Row]:
+    """The rows of one of the tables named in `HEADINGS`."""
+    if table == "policies":
+        return [(f"`{syntax}`", description) for syntax, description in policies.described()]
+    if table == "openai":
+        return [
+            (f"`{name}`", kind, description, "none" if default in (None, {}) else f"`{default}`")
+            for name, kind, default, description in Options.described()
+        ]
+    return [*((f"`{one.name}`", one.takes, one.meaning, one.default_text) for one in ARGUMENTS), *ENGINE_ROWS]
+
+
+def markdown(table: str = "cascade") -> str:
+    """One of the tables named in `HEADINGS`, as the documentation has it."""
+    lines = [HEADINGS[table], ("---",) * len(HEADINGS[table]), *rows(table)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain_text(table: str = "cascade", width: int = 100) -> str:
     """The same as text for a terminal of that width."""
-    rows = [(one.name, one.takes, one.meaning, one.default_text) for one in ARGUMENTS]
     paragraphs = []
-    for name, takes, meaning, default in (*rows, *ENGINE_ROWS):
-        text = f"{meaning} Values: {takes}. Default: {default}.".replace("`", "")
-        body = textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ")
+    for name, *cells in rows(table):
+        if len(cells) == 1:
+            text = cells[0]
+        else:
+            values, meaning, default = cells
+            text = f"{meaning} Values: {values}. Default: {default}."
+        body = textwrap.fill(text.replace("`", ""), width, initial_indent="    ", subsequent_indent="    ")
         paragraphs.append(name.replace("`", "") + "\n" + body)
     return "\n".join(paragraphs)
 

@@ -58,6 +58,15 @@ def test_the_command_prints_every_argument(options: list[str], capsys: pytest.Ca
     assert max(map(len, printed.splitlines())) <= 100 or options
 
 
-def test_the_markdown_table_has_four_cells_in_every_row() -> None:
-    rows = arguments.markdown().splitlines()
-    assert {row.count("|") for row in rows} == {5}
+@pytest.mark.parametrize(("table", "cells"), [("cascade", 4), ("policies", 2), ("openai", 4)])
+def test_every_row_of_a_markdown_table_has_all_cells(table: str, cells: int) -> None:
+    rows = arguments.markdown(table).splitlines()
+    assert len(rows) > 7
+    assert {row.count("|") for row in rows} == {cells + 1}
+
+
+def test_the_tables_of_policies_and_of_server_options_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["arguments", "policies"])
+    assert "\nstage:N\n" in capsys.readouterr().out
+    cli.main(["arguments", "openai", "--markdown"])
+    assert "| `base_url` |" in capsys.readouterr().out
