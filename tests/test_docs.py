@@ -51,6 +51,13 @@ def test_links_between_files_of_the_repository_lead_to_files(page: Path) -> None
     assert [target for target in targets if target not in brought and not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    folders = "lm_eval_tandem|tests|task_configs|benchmarks|docs|examples|classifiers|results"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 ROWS = {
     "intern alone": "intern",
     "fixed low": "stage:1",
