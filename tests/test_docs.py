@@ -38,9 +38,7 @@ def test_the_readme_has_at_most_150_lines() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_output_names_the_command_that_makes_it(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
-    unmarked = [
-        n for n, line in enumerate(lines) if line == "```text" and not lines[n - 1].endswith("-->")
-    ]
+    unmarked = [n for n, line in enumerate(lines) if line == "```text" and not lines[n - 1].endswith("-->")]
     assert not unmarked, f"output without its command at lines {[n + 1 for n in unmarked]} of {page.name}"
 
 
