@@ -336,7 +336,7 @@ class TandemLM(LM):
         return run_report.totals(self.records, (self._computed_here(), *self._computed_elsewhere), self._seconds)
 
     def _computed_here(self) -> dict[str, Any]:
-        return run_report.computed(self.engines, (self.cascade.mentor, self.cascade.intern), self.store)
+        return run_report.computed(self.engines, self.cascade, self.store)
 
     def get_model_info(self) -> dict[str, Any]:
         """Goes into `config` of the harness's results file."""

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import __version__, ledger
+from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.harness.settings import Settings
@@ -61,15 +62,15 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
     return described
 
 
-def computed(engines: Engines, wrapped: Iterable[Engine | None], store: Store | None) -> dict[str, Any]:
+def computed(engines: Engines, cascade: Cascade, store: Store | None) -> dict[str, Any]:
     """What the engines of this process computed, and what the store answered in their place.
 
     Parameters
     ----------
     engines
         The engines themselves.
-    wrapped
-        The engines as the cascade calls them, with the store around them where there is one.
+    cascade
+        It calls the engines, through the store where there is one.
     store
         The store; None without one.
     """
@@ -77,7 +78,8 @@ def computed(engines: Engines, wrapped: Iterable[Engine | None], store: Store | 
         "computed": {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
     }
     if store is not None:
-        found["found_in_store"] = sum(engine.hits for engine in wrapped if isinstance(engine, CachedEngine))
+        called = (cascade.mentor, cascade.intern)
+        found["found_in_store"] = sum(engine.hits for engine in called if isinstance(engine, CachedEngine))
         found["refused_in_store"] = store.corrupted_rows
         found["unkept_in_store"] = store.failed_writes
     return found

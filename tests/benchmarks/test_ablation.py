@@ -11,8 +11,9 @@ import pytest
 
 from lm_eval_tandem.judge.estimators import LogisticJudge
 from lm_eval_tandem.judge.features import SCHEMA
-from lm_eval_tandem.training.collect import FILE, FORMAT, Row, read, write
+from lm_eval_tandem.training.collected_file import FORMAT, NAME, read, write
 from lm_eval_tandem.training.dataset import Collected
+from lm_eval_tandem.training.rows import Row
 
 ablation = pytest.importorskip("benchmarks.ablation", reason="the tests were copied without benchmarks/")
 
@@ -48,7 +49,7 @@ def collected(folder: Path, task: str, questions: int, seed: int) -> Path:
     models = {"mentor": {"model": "large", "parameters": 1000}, "intern": {"model": "small", "parameters": 100}}
     description = {"format": FORMAT, "schema": SCHEMA, "efforts": [10, 20], "insights": "cutoff", "guidance": "guided"}
     folder.mkdir()
-    write(folder / FILE, rows, {**description, **models, "tasks": [task], "version": "1"})
+    write(folder / NAME, rows, {**description, **models, "tasks": [task], "version": "1"})
     return folder
 
 

@@ -18,7 +18,9 @@ def launched(folder: Path, processes: int, questions: int, **arguments: Any) -> 
     """Run the bundled pair in so many processes, results in `out`, the ledger in l.jsonl; seconds of its generation."""
     folder.mkdir()
     line = command("tandem_pair_math", ledger="l.jsonl", **arguments)
-    line = [*(TWO if processes == 2 else line[:1]), *line[1:], "--limit", str(questions)]
+    if processes == 2:
+        line = [*TWO, "-m", "lm_eval_tandem", *line[line.index("--model") :]]
+    line += ["--limit", str(questions)]
     run([*line, "--output_path", "out", "--log_samples", "--device", "cpu"], folder)
     return float(results(folder / "out")["config"]["tandem"]["totals"]["wall_seconds"])
 

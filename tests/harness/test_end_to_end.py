@@ -142,6 +142,6 @@ def test_from_collecting_to_a_cascade_with_the_new_classifier(tmp_path: Path) ->
         run([*arguments, "--limit", "40", "--output_path", "out", "--log_samples"], tmp_path)
     report = run([*program, "report", "out"], tmp_path)
     assert re.search(
-        r"the bundled pair: cascade\*\*: [\d.]+ % right, on 40 questions; [\d.]+ % of the mentor's", report
+        r"the bundled pair: cascade\*\*: [\d.]+ % correct, of 40 questions; [\d.]+ % of the cost of the mentor", report
     )
     assert "lm-eval-tandem: error:" in run([*program, "fit", "nowhere", "--output", "x"], tmp_path, code=1)

@@ -153,8 +153,8 @@ def test_an_artefact_names_the_view_that_the_intern_has_to_take(data: Collected,
             judge.score(judge.inputs(np.zeros(18)))
         record = {"stages": [{"features": [0.0] * 18}], "tokens": {"intern_new": 3}}
         assert judge_scores.input_vector(record, judge) is None
-        (missing,) = importance.section([], judge, asked=False).parts
-        assert "hidden states, whose entries mean nothing one by one" in missing.what  # type: ignore[union-attr]
+        missing = importance.importance_part(judge, [], must_fit=False)
+        assert "hidden states, whose entries have no meaning one by one" in missing.reason  # type: ignore[union-attr]
     assert plain.view != DEFAULT_VIEW
 
 

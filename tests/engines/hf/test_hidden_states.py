@@ -21,7 +21,7 @@ from lm_eval_tandem import pair
 from lm_eval_tandem.engines import DEFAULT_VIEW, Prompt, Sampling, ScoringView, registry
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.hf.engine import HFEngine
-from lm_eval_tandem.engines.hf.lora_adapter import CONFIG, WEIGHTS, Adapter, Shape
+from lm_eval_tandem.engines.hf.lora_adapter import CONFIG, WEIGHTS, Adapter, LoraShape
 from lm_eval_tandem.engines.limits import require_default_view
 from lm_eval_tandem.errors import ClassifierError, EngineError
 from lm_eval_tandem.store import Store
@@ -120,7 +120,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def trained(base: Path, folder: Path) -> Path:
     """An adapter that changes much, as if it had been trained."""
     torch.manual_seed(5)
-    adapter = Adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), Shape(4, 8))
+    adapter = Adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraShape(4, 8))
     adapter.load({name: 0.3 * torch.randn(parameter.shape) for name, parameter in adapter.weights.items()})
     folder.mkdir()
     for name, content in adapter.files(str(base)).items():
