@@ -14,8 +14,9 @@ second comment:
 
 In a command, `{above}` stands for the last `sh` block before the comment, so that a page shows a command and its output
 without writing the command twice. Commands run with bash in the repository root; the programs beside this interpreter
-are first on PATH, and `make` uses its environment. Only standard output counts. What differs from machine to machine
-(seconds, paths, versions) have to be cut by the command itself: the comparison is exact.
+are first on PATH, and `make` uses its environment: what is documented is what is installed there, so run `make docs`
+first, which installs the checkout. Only standard output counts. What differs from machine to machine (seconds, paths,
+versions) has to be cut by the command itself: the comparison is exact.
 
     python docs/outputs.py --check [FILE …]     exit code 1, and a diff, where a block is not what its command prints
     python docs/outputs.py --write [FILE …]     rewrite such blocks

@@ -93,7 +93,7 @@ class Record:
     mentor_finish_reason
         How the insight ended; None without one.
     mentor_stages
-        The last stage at which the mentor wrote; less than `stage` if it had ended before.
+        The number of stages at which the mentor wrote: 0 without insights, less than `stage` if it had ended before.
     tokens
         The token counts.
     tflops

@@ -186,6 +186,7 @@ class Collected:
             lengths = self.probe_all(probe)[1].astype(np.int64) * judged
         grades = np.asarray(self.correct if correct is None else correct, dtype=np.float64)
         costs = self.costs(lengths)
+        # A stage that is not judged gets the score 0: it never passes, and of equal scores the earlier stage answers.
         return Outcomes(np.where(judged, scores, 0.0), grades, *costs)
 
     def costs(self, lengths: NDArray[np.int64]) -> tuple[Floats, Floats]:

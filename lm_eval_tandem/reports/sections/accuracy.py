@@ -1,6 +1,8 @@
 """Accuracy, length and cost of every policy (paper, Tables 1 and 7).
 
-To add a column to the policies table, write a function that returns its cell and add a `Column` to `POLICY_COLUMNS`.
+To add a column to the policies table, write a function that returns its cell and add a `Column` to `POLICY_COLUMNS`. A
+measure that no column shows yet also needs a name in `MEASURES` (`sources/runs.py`) and, if it gets an interval, in
+`RESAMPLED` (`sources/comparison.py`).
 """
 
 from __future__ import annotations

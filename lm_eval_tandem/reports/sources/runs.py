@@ -20,7 +20,7 @@ QuestionId = tuple[str, int]
 """Task and document id."""
 
 MEASURES = ("length", "mentor_tokens", "tflops", "stage", "truncated", "dollars")
-"""Numbers that a run may have per question besides its grade, under these names in samples and in ledger records."""
+"""Numbers that a run may have per question besides its grade: read from samples, or derived from ledger records."""
 SUBJECT_FIELDS = ("subject", "type")
 """Fields of a document that name its subject, unless the user names another one."""
 PAIR_SETTINGS = ("efforts", "insights", "guidance", "thinking")
