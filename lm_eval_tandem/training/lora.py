@@ -72,8 +72,6 @@ class Finetuning:
     ----------
     files
         After a call: the adapter's files by name.
-    best_epoch
-        After a call: the number of the epoch that was kept, with its accuracy and loss on the held-out prompts.
 
     Raises
     ------
@@ -88,7 +86,6 @@ class Finetuning:
     batch_size: int = 8
     plan: Plan = field(default_factory=Plan)
     files: dict[str, bytes] = field(default_factory=dict)
-    best_epoch: dict[str, Any] = field(default_factory=dict)
 
     def __call__(
         self, prompts: NDArray[np.object_], labels: NDArray[np.int64], held_out: NDArray[np.bool_], seed: int
@@ -163,7 +160,6 @@ class Finetuning:
                 )
                 if reached > best:
                     best, best_weights = reached, {name: p.detach().clone() for name, p in adapter.weights.items()}
-                    self.best_epoch = {"epoch": epoch, "accuracy": reached[0], "loss": -reached[1]}
         adapter.load(best_weights)
 
     def _step(self, network: Network, head: Head, rows: Prompts, truth: States, indices: NDArray[np.int64]) -> None:
