@@ -7,6 +7,7 @@ not exist inside. The system calls that the kernel refuses are listed in `seccom
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -51,13 +52,15 @@ def environment(folder: str) -> dict[str, str]:
     }
 
 
-def command(tmp_size: int, stack: ExitStack) -> tuple[list[str], list[int]]:
+def command(tmp_size: int, information: int, stack: ExitStack) -> tuple[list[str], list[int]]:
     """Build the bubblewrap command that goes in front of an interpreter's command.
 
     Parameters
     ----------
     tmp_size
         Size of the private temporary folder in bytes.
+    information
+        File descriptor to which bubblewrap writes which process is the first of the sandbox, see `first_process`.
     stack
         Closes the returned file descriptors when it is closed.
 
@@ -75,6 +78,7 @@ def command(tmp_size: int, stack: ExitStack) -> tuple[list[str], list[int]]:
     if program is None:
         raise FileNotFoundError("bwrap is not installed")
     parts = [program, "--die-with-parent", "--new-session", "--clearenv", *_namespaces()]
+    parts += ["--info-fd", str(information)]
     for name, value in environment(PRIVATE_TMP).items():
         parts += ["--setenv", name, value]
     parts += _mounts()
@@ -85,12 +89,24 @@ def command(tmp_size: int, stack: ExitStack) -> tuple[list[str], list[int]]:
     parts += ["--remount-ro", "/", "--chdir", PRIVATE_TMP]
     call_filter = seccomp.build_filter()
     if call_filter is None:
-        return parts, []
+        return parts, [information]
     reading, writing = os.pipe()
     stack.callback(os.close, reading)
     os.write(writing, call_filter)
     os.close(writing)
-    return [*parts, "--seccomp", str(reading)], [reading]
+    return [*parts, "--seccomp", str(reading)], [information, reading]
+
+
+def first_process(information: bytes) -> int | None:
+    """Return the id of the sandbox's first process, from what bubblewrap has written; None if it has not got that far.
+
+    When this process dies, the kernel kills all others of the sandbox, and only when they are gone does bubblewrap
+    itself end. The other way round, it may end before they do.
+    """
+    try:
+        return int(json.loads(information)["child-pid"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _namespaces() -> list[str]:

@@ -44,6 +44,7 @@ interpreter's hash seed is fixed, so that a verdict can be reproduced.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -331,8 +332,9 @@ class SandboxedProcess:
         python = [os.path.realpath(sys.executable), "-u", "-s", "-S", "-B", "-c", _inside_source()]
         self.cleanup = ExitStack()
         try:
-            if isolated:
-                prefix, extra = bubblewrap.command(self.limits.tmp_size, self.cleanup)
+            self.information = Pipe(self.cleanup) if isolated else None
+            if self.information:
+                prefix, extra = bubblewrap.command(self.limits.tmp_size, self.information.writing, self.cleanup)
                 folder, home = "/", bubblewrap.PRIVATE_TMP
             else:
                 prefix, extra = [], []
@@ -353,11 +355,23 @@ class SandboxedProcess:
         except BaseException:
             self.cleanup.close()
             raise
+        if self.information:
+            self.information.close_writing()
         return self
 
     def kill(self) -> None:
-        """Kill the process group and wait for its leader; with bubblewrap, its process namespace ends too."""
-        if self.process.returncode is None:
+        """Kill everything that the process has started, and wait until it is gone.
+
+        With bubblewrap, the first process of its namespace is killed: bubblewrap ends when the kernel has ended all
+        others. Where there is no such process (yet), the process group is killed.
+        """
+        if self.process.poll() is None and self.information:
+            os.set_blocking(self.information.reading, False)
+            with contextlib.suppress(BlockingIOError, ProcessLookupError, subprocess.TimeoutExpired):
+                if first := bubblewrap.first_process(os.read(self.information.reading, 1 << 10)):
+                    os.kill(first, signal.SIGKILL)
+                    self.process.wait(END_SECONDS)
+        if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 

@@ -259,6 +259,17 @@ def f(x):
     os.execv(sys.executable, [sys.executable, "-c", "pass"])
 """,
     "closes everything": "import os\ndef f(x):\n    os.closerange(0, 256)\n    return 0\n",
+    "is slow to die": """
+import os
+def f(x):
+    for _ in range(5):
+        if not os.fork():
+            break
+    held = b"x" * (100 << 20)
+    os.closerange(0, 256)
+    while True:
+        pass
+""",
     "raises what tests may swallow": "class Quiet(BaseException): pass\ndef f(x):\n    raise Quiet\n",
     "crashes the interpreter": "import ctypes\ndef f(x):\n    ctypes.string_at(0)\n",
 }
