@@ -25,10 +25,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-next test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
-	@echo "make demo | test | docs | docs-check | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
+	@echo "make demo | test | docs | docs-check | test-next | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -173,6 +173,14 @@ test: install sandbox
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS)
 	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
+
+# the tasks and their costs on the next release of the harness, which scores in another way. It lies in a folder of its own
+# that hides the installed release
+NEXT_TESTS ?= tests/tasks tests/harness/test_end_to_end.py
+test-next: install sandbox
+	"$(BIN)/python" -m pip install --quiet --no-deps --upgrade --target "$(BUILD)/lm-eval-next" -r requirements/lm-eval-next.txt
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results setup.cfg "$$folder" && next="$(abspath $(BUILD))/lm-eval-next" && \
+	cd "$$folder" && PYTHONPATH="$$next" HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS) $(NEXT_TESTS)
 
 # those that take results of floats for equal, as if the processor had none of its wider instructions; see docs/reproducibility.md
 PROCESSOR_TESTS ?= tests/reports tests/judge tests/training tests/pair tests/harness/test_parity.py

@@ -11,6 +11,9 @@ import datasets
 
 from lm_eval_tandem.grading.code import grader, sandbox
 from lm_eval_tandem.harness import task_data
+from lm_eval_tandem.harness.tasks import ResponseTask
+
+__all__ = ["ResponseTask"]
 
 
 def humaneval(**_: Any) -> dict[str, datasets.Dataset]:
@@ -56,6 +59,6 @@ def grade_mbpp(responses: list[list[str]], docs: list[dict[str, Any]]) -> list[l
     return grader.grade_repeats([grader.mbpp(doc) for doc in docs], responses)
 
 
-def process_results(_: dict[str, Any], results: Sequence[Sequence[str]]) -> dict[str, float]:
+def process_results(_: dict[str, Any], grades: Sequence[str]) -> dict[str, float]:
     """Return a document's metrics from the grades of its responses."""
-    return grader.document_metrics(results[0])
+    return grader.document_metrics(grades)

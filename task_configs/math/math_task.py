@@ -9,13 +9,12 @@ from typing import Any
 
 import datasets
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 
-from lm_eval_tandem import errors
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading import thought
 from lm_eval_tandem.grading.math import answer, grader
 from lm_eval_tandem.harness import task_data
+from lm_eval_tandem.harness.tasks import ResponseTask
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class GradedAnswer(str):
         return graded
 
 
-class MathTask(ConfigurableTask):
+class MathTask(ResponseTask):
     """A task of lm-eval whose documents have the fields `problem` and `gold` besides those of their dataset.
 
     In the YAML file, `dataset_kwargs` names the dataset's fields: `problem`, the question; `gold`, the answer or a
@@ -62,9 +61,8 @@ class MathTask(ConfigurableTask):
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        errors.print_plainly()
         grader.require()
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        super().__init__(config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Load the documents of the split that is evaluated.
@@ -117,9 +115,9 @@ class MathTask(ConfigurableTask):
         return instances
 
 
-def process_results(doc: dict[str, Any], results: list[list[GradedAnswer]]) -> dict[str, float]:
+def process_results(_: dict[str, Any], answers: list[GradedAnswer]) -> dict[str, float]:
     """Return a document's metrics: means over its responses, of which there is one unless `repeats` is larger."""
-    metrics = [graded.metrics for graded in results[0]]
+    metrics = [graded.metrics for graded in answers]
     return {name: sum(one[name] for one in metrics) / len(metrics) for name in metrics[0]}
 
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import datasets
 
+from lm_eval_tandem.harness.tasks import ResponseTask
+
+__all__ = ["ResponseTask", "dataset", "process_results"]
+
 _NUMBER = re.compile(r"\s*([-+]?\d+)(?![\d.,]*\d)")
 
 
@@ -24,13 +28,13 @@ def extract(response: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+def process_results(doc: dict[str, Any], responses: Sequence[str]) -> dict[str, float]:
     """Return `acc` and `no_answer`, and the metrics that the response of a tandem has (`response.metrics`).
 
     A question costs this tiny pair millionths of a TFLOP, and lm-eval prints four decimals, so the cost is also
     reported in MFLOPs as `mflops`.
     """
-    response = results[0]
+    response = responses[0]
     answer = extract(response)
     metrics = {"acc": float(answer == int(doc["answer"])), "no_answer": float(answer is None)}
     costs = getattr(response, "metrics", None) or {}

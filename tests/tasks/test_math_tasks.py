@@ -219,7 +219,9 @@ def test_the_bundled_pair_with_model_tandem(
 
 
 def load(task: str) -> Any:
-    return manager().load(task)["tasks"][task]
+    loaded = manager().load(task)["tasks"][task]
+    assert loaded.dataset  # release 0.5 of lm-eval loads the documents when they are first used
+    return loaded
 
 
 def manager(*folders: Path) -> TaskManager:
@@ -271,7 +273,8 @@ def test_the_costs_of_a_tandem_are_reported(questions: list[str], tmp_path: Path
     task = load("tandem_gsm8k")
     response = type("Response", (str,), {"metrics": {**costs, "other": 1.0}})(r"\boxed{5}")
     for prompt, expected in (("Q", 0.0), ("Q<think>", 1.0)):
-        instance = Instance("generate_until", task.dataset["test"][0], (prompt, {}), 0, ("tandem_gsm8k", 0, 1))
+        document = task.dataset["test"][0]
+        instance = Instance("generate_until", document, (prompt, {}), idx=0, task_name="tandem_gsm8k", doc_id=0)
         instance.resps = [response]
         task._instances = [instance]
         task.apply_filters()

@@ -219,7 +219,9 @@ class RegisteredEngine:
     # One batch after the other, in one thread
 
     async def _submit(self, context: Any, sampling: Sampling) -> str:
-        request = Instance("generate_until", {}, (context, generation_arguments(sampling)), 0)
+        request = Instance(
+            "generate_until", {}, (context, generation_arguments(sampling)), idx=0, task_name="tandem", doc_id=0
+        )
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._queue.append((request, future))
         if self._task is None or self._task.done():
