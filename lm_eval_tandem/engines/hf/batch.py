@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, EngineWork, Prompt, Sampling, ScoringView
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
 from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose_tokens
 from lm_eval_tandem.engines.hf.token_stats import argmax_tokens, generated_token_stats
+from lm_eval_tandem.engines.stopping import StopSearch
 
 TokenPair = tuple[float, float]
 """Log-probability and entropy of one token, in nats."""
@@ -41,6 +41,8 @@ class Job:
         Of a generation; None for a call of `score`.
     view
         Of a call of `score`.
+    stops
+        Searches the generated tokens for stop strings.
     new
         Tokens generated so far.
     stats
@@ -59,6 +61,7 @@ class Job:
     submitted: float
     sampling: Sampling | None = None
     view: ScoringView = DEFAULT_VIEW
+    stops: StopSearch | None = None
     new: list[int] = field(default_factory=list)
     stats: list[TokenPair] = field(default_factory=list)
     draft: tuple[int, ...] = ()
@@ -73,6 +76,8 @@ class Job:
     def add(self, token: int, pair: TokenPair | None) -> None:
         """Append a generated token, with its statistics where they are requested."""
         self.new.append(token)
+        if self.stops is not None:
+            self.stops.add(token)
         if pair is not None:
             self.stats.append(pair)
 
@@ -104,50 +109,6 @@ def resolve(results: list[tuple[Job, Any]]) -> None:
             results[0][0].future.get_loop().call_soon_threadsafe(settle)
 
 
-class StopChecker:
-    """Decides after each token whether a generation has ended.
-
-    Parameters
-    ----------
-    tokenizer
-        Decodes tokens to search them for stop strings.
-    end_tokens
-        Token ids that end a generation.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Collection[int]) -> None:
-        self.tokenizer = tokenizer
-        self.end_tokens = frozenset(end_tokens)
-        self._characters: dict[int, str] = {}
-
-    def finish_reason(self, job: Job) -> str:
-        """The reason "stop", "length" or "max_entropy" for which the newest token is the last; "" if it is not."""
-        assert job.sampling is not None
-        token = job.new[-1]
-        if token in self.end_tokens:
-            return "stop"
-        stops = job.sampling.stop
-        # Decoding the text's tail is needed only if the newest token can complete a stop string.
-        if stops and any(stop[-1] in self._possible_characters(token) for stop in stops):
-            tail = job.new[-(max(map(len, stops)) + 2) :]
-            text = self.tokenizer.decode(tail)
-            if any(stop in text for stop in stops):
-                return "stop"
-        if len(job.new) >= job.sampling.max_tokens:
-            return "length"
-        limit = job.sampling.max_entropy
-        return "max_entropy" if limit is not None and job.stats and job.stats[-1][1] > limit else ""
-
-    def _possible_characters(self, token: int) -> str:
-        """All characters that a token may add to a text; decoded alone it may lack its leading space."""
-        if token not in self._characters:
-            raw = self.tokenizer.convert_ids_to_tokens(token) or ""
-            text = str(self.tokenizer.decode([token]))
-            space = " " if raw[:1] in ("\N{LOWER ONE EIGHTH BLOCK}", "Ġ") else ""
-            self._characters[token] = raw + text + space
-        return self._characters[token]
-
-
 class DecodingBatch:
     """The generations that are running, in one key-value cache.
 
@@ -155,8 +116,8 @@ class DecodingBatch:
     ----------
     network
         The model.
-    stops
-        Decides when a row ends.
+    end_tokens
+        Token ids that end a generation.
     prefixes
         Where computed prefixes of sessions are found and put.
     work
@@ -171,9 +132,9 @@ class DecodingBatch:
         for it, because other threads add to it as well.
     """
 
-    def __init__(self, network: Network, stops: StopChecker, prefixes: PrefixCache, work: EngineWork) -> None:
+    def __init__(self, network: Network, end_tokens: Collection[int], prefixes: PrefixCache, work: EngineWork) -> None:
         self.network = network
-        self.stops = stops
+        self.end_tokens = frozenset(end_tokens)
         self.prefixes = prefixes
         self.work = work
         self.stats_seconds = 0.0
@@ -260,7 +221,7 @@ class DecodingBatch:
         for row, job in enumerate(jobs):
             for i, token in enumerate(generated[row]):
                 job.add(token, pairs[row][i] if row in pairs else None)
-                if self.stops.finish_reason(job):  # the rest of a draft comes after the end
+                if self._finish_reason(job):  # the rest of a draft comes after the end
                     break
 
     def step(self) -> None:
@@ -303,7 +264,7 @@ class DecodingBatch:
         for row, job in enumerate(self.slots):
             if job is None:
                 continue
-            job.finish_reason = self.stops.finish_reason(job)
+            job.finish_reason = self._finish_reason(job)
             if not job.finish_reason:
                 continue
             if job.prompt.session is not None and self.network.stackable:
@@ -311,6 +272,16 @@ class DecodingBatch:
             self.slots[row] = None
             ended.append(job)
         return ended
+
+    def _finish_reason(self, job: Job) -> str:
+        """The reason "stop", "length" or "max_entropy" for which the newest token is the last; "" if it is not."""
+        assert job.sampling is not None
+        if job.new[-1] in self.end_tokens or (job.stops is not None and job.stops.stopped):
+            return "stop"
+        if len(job.new) >= job.sampling.max_tokens:
+            return "length"
+        limit = job.sampling.max_entropy
+        return "max_entropy" if limit is not None and job.stats and job.stats[-1][1] > limit else ""
 
     def _keep_prefix(self, row: int, job: Job) -> None:
         """Keep what was computed for the job's session, with the statistics of those of its tokens that were scored."""

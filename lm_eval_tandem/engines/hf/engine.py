@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import postprocess_generated_text
 
 from lm_eval_tandem.engines import (
     DEFAULT_VIEW,
@@ -33,11 +32,12 @@ from lm_eval_tandem.engines import (
     TokenStats,
 )
 from lm_eval_tandem.engines.entropy import zero_near_certain
-from lm_eval_tandem.engines.hf.batch import DecodingBatch, Job, StopChecker, resolve, take_jobs
+from lm_eval_tandem.engines.hf.batch import DecodingBatch, Job, resolve, take_jobs
 from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 from lm_eval_tandem.engines.hf.kv_cache import Network, PrefixCache
 from lm_eval_tandem.engines.hf.scoring import score_batch
 from lm_eval_tandem.engines.limits import check_window
+from lm_eval_tandem.engines.stopping import StopRule, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
 from lm_eval_tandem.errors import EngineError
 
@@ -96,10 +96,10 @@ class HFEngine(LocalTokenizer):
         self._adapter: Adapter | None = None
         # What was computed with the adapter is kept apart; there is no memory for it until one is loaded.
         self._adapter_prefixes = PrefixCache(0)
-        stops = StopChecker(self.lm.tokenizer, end_tokens)
+        self._stop_rule = StopRule(self.lm.tokenizer.decode, self.lm.think_end_token)
         self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
         self.reads_drafts = self._network.stackable
-        self._decoding = DecodingBatch(self._network, stops, self._prefixes, self.work)
+        self._decoding = DecodingBatch(self._network, end_tokens, self._prefixes, self.work)
         self._wake = threading.Condition()
         self._submitted: list[Job] = []
         self._to_score: deque[Job] = deque()
@@ -126,6 +126,7 @@ class HFEngine(LocalTokenizer):
         """See `Engine.generate`."""
         job = self._job(prompt)
         job.sampling = sampling
+        job.stops = self._stop_rule.search((*sampling.stop, self._end_text), prompt.continued)
         if self.reads_drafts:
             job.draft = prompt.draft[: sampling.max_tokens - 1]  # at least one token is decoded
         check_window(self.name, self.window, len(job.ids), sampling.max_tokens)
@@ -180,9 +181,7 @@ class HFEngine(LocalTokenizer):
             new = new[len(new) - new[::-1].index(think_end) :]
         with self._tokenizer_lock:
             text = str(self.lm.tok_decode(new))
-        if isinstance(think_end, int):
-            return str(postprocess_generated_text(text.lstrip(), [*stop, self._end_text], None))
-        return str(postprocess_generated_text(text, [*stop, self._end_text], think_end))
+        return answer_text(text, (*stop, self._end_text), think_end)[0]
 
     def close(self) -> None:
         """See `Engine.close`."""

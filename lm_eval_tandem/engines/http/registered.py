@@ -37,7 +37,6 @@ from lm_eval_tandem.engines.http.text import (
     CONTINUE_REQUEST,
     TextOnlyLM,
     TokenCounter,
-    answer_part,
     decode_chat,
     decode_reply,
     encode_chat,
@@ -45,6 +44,7 @@ from lm_eval_tandem.engines.http.text import (
     plain_text,
 )
 from lm_eval_tandem.engines.limits import check_window
+from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import CallError, EngineError
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class RegisteredEngine:
 
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
-        return answer_part(decode_reply(token_ids), stop)[0]
+        return answer_text(decode_reply(token_ids), stop)[0]
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from engines.conformance import TEXTS, EngineConformance, Reference, run, together
+from engines.conformance import SCRIPT, TEXTS, THOUGHT, EngineConformance, Reference, StopConformance, run, together
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
@@ -26,8 +26,9 @@ from lm_eval_tandem.errors import EngineError
 KINDS = ["llama", "qwen3", "gpt2"]
 
 
-def opened(folder: Path, batch_size: int = 4) -> HFEngine:
-    return HFEngine({"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": batch_size})
+def opened(folder: Path, batch_size: int = 4, **arguments: object) -> HFEngine:
+    given = {"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": batch_size}
+    return HFEngine(given | arguments)
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "pair"])
@@ -83,6 +84,36 @@ class TestHFEngine(EngineConformance):
         again = run(engine.score(Prompt(TEXTS[0], session="a")))
         assert again.cached_tokens == 0
         assert (first.logprob[1:] == again.logprob[1:]).all()
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
+    engine = opened(tiny.save_script(tmp_path_factory.mktemp("script"), SCRIPT))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
+    folder = tiny.save_script(tmp_path_factory.mktemp("thought"), THOUGHT)
+    engine = opened(folder, think_end_token="</think>")
+    yield engine
+    engine.close()
+
+
+class TestStopRule(StopConformance):
+    """The stop rule of every engine, and that an integer think_end_token is a token."""
+
+    tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
+
+    def test_a_token_may_end_the_thinking(self, tmp_path: Path) -> None:
+        script = "Let me see. 40\n\nminus 3;\n\n \n\nÉté: 37\n\nDone"
+        (end,) = self.tokenizer(";").input_ids
+        engine = opened(tiny.save_script(tmp_path, script), think_end_token=end)
+        found = run(engine.generate(Prompt("x"), Sampling(99, ("\n\n",))))
+        assert (found.text, found.finish_reason) == ("Été: 37", "stop")
+        assert self.tokenizer.decode(list(found.token_ids)) == script.removesuffix("Done")
+        engine.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
