@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,8 +41,8 @@ class Job:
         Of a generation; None for a call of `score`.
     view
         Of a call of `score`.
-    stops
-        Searches the generated tokens for stop strings.
+    search_stops
+        Starts the search of the generated tokens for stop strings.
     new
         Tokens generated so far.
     stats
@@ -53,6 +53,8 @@ class Job:
         Leading tokens of `ids` that were computed before.
     finish_reason
         "" until the generation has ended.
+    seconds
+        From the call to the end of the generation.
     """
 
     prompt: Prompt
@@ -61,23 +63,35 @@ class Job:
     submitted: float
     sampling: Sampling | None = None
     view: ScoringView = DEFAULT_VIEW
-    stops: StopSearch | None = None
+    search_stops: Callable[[], StopSearch] | None = None
     new: list[int] = field(default_factory=list)
     stats: list[TokenPair] = field(default_factory=list)
     draft: tuple[int, ...] = ()
     cached: int = 0
     finish_reason: str = ""
+    seconds: float = 0.0
+    _stops: StopSearch | None = None
 
     @property
     def wants_stats(self) -> bool:
         """Whether the statistics of the generated tokens are requested."""
         return self.sampling is not None and self.sampling.return_token_stats
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer contains a stop string."""
+        return self._stops is not None and self._stops.stopped
+
+    def start(self) -> None:
+        """Begin the generation, or begin it again after a failure."""
+        self.new, self.stats = [], []
+        self._stops = None if self.search_stops is None else self.search_stops()
+
     def add(self, token: int, pair: TokenPair | None) -> None:
         """Append a generated token, with its statistics where they are requested."""
         self.new.append(token)
-        if self.stops is not None:
-            self.stops.add(token)
+        if self._stops is not None:
+            self._stops.add(token)
         if pair is not None:
             self.stats.append(pair)
 
@@ -87,7 +101,7 @@ def take_jobs(queue: deque[Job], n: int) -> list[Job]:
     jobs: list[Job] = []
     while queue and len(jobs) < n:
         job = queue.popleft()
-        if not job.future.cancelled():
+        if not job.future.done():
             jobs.append(job)
     return jobs
 
@@ -104,6 +118,7 @@ def resolve(results: list[tuple[Job, Any]]) -> None:
             else:
                 job.future.set_result(result)
 
+    results = [(job, result) for job, result in results if not job.future.done()]
     if results:
         with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
             results[0][0].future.get_loop().call_soon_threadsafe(settle)
@@ -158,27 +173,27 @@ class DecodingBatch:
         return not running or (self.network.stackable and len(self.slots) >= 2 * running)
 
     def admit(self, jobs: list[Job]) -> None:
-        """Remove ended rows and add new ones: read their prompts and generate their first tokens."""
-        running = [row for row, job in enumerate(self.slots) if job is not None]
-        old_rows = [self.cache.copy_row(row) for row in running]
-        slots: list[Job | None] = [self.slots[row] for row in running]
-        samplers = [self._samplers[row] for row in running]
+        """Remove ended rows and add new ones: read their prompts and generate their first tokens.
+
+        After an exception, the rows that are still running are unharmed.
+        """
         new_cache = BatchedCache(self.network)
-        if jobs:
-            new_samplers = self._prefill(new_cache, jobs)
-            slots += jobs
-            samplers += new_samplers
-        if old_rows:
-            self.cache.stack(old_rows + [new_cache.copy_row(row) for row in range(len(jobs))])
-        else:
-            self.cache = new_cache
-        self.slots, self._samplers = slots, samplers
+        new_samplers = self._prefill(new_cache, jobs) if jobs else []
+        running = [row for row, job in enumerate(self.slots) if job is not None]
+        rows = [self.cache.copy_row(row) for row in running]
+        slots = [*(self.slots[row] for row in running), *jobs]
+        samplers = [*(self._samplers[row] for row in running), *new_samplers]
+        self.clear()
+        if rows:
+            new_cache.stack(rows + [new_cache.copy_row(row) for row in range(len(jobs))])
+        self.cache, self.slots, self._samplers = new_cache, slots, samplers
 
     def _prefill(self, cache: BatchedCache, jobs: list[Job]) -> list[TokenSampler]:
         """Read the jobs' prompts and drafts into the cache and generate their first tokens."""
         rows, samplers = [], []
         for job in jobs:
             assert job.sampling is not None
+            job.start()
             entry = self.prefixes.get(job.prompt.session)
             shared = common_prefix_length(entry.ids, job.ids) if entry is not None else 0
             job.cached = min(shared, len(job.ids) - 1)  # the last token is read again, for the logits after it
@@ -225,7 +240,14 @@ class DecodingBatch:
                     break
 
     def step(self) -> None:
-        """Generate one more token for every running row."""
+        """Generate one more token for every running row. After an exception, no row is running."""
+        try:
+            self._step()
+        except BaseException:
+            self.clear()
+            raise
+
+    def _step(self) -> None:
         last = [[job.new[-1]] if job is not None else [self.network.pad] for job in self.slots]
         logits = self.cache.read(last)[:, 0]
         self.work.decode_tokens += len(self.running)
@@ -259,10 +281,16 @@ class DecodingBatch:
         return pairs
 
     def take_ended(self) -> list[Job]:
-        """The jobs that have ended since the last call; what was computed for their sessions is kept."""
+        """The jobs that have ended since the last call; what was computed for their sessions is kept.
+
+        Rows whose caller does not wait any more end here, too.
+        """
         ended = []
         for row, job in enumerate(self.slots):
             if job is None:
+                continue
+            if job.future.done():
+                self.slots[row] = None
                 continue
             job.finish_reason = self._finish_reason(job)
             if not job.finish_reason:
@@ -271,12 +299,14 @@ class DecodingBatch:
                 self._keep_prefix(row, job)
             self.slots[row] = None
             ended.append(job)
+        if not self.running:
+            self.clear()  # frees the cache
         return ended
 
     def _finish_reason(self, job: Job) -> str:
         """The reason "stop", "length" or "max_entropy" for which the newest token is the last; "" if it is not."""
         assert job.sampling is not None
-        if job.new[-1] in self.end_tokens or (job.stops is not None and job.stops.stopped):
+        if job.new[-1] in self.end_tokens or job.stopped:
             return "stop"
         if len(job.new) >= job.sampling.max_tokens:
             return "length"
