@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
@@ -30,12 +31,17 @@ def config(kind: str, vocabulary: int) -> PretrainedConfig:
     raise ValueError(kind)
 
 
-def save(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
-    """Save a tiny random model with a tokenizer into the folder; weights large enough for varied text."""
+def save(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """Save a tiny random model with a tokenizer into the folder; weights large enough for varied text.
+
+    `changes` are values of its configuration.
+    """
     tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
     torch.manual_seed(seed)
     settings = config(kind, len(tokenizer))
     settings.initializer_range = 0.2
+    for name, value in changes.items():
+        setattr(settings, name, value)
     settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     settings.bos_token_id = None
     model = AutoModelForCausalLM.from_config(settings).float()

@@ -64,6 +64,8 @@ class Worker:
         Totals of what was computed.
     adapter
         With which prompts of a view with an adapter are scored; None before `use_adapter`.
+    freed
+        Whether the worker was closed, which frees the model.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Worker:
         self._steps = 0
         """Decoding steps since prompts were scored."""
         self._halved = False
-        self._closed = False
+        self._closed = self.freed = False
         self._thread = threading.Thread(target=self._run, name=f"tandem {name}", daemon=True)
         RUNNING.add(self)
         self._thread.start()
@@ -123,7 +125,19 @@ class Worker:
             self._wake.notify()
 
     def close(self) -> None:
-        """Stop the thread, wait for its end, and free the model and all that was computed."""
+        """Stop the thread, fail the calls that are left, and free the model and all that was computed."""
+        self.end()
+        if self.freed:
+            return
+        closed = EngineError(f"{self.name} was closed before it had answered.")
+        resolve([(job, closed) for job in (*self._to_score, *self._to_generate, *self._decoding.running)])
+        self._to_score.clear()
+        self._to_generate.clear()
+        self.freed, self.adapter = True, None
+        del self.network, self._decoding, self._prefixes, self._adapter_prefixes
+
+    def end(self) -> None:
+        """Stop the thread and wait for its end, where nobody waits for answers any more."""
         self.stop()
         self._thread.join()
 
@@ -135,11 +149,7 @@ class Worker:
         with np.errstate(over="ignore", invalid="ignore"), registered:
             while self._wait_for_jobs():
                 self._compute()
-        closed = EngineError(f"{self.name} was closed before it had answered.")
-        resolve([(job, closed) for job in (*self._to_score, *self._to_generate, *self._decoding.running)])
         RUNNING.discard(self)
-        del self.network, self._decoding, self._prefixes, self._adapter_prefixes
-        self.adapter = None
 
     def _wait_for_jobs(self) -> bool:
         """Wait until there is something to do; False where the engine was closed instead."""
@@ -260,7 +270,7 @@ def end_threads() -> None:
     for worker in workers:
         worker.stop()
     for worker in workers:
-        worker.close()
+        worker.end()
 
 
 def is_out_of_memory(error: Exception) -> bool:
