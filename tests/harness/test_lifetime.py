@@ -86,9 +86,7 @@ def started(tmp_path: Path, program: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(
-    ("ending", "code"), [("raise errors.EngineError('a server is gone.')", 1), ("sys.exit(0)", 0), ("return", 0)]
-)
+@pytest.mark.parametrize(("ending", "code"), [("raise errors.EngineError('a server is gone.')", 1), ("return", 0)])
 def test_a_process_ends_with_its_own_exit_code_while_rows_decode(tmp_path: Path, ending: str, code: int) -> None:
     process = started(tmp_path, DECODING.replace("ENDING", ending))
     out, err = process.communicate(timeout=500)
@@ -141,6 +139,18 @@ def test_an_engine_that_nobody_uses_any_more_is_freed() -> None:
     gc.collect()
     assert not thread.is_alive()
     assert model() is None
+
+
+def test_a_model_that_nobody_uses_any_more_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    lm = TandemLM(policy="stage:1", **COMMON)
+    threads = [thread for thread in threading.enumerate() if thread not in before]
+    assert len(threads) >= 3, "two engines and an event loop"
+    del lm
+    gc.collect()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_closed_engine_has_no_weights_and_refuses_calls(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ class HFEngine(LocalTokenizer):
             "commit": getattr(self.lm.model.config, "_commit_hash", None),
             "dtype": str(self.lm.model.dtype),
             "device": self.lm.device.type,
+            # Answers of stores of version 0.1 end with a stop string in the thinking.
+            **({} if self.lm.think_end_token is None else {"stop": "after thinking"}),
             **model_identity(self.name, arguments),
         }
 
