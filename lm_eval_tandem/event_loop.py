@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -32,6 +33,9 @@ class EventLoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tandem", daemon=True)
         self._thread.start()
+        # The thread of an object that nobody uses any more ends. At exit it is left alone: a daemon holds up nothing.
+        self._stop_unused = weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        self._stop_unused.atexit = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result, or its exception.
@@ -59,6 +63,7 @@ class EventLoopThread:
 
     def close(self) -> None:
         """Cancel all tasks and end the thread."""
+        self._stop_unused.detach()
         asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result(timeout=SHUTDOWN_TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=SHUTDOWN_TIMEOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
@@ -30,15 +31,48 @@ def config(kind: str, vocabulary: int) -> PretrainedConfig:
     raise ValueError(kind)
 
 
-def save(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
-    """Save a tiny random model with a tokenizer into the folder; weights large enough for varied text."""
+def save(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """Save a tiny random model with a tokenizer into the folder; weights large enough for varied text.
+
+    `changes` are values of its configuration.
+    """
     tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
     torch.manual_seed(seed)
     settings = config(kind, len(tokenizer))
     settings.initializer_range = 0.2
+    for name, value in changes.items():
+        setattr(settings, name, value)
     settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     settings.bos_token_id = None
     model = AutoModelForCausalLM.from_config(settings).float()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_script(folder: Path, text: str, prompt: str = "x") -> Path:
+    """Save a model that generates this text, then its end token, after any prompt that is as long as this one.
+
+    Each position has a code, and the output layer maps it to one token; the layers between add nothing.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
+    start = len(tokenizer(prompt).input_ids) - 1
+    script = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    codes = {token: code for code, token in enumerate(dict.fromkeys(script))}
+    settings = config("gpt2", len(tokenizer))
+    settings.tie_word_embeddings = False
+    settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    settings.bos_token_id = None
+    model = AutoModelForCausalLM.from_config(settings).float()
+    with torch.no_grad():
+        for parameter in model.transformer.parameters():
+            parameter.zero_()
+        model.transformer.ln_f.weight.fill_(1)
+        model.lm_head.weight.zero_()
+        for position, token in enumerate(script, start):
+            model.transformer.wpe.weight[position, codes[token]] = 1
+        for token, code in codes.items():
+            model.lm_head.weight[token, code] = 1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

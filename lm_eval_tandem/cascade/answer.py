@@ -19,9 +19,6 @@ from lm_eval_tandem.errors import EngineError
 
 Floats = NDArray[np.float32]
 
-PARTIAL_STOP_TOKENS = 8
-"""Tokens generated per call while the text ends in a prefix of a stop string."""
-
 
 class ProbeLimit(Protocol):
     """How much of an answer a probe generates (`judge.probe.Probe` is one)."""
@@ -106,9 +103,6 @@ class PartialAnswer:
         str
             The text of the whole answer, cut before the first stop string.
         """
-        # An engine finds a stop string only in what it generates in one call, so none may span two calls.
-        while not self.finish_reason and self._ends_inside_stop_string():
-            await self._generate(PARTIAL_STOP_TOKENS, return_token_stats=False)
         if not self.finish_reason:
             started = bool(self.ids)
             completion = await self._generate(self.sampling.max_tokens, return_token_stats and not started)
@@ -136,13 +130,8 @@ class PartialAnswer:
         completion = await self.engine.generate(replace(self.prompt, continued=self.ids, draft=draft), sampling)
         self.record_call(self.ids, completion, draft)
         self.ids += completion.token_ids
-        stopped = completion.finish_reason == "stop" or any(
-            stop in self.engine.decode(self.ids) for stop in self.sampling.stop
-        )
-        if stopped or len(self.ids) >= self.sampling.max_tokens:
-            self.finish_reason = "stop" if stopped else "length"
+        if completion.finish_reason == "stop":
+            self.finish_reason = "stop"
+        elif len(self.ids) >= self.sampling.max_tokens:
+            self.finish_reason = "length"
         return completion
-
-    def _ends_inside_stop_string(self) -> bool:
-        text = self.engine.decode(self.ids) if self.ids else ""
-        return any(text.endswith(stop[:n]) for stop in self.sampling.stop for n in range(1, len(stop)))

@@ -70,7 +70,8 @@ class Sampling:
     max_tokens
         Largest number of new tokens, the end token included.
     stop
-        Stop strings: generation ends once one of them appears in the new text.
+        Stop strings: generation ends with the token that completes one of them in the answer, which may begin in
+        `Prompt.continued`; what a model thinks is no part of the answer (`stopping`).
     temperature
         0 is greedy.
     top_p, top_k, min_p, repetition_penalty

@@ -31,9 +31,16 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 def accepted_draft_tokens(draft: Sequence[int], generated: Sequence[int]) -> int:
     """Number of generated tokens that the engine took from the draft instead of decoding them.
 
-    At least one token of every call is decoded, so it is less than len(generated).
+    At least one token of every call is decoded, so it is less than len(generated), or 0 for an empty completion.
+
+    Examples
+    --------
+    >>> accepted_draft_tokens([5, 6, 7], [5, 6, 8])
+    2
+    >>> accepted_draft_tokens([5, 6, 7], [])
+    0
     """
-    return min(common_prefix_length(draft, generated), len(generated) - 1)
+    return min(common_prefix_length(draft, generated), max(0, len(generated) - 1))
 
 
 def strip_prompt_overlap(prompt: Sequence[int], draft: tuple[int, ...]) -> tuple[int, ...]:

@@ -33,11 +33,11 @@ class LocalTokenizer:
 
     def __init__(self, lm: Any, tokenize: Callable[[str], Sequence[int]]) -> None:
         self.lm = lm
-        self._tokenizer_lock = threading.RLock()
+        self._tokenizer_lock = lock = threading.RLock()
 
         @lru_cache(ENCODED_PROMPTS)
         def encoded(text: str) -> tuple[int, ...]:
-            with self._tokenizer_lock:
+            with lock:
                 return tuple(tokenize(text)) or (int(lm.prefix_token_id),)
 
         self._encoded = encoded

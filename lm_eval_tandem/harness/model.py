@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from lm_eval_tandem import errors, ledger
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
-from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, ScoringView, registry
+from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView, registry
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.errors import (
     ArgumentError,
@@ -69,15 +70,14 @@ class TandemLM(LM):
         view = DEFAULT_VIEW if self.judge is None else self.judge.view
         if self.judge is not None and chosen.intern is not None:
             registry.check_view(view, chosen.intern.backend, f"classifier={chosen.classifier}")
-        self.store = Store(chosen.store) if chosen.store is not None else None
-        self._mentor = None if chosen.mentor is None else registry.load(chosen.mentor)
-        self._intern = None if chosen.intern is None else registry.load(chosen.intern)
-        refused = str(getattr(self._intern, "cannot_score", ""))
-        if refused and (self.judge is not None or chosen.record_features):
-            raise EngineError(refused)
-        if self.judge is not None and self._intern is not None:
-            who = f"classifier={chosen.classifier}"
-            registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
+        with ExitStack() as opened:  # closed again where a later step fails
+            self.store = Store(chosen.store) if chosen.store is not None else None
+            if self.store is not None:
+                opened.callback(self.store.close)
+            self._mentor = self._load_engine(chosen.mentor, opened)
+            self._intern = self._load_engine(chosen.intern, opened)
+            self._check_intern(view)
+            opened.pop_all()
         self.cascade = Cascade(
             mentor=self._with_store(self._mentor),
             intern=self._with_store(self._intern),
@@ -121,6 +121,22 @@ class TandemLM(LM):
         view = ScoringView(hidden=True)
         registry.prepare(self._intern, view, None, None, "collect --hidden")
         self.cascade = replace(self.cascade, view=view)
+
+    def _load_engine(self, role: Role | None, opened: ExitStack) -> Engine | None:
+        if role is None:
+            return None
+        engine = registry.load(role)
+        opened.callback(engine.close)
+        return engine
+
+    def _check_intern(self, view: ScoringView) -> None:
+        """Refuse an intern that cannot do what the judge needs, and load the judge's adapter into it."""
+        refused = str(getattr(self._intern, "cannot_score", ""))
+        if refused and (self.judge is not None or self.settings.record_features):
+            raise EngineError(refused)
+        if self.judge is not None and self._intern is not None:
+            who = f"classifier={self.settings.classifier}"
+            registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
 
     def _load_judge(self) -> Sufficiency:
         from lm_eval_tandem.judge import artefact  # imports scikit-learn, which only a judge needs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from transformers import GenerationConfig
 
 import tiny
 from lm_eval_tandem.accounting import Tokens, tflops
@@ -118,23 +120,25 @@ def test_the_judge_reads_exactly_the_prompt_that_is_answered_from(
     np.testing.assert_allclose(judge.scored[2], features(stats, 2), rtol=1e-3, atol=1e-3)
 
 
-def test_a_mentor_that_ends_by_itself_is_not_called_or_judged_again(cascade: Cascade) -> None:
+def test_a_mentor_that_ends_by_itself_is_not_called_or_judged_again(cascade: Cascade, tmp_path: Path) -> None:
+    """The mentor's third token is an end token of its model, by its generation settings."""
     mentor = cascade.mentor
     assert isinstance(mentor, HFEngine)
     written = alone(mentor, QUESTION.text + " Insights:", 3)
-    third, length = written[2], written.index(written[2]) + 1
-    ends = mentor._decoding.stops.end_tokens
-    try:
-        mentor._decoding.stops.end_tokens = ends | {third}
-        _, record = answer(cascade)
-        assert record.mentor_finish_reason == "stop"
-        assert record.tokens.mentor_new == length
-        assert [judgement.stage for judgement in record.stages] == [0, 1]
-        _, fixed = answer(replace(cascade, policy=Policy("stage", 3)))
-        assert fixed.tokens.mentor_new == length
-        assert fixed.mentor_ended_before
-    finally:
-        mentor._decoding.stops.end_tokens = ends
+    length = written.index(written[2]) + 1
+    shutil.copytree(mentor.name, tmp_path / "ending")
+    settings = GenerationConfig.from_pretrained(mentor.name)
+    settings.eos_token_id = [settings.eos_token_id, written[2]]
+    settings.save_pretrained(tmp_path / "ending")
+    ending = HFEngine({"pretrained": str(tmp_path / "ending"), "dtype": "float32", "device": "cpu"})
+    _, record = answer(replace(cascade, mentor=ending))
+    assert record.mentor_finish_reason == "stop"
+    assert record.tokens.mentor_new == length
+    assert [judgement.stage for judgement in record.stages] == [0, 1]
+    _, fixed = answer(replace(cascade, mentor=ending, policy=Policy("stage", 3)))
+    assert fixed.tokens.mentor_new == length
+    assert fixed.mentor_ended_before
+    ending.close()
 
 
 def test_costs_are_those_of_equation_12(cascade: Cascade) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import tiny
+from engines.conformance import THOUGHT
 from lm_eval_tandem.cascade.answer import PartialAnswer
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
@@ -25,8 +27,20 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
+    folder = tiny.save_script(tmp_path_factory.mktemp("thinker"), THOUGHT)
+    made = HFEngine({"pretrained": str(folder), "dtype": "float32", "device": "cpu", "think_end_token": "</think>"})
+    yield made
+    made.close()
+
+
 def written(
-    engine: HFEngine, sampling: Sampling, probe: Probe | None, draft: tuple[int, ...] = ()
+    engine: HFEngine,
+    sampling: Sampling,
+    probe: Probe | None,
+    draft: tuple[int, ...] = (),
+    prompt: Prompt = PROMPT,
 ) -> tuple[str, PartialAnswer, int]:
     """The text, the answer, and the number of tokens that its calls were counted with."""
     counted: list[Completion] = []
@@ -36,7 +50,7 @@ def written(
         counted.append(completion)
 
     async def write() -> tuple[str, PartialAnswer]:
-        answer = PartialAnswer(engine, PROMPT, sampling, record_call, draft)
+        answer = PartialAnswer(engine, prompt, sampling, record_call, draft)
         if probe is not None:
             await answer.start(probe)
             assert len(answer.entropy) == len(answer.ids) == probe.length(answer.entropy)
@@ -62,12 +76,18 @@ def test_a_stop_string_across_two_calls_ends_the_answer(engine: HFEngine, tokens
     for start in range(0, len(free) - 4, 3):
         sampling = Sampling(24, stop=(free[start : start + 4],))
         whole, direct, _ = written(engine, sampling, None)
-        text, answer, _ = written(engine, sampling, Probe(tokens))
-        assert (
-            (text, answer.finish_reason)
-            == (whole, direct.finish_reason)
-            == (free[: free.index(sampling.stop[0])], "stop")
-        )
+        text, answer, counted = written(engine, sampling, Probe(tokens))
+        assert (whole, direct.finish_reason) == (free[: free.index(sampling.stop[0])], "stop")
+        assert (text, answer.ids, answer.finish_reason) == (whole, direct.ids, "stop")
+        assert counted == len(direct.ids)
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 20, 33, 40, 99])
+@pytest.mark.parametrize("stop", ["\n\n", "。", "é", "40"])
+def test_a_thinking_model_may_think_a_stop_string_in_a_probe(thinker: HFEngine, tokens: int, stop: str) -> None:
+    text, answer, _ = written(thinker, Sampling(99, (stop,)), Probe(tokens, math.inf), prompt=Prompt("x", session="s"))
+    assert text == "Été: 37。\n\nDone".split(stop)[0]
+    assert answer.finish_reason == "stop"
 
 
 def test_a_probe_ends_with_its_first_uncertain_token(engine: HFEngine) -> None:

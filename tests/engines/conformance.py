@@ -15,12 +15,14 @@ The contract, in the order of the tests:
 6. *`score`* gives log-probability and entropy of every token as float32 in nats, exact over the whole vocabulary; entry
    0 is NaN. A prompt that grows or changes within a session is scored as if it were read at once, but only its new part
    is read; the answer then starts from the judge's pass.
-7. *Stop strings* end each generation of a batch by itself; the text is cut before them, and "stop" is the reason.
+7. *Stop strings* end each generation of a batch by itself, with the token that completes one of them; the text is cut
+   before them, and "stop" is the reason. Characters of several tokens, stop strings that span two calls, and thinking,
+   which is not searched, are in `StopConformance`.
 8. *`max_tokens`* holds for each call by itself, and "length" is the reason.
 9. *Sampling* depends on the prompt and the seed alone, not on the rest of the batch.
 10. *The window*: a call that exceeds it raises ContextError, whose message names the next step; nothing is truncated.
 11. *Decoded text* has no special tokens.
-12. *A cancelled call* leaves the engine and all other calls unharmed.
+12. *A cancelled call* is computed no further, and leaves the engine and all other calls unharmed.
 
 To test an engine, subclass `EngineConformance` in a test module that defines two fixtures: `engine`, an engine in
 float32 with batch size 4, and `reference`, the same weights and tokenizer in transformers (`Reference`). Set `block` if
@@ -208,22 +210,28 @@ class EngineConformance:
             assert list(answer.token_ids) == reference.greedy(text, 9)
 
     def test_each_generation_ends_at_its_own_stop_string(self, engine: Engine, reference: Reference) -> None:
-        plain = [reference.tokenizer.decode(reference.greedy(text, 20), skip_special_tokens=True) for text in TEXTS]
-        # A stop string cannot be found in a text with incomplete characters, so these have none.
-        stops = ["" if "\N{REPLACEMENT CHARACTER}" in text else text[len(text) // 2 :][:3] for text in plain]
-        samplings = [Sampling(20, (stop,) if stop else ()) for stop in stops]
+        ids = [reference.greedy(text, 20) for text in TEXTS]
+        whole = [reference.tokenizer.decode(one, skip_special_tokens=True) for one in ids]
+        # Random models generate parts of characters, which no stop string has.
+        stops = [max(text[len(text) // 2 :].split("\N{REPLACEMENT CHARACTER}"), key=len)[:3] for text in whole]
+        assert sum(map(bool, stops)) > len(TEXTS) // 2
+        samplings = [Sampling(20, (stop,)) for stop in stops]
         found = run(together(*(engine.generate(Prompt(t), s) for t, s in zip(TEXTS, samplings, strict=True))))
-        for text, stop, completion in zip(plain, stops, found, strict=True):
-            expected = text.split(stop)[0] if stop else text
-            assert completion.text == expected
-            if stop:
-                assert completion.finish_reason == "stop"
+        for one, stop, completion in zip(ids, stops, found, strict=True):
+            n = stopped_after(reference.tokenizer, one, (stop,) if stop else ())
+            text = reference.tokenizer.decode(one[:n], skip_special_tokens=True)
+            assert list(completion.token_ids) == one[:n]
+            assert completion.text == (text.split(stop)[0] if stop else text)
+            assert completion.finish_reason == ("stop" if stop or n < 20 else "length")
 
-    def test_max_tokens_holds_for_each_call_and_is_named(self, engine: Engine) -> None:
+    def test_max_tokens_holds_for_each_call_and_is_named(self, engine: Engine, reference: Reference) -> None:
         found = run(together(*(engine.generate(Prompt(t), Sampling(i + 1)) for i, t in enumerate(TEXTS))))
-        for i, completion in enumerate(found):
-            assert completion.new_tokens <= i + 1
-            assert completion.finish_reason == ("stop" if completion.new_tokens < i + 1 else completion.finish_reason)
+        for i, (text, completion) in enumerate(zip(TEXTS, found, strict=True)):
+            ids = reference.greedy(text, i + 1)
+            assert completion.new_tokens == len(ids)
+            ended = len(ids) < i + 1 or ids[-1] == reference.tokenizer.eos_token_id
+            assert completion.finish_reason == ("stop" if ended else "length")
+        assert "length" in {completion.finish_reason for completion in found}
 
     def test_sampling_depends_on_prompt_and_seed_alone(self, engine: Engine) -> None:
         def sampling(seed: int) -> Sampling:
@@ -245,17 +253,96 @@ class EngineConformance:
             run(engine.generate(Prompt("x"), Sampling(engine.window + 1)))
         assert run(engine.generate(Prompt("x"), Sampling(2))).new_tokens >= 1
 
-    def test_decoded_text_has_no_special_tokens(self, engine: Engine) -> None:
-        completion = run(engine.generate(Prompt(TEXTS[0]), Sampling(30)))
-        assert engine.decode(completion.token_ids).startswith(completion.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+    def test_decoded_text_has_no_special_tokens(self, engine: Engine, reference: Reference) -> None:
+        ids = reference.greedy(TEXTS[0], 9)
+        ids[3:3] = ids[7:7] = [reference.tokenizer.eos_token_id]
+        expected = reference.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+        assert len(expected) > 5
+        assert engine.decode(tuple(ids)) == expected
 
     def test_a_cancelled_call_leaves_the_engine_working(self, engine: Engine, reference: Reference) -> None:
-        async def cancel_some() -> list[int]:
-            tasks = [asyncio.ensure_future(engine.generate(Prompt(t), Sampling(30))) for t in TEXTS]
+        async def cancel_some() -> tuple[list[int], list[int]]:
+            before = engine.work.decode_tokens
+            first = await engine.generate(Prompt(TEXTS[0]), Sampling(30))
+            own = engine.work.decode_tokens - before
+            tasks = [asyncio.ensure_future(engine.generate(Prompt(t), Sampling(200))) for t in TEXTS]
             await asyncio.sleep(0.01)
-            for task in tasks[1:]:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks[1:], return_exceptions=True)
-            return list((await engine.generate(Prompt(TEXTS[2]), Sampling(8))).token_ids)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            before = engine.work.decode_tokens
+            again = await engine.generate(Prompt(TEXTS[0]), Sampling(30))
+            assert engine.work.decode_tokens - before <= own + len(TEXTS), "cancelled calls were computed further"
+            return list(first.token_ids), list(again.token_ids)
 
-        assert run(cancel_some()) == reference.greedy(TEXTS[2], 8)
+        assert run(cancel_some()) == (reference.greedy(TEXTS[0], 30),) * 2
+
+
+def stopped_after(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Any, think_end: str | None = None) -> int:
+    """Number of tokens after which the stop rule ends a generation: a search of the whole text after each token."""
+    for n in range(1, len(ids) + 1):
+        _, ended, text = tokenizer.decode(ids[:n]).rpartition(think_end or "\0")
+        if (ended or think_end is None) and any(word in (text.lstrip() if ended else text) for word in stop):
+            return n
+    return len(ids)
+
+
+SCRIPT = "Été 1. 答案是 42。\n\nIt takes 3 coins 🙂, not 4.\n\nEND"
+THOUGHT = "Let me see. 40\n\nminus 3。\n\nSo</think>\n\n \n\nÉté: 37。\n\nDone"
+STOPS: list[tuple[str, ...]] = [
+    *((word,) for word in ("é", "。", "答案", "🙂", "\n\n", "É", "是 4", "coins 🙂", "END", "</s>")),
+    ("not", "。"),
+    ("absent",),
+]
+
+
+class StopConformance:
+    """The stop rule, on models that generate `SCRIPT` and `THOUGHT`.
+
+    A subclass needs the fixtures `scripted`, an engine on the model of `SCRIPT` (`tiny.save_script`), and `thinking`,
+    one on that of `THOUGHT` with think_end_token=</think>, and sets `tokenizer`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def test_a_stop_string_in_any_script_ends_the_generation(self, scripted: Engine) -> None:
+        ids = [*self.tokenizer(SCRIPT).input_ids, self.tokenizer.eos_token_id]
+        assert len(self.tokenizer("é答🙂").input_ids) == 9, "these characters have several tokens each"
+        found = run(together(*(scripted.generate(Prompt("x"), Sampling(99, stop)) for stop in STOPS)))
+        for stop, completion in zip(STOPS, found, strict=True):
+            assert list(completion.token_ids) == ids[: stopped_after(self.tokenizer, ids, stop)], stop
+            assert completion.text == min((SCRIPT.split(word)[0] for word in stop), key=len)
+            assert completion.finish_reason == "stop"
+
+    def test_a_stop_string_may_begin_in_an_earlier_call(self, scripted: Engine) -> None:
+        ids = [*self.tokenizer(SCRIPT).input_ids, self.tokenizer.eos_token_id]
+
+        async def twice(stop: tuple[str, ...], first: int) -> None:
+            n = stopped_after(self.tokenizer, ids, stop)
+            one = await scripted.generate(Prompt("x"), Sampling(min(first, n), stop))
+            if one.finish_reason == "length":
+                two = await scripted.generate(Prompt("x", one.token_ids), Sampling(99, stop))
+                assert list(one.token_ids + two.token_ids) == ids[:n], (stop, first)
+                assert two.finish_reason == "stop"
+                whole = scripted.answer_text(one.token_ids + two.token_ids, stop)
+                assert whole == min((SCRIPT.split(word)[0] for word in stop), key=len)
+
+        run(together(*(twice(stop, first) for stop in STOPS for first in range(1, len(ids), 2))))
+
+    def test_a_stop_string_in_the_thinking_ends_nothing(self, thinking: Engine) -> None:
+        ids = [*self.tokenizer(THOUGHT).input_ids, self.tokenizer.eos_token_id]
+
+        async def twice(first: int) -> None:
+            for stop, text in ((("\n\n",), "Été: 37。"), (("。",), "Été: 37"), (("see",), "Été: 37。\n\nDone")):
+                n = stopped_after(self.tokenizer, ids, stop, "</think>")
+                one = await thinking.generate(Prompt("x"), Sampling(min(first, n), stop))
+                assert list(one.token_ids) == ids[: min(first, n)]
+                if n <= first:
+                    assert (one.text, one.finish_reason) == (text, "stop")
+                else:
+                    two = await thinking.generate(Prompt("x", one.token_ids), Sampling(99, stop))
+                    assert list(two.token_ids) == ids[first:n], "the second call did not end where it should"
+                    assert two.finish_reason == "stop"
+                    assert thinking.answer_text(one.token_ids + two.token_ids, stop) == text
+
+        run(together(*(twice(first) for first in range(1, len(ids), 3))))

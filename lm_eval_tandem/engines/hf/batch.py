@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, EngineWork, Prompt, Sampling, ScoringView
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
 from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose_tokens
 from lm_eval_tandem.engines.hf.token_stats import argmax_tokens, generated_token_stats
+from lm_eval_tandem.engines.stopping import StopSearch
 
 TokenPair = tuple[float, float]
 """Log-probability and entropy of one token, in nats."""
@@ -41,6 +41,8 @@ class Job:
         Of a generation; None for a call of `score`.
     view
         Of a call of `score`.
+    search_stops
+        Starts the search of the generated tokens for stop strings.
     new
         Tokens generated so far.
     stats
@@ -51,6 +53,8 @@ class Job:
         Leading tokens of `ids` that were computed before.
     finish_reason
         "" until the generation has ended.
+    seconds
+        From the call to the end of the generation.
     """
 
     prompt: Prompt
@@ -59,20 +63,35 @@ class Job:
     submitted: float
     sampling: Sampling | None = None
     view: ScoringView = DEFAULT_VIEW
+    search_stops: Callable[[], StopSearch] | None = None
     new: list[int] = field(default_factory=list)
     stats: list[TokenPair] = field(default_factory=list)
     draft: tuple[int, ...] = ()
     cached: int = 0
     finish_reason: str = ""
+    seconds: float = 0.0
+    _stops: StopSearch | None = None
 
     @property
     def wants_stats(self) -> bool:
         """Whether the statistics of the generated tokens are requested."""
         return self.sampling is not None and self.sampling.return_token_stats
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer contains a stop string."""
+        return self._stops is not None and self._stops.stopped
+
+    def start(self) -> None:
+        """Begin the generation, or begin it again after a failure."""
+        self.new, self.stats = [], []
+        self._stops = None if self.search_stops is None else self.search_stops()
+
     def add(self, token: int, pair: TokenPair | None) -> None:
         """Append a generated token, with its statistics where they are requested."""
         self.new.append(token)
+        if self._stops is not None:
+            self._stops.add(token)
         if pair is not None:
             self.stats.append(pair)
 
@@ -82,7 +101,7 @@ def take_jobs(queue: deque[Job], n: int) -> list[Job]:
     jobs: list[Job] = []
     while queue and len(jobs) < n:
         job = queue.popleft()
-        if not job.future.cancelled():
+        if not job.future.done():
             jobs.append(job)
     return jobs
 
@@ -99,53 +118,10 @@ def resolve(results: list[tuple[Job, Any]]) -> None:
             else:
                 job.future.set_result(result)
 
+    results = [(job, result) for job, result in results if not job.future.done()]
     if results:
         with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
             results[0][0].future.get_loop().call_soon_threadsafe(settle)
-
-
-class StopChecker:
-    """Decides after each token whether a generation has ended.
-
-    Parameters
-    ----------
-    tokenizer
-        Decodes tokens to search them for stop strings.
-    end_tokens
-        Token ids that end a generation.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: Collection[int]) -> None:
-        self.tokenizer = tokenizer
-        self.end_tokens = frozenset(end_tokens)
-        self._characters: dict[int, str] = {}
-
-    def finish_reason(self, job: Job) -> str:
-        """The reason "stop", "length" or "max_entropy" for which the newest token is the last; "" if it is not."""
-        assert job.sampling is not None
-        token = job.new[-1]
-        if token in self.end_tokens:
-            return "stop"
-        stops = job.sampling.stop
-        # Decoding the text's tail is needed only if the newest token can complete a stop string.
-        if stops and any(stop[-1] in self._possible_characters(token) for stop in stops):
-            tail = job.new[-(max(map(len, stops)) + 2) :]
-            text = self.tokenizer.decode(tail)
-            if any(stop in text for stop in stops):
-                return "stop"
-        if len(job.new) >= job.sampling.max_tokens:
-            return "length"
-        limit = job.sampling.max_entropy
-        return "max_entropy" if limit is not None and job.stats and job.stats[-1][1] > limit else ""
-
-    def _possible_characters(self, token: int) -> str:
-        """All characters that a token may add to a text; decoded alone it may lack its leading space."""
-        if token not in self._characters:
-            raw = self.tokenizer.convert_ids_to_tokens(token) or ""
-            text = str(self.tokenizer.decode([token]))
-            space = " " if raw[:1] in ("\N{LOWER ONE EIGHTH BLOCK}", "Ġ") else ""
-            self._characters[token] = raw + text + space
-        return self._characters[token]
 
 
 class DecodingBatch:
@@ -155,8 +131,8 @@ class DecodingBatch:
     ----------
     network
         The model.
-    stops
-        Decides when a row ends.
+    end_tokens
+        Token ids that end a generation.
     prefixes
         Where computed prefixes of sessions are found and put.
     work
@@ -171,9 +147,9 @@ class DecodingBatch:
         for it, because other threads add to it as well.
     """
 
-    def __init__(self, network: Network, stops: StopChecker, prefixes: PrefixCache, work: EngineWork) -> None:
+    def __init__(self, network: Network, end_tokens: Collection[int], prefixes: PrefixCache, work: EngineWork) -> None:
         self.network = network
-        self.stops = stops
+        self.end_tokens = frozenset(end_tokens)
         self.prefixes = prefixes
         self.work = work
         self.stats_seconds = 0.0
@@ -197,27 +173,27 @@ class DecodingBatch:
         return not running or (self.network.stackable and len(self.slots) >= 2 * running)
 
     def admit(self, jobs: list[Job]) -> None:
-        """Remove ended rows and add new ones: read their prompts and generate their first tokens."""
-        running = [row for row, job in enumerate(self.slots) if job is not None]
-        old_rows = [self.cache.copy_row(row) for row in running]
-        slots: list[Job | None] = [self.slots[row] for row in running]
-        samplers = [self._samplers[row] for row in running]
+        """Remove ended rows and add new ones: read their prompts and generate their first tokens.
+
+        After an exception, the rows that are still running are unharmed.
+        """
         new_cache = BatchedCache(self.network)
-        if jobs:
-            new_samplers = self._prefill(new_cache, jobs)
-            slots += jobs
-            samplers += new_samplers
-        if old_rows:
-            self.cache.stack(old_rows + [new_cache.copy_row(row) for row in range(len(jobs))])
-        else:
-            self.cache = new_cache
-        self.slots, self._samplers = slots, samplers
+        new_samplers = self._prefill(new_cache, jobs) if jobs else []
+        running = [row for row, job in enumerate(self.slots) if job is not None]
+        rows = [self.cache.copy_row(row) for row in running]
+        slots = [*(self.slots[row] for row in running), *jobs]
+        samplers = [*(self._samplers[row] for row in running), *new_samplers]
+        self.clear()
+        if rows:
+            new_cache.stack(rows + [new_cache.copy_row(row) for row in range(len(jobs))])
+        self.cache, self.slots, self._samplers = new_cache, slots, samplers
 
     def _prefill(self, cache: BatchedCache, jobs: list[Job]) -> list[TokenSampler]:
         """Read the jobs' prompts and drafts into the cache and generate their first tokens."""
         rows, samplers = [], []
         for job in jobs:
             assert job.sampling is not None
+            job.start()
             entry = self.prefixes.get(job.prompt.session)
             shared = common_prefix_length(entry.ids, job.ids) if entry is not None else 0
             job.cached = min(shared, len(job.ids) - 1)  # the last token is read again, for the logits after it
@@ -260,11 +236,18 @@ class DecodingBatch:
         for row, job in enumerate(jobs):
             for i, token in enumerate(generated[row]):
                 job.add(token, pairs[row][i] if row in pairs else None)
-                if self.stops.finish_reason(job):  # the rest of a draft comes after the end
+                if self._finish_reason(job):  # the rest of a draft comes after the end
                     break
 
     def step(self) -> None:
-        """Generate one more token for every running row."""
+        """Generate one more token for every running row. After an exception, no row is running."""
+        try:
+            self._step()
+        except BaseException:
+            self.clear()
+            raise
+
+    def _step(self) -> None:
         last = [[job.new[-1]] if job is not None else [self.network.pad] for job in self.slots]
         logits = self.cache.read(last)[:, 0]
         self.work.decode_tokens += len(self.running)
@@ -298,19 +281,37 @@ class DecodingBatch:
         return pairs
 
     def take_ended(self) -> list[Job]:
-        """The jobs that have ended since the last call; what was computed for their sessions is kept."""
+        """The jobs that have ended since the last call; what was computed for their sessions is kept.
+
+        Rows whose caller does not wait any more end here, too.
+        """
         ended = []
         for row, job in enumerate(self.slots):
             if job is None:
                 continue
-            job.finish_reason = self.stops.finish_reason(job)
+            if job.future.done():
+                self.slots[row] = None
+                continue
+            job.finish_reason = self._finish_reason(job)
             if not job.finish_reason:
                 continue
             if job.prompt.session is not None and self.network.stackable:
                 self._keep_prefix(row, job)
             self.slots[row] = None
             ended.append(job)
+        if not self.running:
+            self.clear()  # frees the cache
         return ended
+
+    def _finish_reason(self, job: Job) -> str:
+        """The reason "stop", "length" or "max_entropy" for which the newest token is the last; "" if it is not."""
+        assert job.sampling is not None
+        if job.new[-1] in self.end_tokens or job.stopped:
+            return "stop"
+        if len(job.new) >= job.sampling.max_tokens:
+            return "length"
+        limit = job.sampling.max_entropy
+        return "max_entropy" if limit is not None and job.stats and job.stats[-1][1] > limit else ""
 
     def _keep_prefix(self, row: int, job: Job) -> None:
         """Keep what was computed for the job's session, with the statistics of those of its tokens that were scored."""

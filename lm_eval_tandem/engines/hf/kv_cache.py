@@ -85,6 +85,11 @@ class PrefixCache:
         while self._bytes > self.max_bytes and self._entries:
             self.drop(next(iter(self._entries)))
 
+    def clear(self) -> None:
+        """Remove all entries."""
+        self._entries.clear()
+        self._bytes = 0
+
     def drop(self, session: str) -> None:
         """Remove the entry of a session."""
         entry = self._entries.pop(session, None)

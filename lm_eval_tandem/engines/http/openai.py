@@ -34,12 +34,12 @@ from lm_eval_tandem.engines.http.text import (
     Counting,
     TextOnlyLM,
     TokenCounter,
-    answer_part,
     decode_reply,
     encode_chat,
     server_ids,
 )
 from lm_eval_tandem.engines.limits import check_window, require_default_view
+from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import ArgumentError, CallError, EngineError
 from lm_eval_tandem.event_loop import EventLoopThread
 
@@ -183,7 +183,7 @@ class APIEngine:
 
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
-        return answer_part(decode_reply(token_ids), stop, self.options.think_end_token)[0]
+        return answer_text(decode_reply(token_ids), stop, self.options.think_end_token)[0]
 
     def close(self) -> None:
         """Close all streams and connections."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -32,12 +33,12 @@ from lm_eval_tandem.engines import (
     ScoringView,
     TokenStats,
 )
+from lm_eval_tandem.engines.http.daemon_thread import DaemonThread
 from lm_eval_tandem.engines.http.options import IGNORED, UNKNOWN_WINDOW
 from lm_eval_tandem.engines.http.text import (
     CONTINUE_REQUEST,
     TextOnlyLM,
     TokenCounter,
-    answer_part,
     decode_chat,
     decode_reply,
     encode_chat,
@@ -45,6 +46,7 @@ from lm_eval_tandem.engines.http.text import (
     plain_text,
 )
 from lm_eval_tandem.engines.limits import check_window
+from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import CallError, EngineError
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,8 @@ class RegisteredEngine:
         self._tokenizer = tokenizer_of(self._model)
         self._queue: list[tuple[Instance, asyncio.Future[str]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"tandem {model}")
+        self._thread: DaemonThread | None = None
+        self._model_lock = threading.Lock()
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`. Raises CallError when the model fails or generates nothing."""
@@ -179,11 +182,12 @@ class RegisteredEngine:
 
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
-        return answer_part(decode_reply(token_ids), stop)[0]
+        return answer_text(decode_reply(token_ids), stop)[0]
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.interrupt()
 
     def _count(self, text: str) -> int:
         ids = self._tokens(text)
@@ -236,7 +240,8 @@ class RegisteredEngine:
             requests = [request for request, _ in batch]
             started = time.perf_counter()
             try:
-                texts = await asyncio.get_running_loop().run_in_executor(self._worker, self._run_batch, requests)
+                self._thread = DaemonThread(f"tandem {self.name}", partial(self._run_batch, requests))
+                texts = await self._thread.result()
             except Exception as error:  # models of lm_eval raise exceptions of any kind; only this batch fails
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 failed = CallError(f"{self.name} (backend={self.backend}): {reason}")
@@ -251,7 +256,8 @@ class RegisteredEngine:
                     future.set_result(text)
 
     def _run_batch(self, requests: list[Instance]) -> list[str]:
-        texts = self._model.generate_until(requests, disable_tqdm=True) if requests else []
+        with self._model_lock:  # a batch whose callers were cancelled may still run
+            texts = self._model.generate_until(requests, disable_tqdm=True) if requests else []
         return [text or "" for text in texts]
 
 

@@ -20,12 +20,12 @@ from lm_eval_tandem.engines.http.replies import Reply, Usage, prompt_logprobs
 from lm_eval_tandem.engines.http.retries import Retries
 from lm_eval_tandem.engines.http.text import (
     TokenCounter,
-    answer_part,
     decode_chat,
     decode_reply,
     encode_reply,
     server_ids,
 )
+from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import EngineError
 
 MAX_STOP_STRINGS = 4
@@ -60,7 +60,7 @@ class SingleRequests:
         reply = await self._reply(path, body, prompt.session or name, retries, may_be_empty=bool(prompt.continued))
         if prompt.session is not None and not prompt.continued and reply.prompt_ids:
             self._prompt_ids[prompt.session] = prompt.text, list(reply.prompt_ids)
-        text, stopped = answer_part(reply.content, sampling.stop, self._options.think_end_token)
+        text, stopped = answer_text(reply.content, sampling.stop, self._options.think_end_token)
         usage = reply.usage or self._estimated_usage(prompt, reply)
         dollars = self._charge(usage, billed_failures=sum(failure.billed for failure in retries.failures))
         self._work.prefill_tokens += usage.prompt - usage.cached
@@ -173,12 +173,15 @@ def request_body(options: Options, sampling: Sampling, return_ids: bool) -> dict
     return_ids
         Whether to request the server's token ids of prompt and reply.
     """
+    # Many servers would search the thinking, too.
+    thinks = options.think_end_token or options.enable_thinking or options.reasoning_effort
+    stop = [] if thinks else [word for word in sampling.stop if word]
     body: dict[str, Any] = {
         "model": options.model,
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "seed": sampling.seed,
-        "stop": list(sampling.stop[:MAX_STOP_STRINGS]) or None,
+        "stop": stop[:MAX_STOP_STRINGS] or None,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,

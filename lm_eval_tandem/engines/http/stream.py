@@ -34,11 +34,11 @@ from lm_eval_tandem.engines.http.text import (
     CONTINUE_REQUEST,
     Counting,
     TokenCounter,
-    answer_part,
     decode_chat,
     decode_reply,
     encode_reply,
 )
+from lm_eval_tandem.engines.stopping import answer_text
 
 
 class OpenStreams:
@@ -86,7 +86,7 @@ class OpenStreams:
                 await retries.wait_after(self._servers.errors.failure(error))
         token_ids = encode_reply(read.text)
         stream.returned += token_ids
-        text, _ = answer_part(read.content, sampling.stop, self._options.think_end_token)
+        text, stopped = answer_text(read.content, sampling.stop, self._options.think_end_token)
         dollars += self._charge(stream, stream.replayed_tokens + stream.read_tokens) or 0.0
         usage = stream.usage or self._prompt_usage(prompt.text)
         self._work.decode_tokens += read.tokens
@@ -95,7 +95,7 @@ class OpenStreams:
         return Completion(
             text=text,
             token_ids=token_ids,
-            finish_reason=finish_reason,
+            finish_reason="stop" if stopped else finish_reason,
             prompt_tokens=usage.prompt,
             # A stream reads its prompt once; for all calls but the first it is computed already.
             cached_tokens=usage.prompt if prompt.continued else usage.cached,

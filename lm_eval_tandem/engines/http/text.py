@@ -84,30 +84,6 @@ def server_ids(token_ids: Sequence[int]) -> list[int]:
     return [i - SERVER_ID_OFFSET for i in token_ids if i >= SERVER_ID_OFFSET]
 
 
-def answer_part(text: str, stop: Sequence[str], think_end: str | None = None) -> tuple[str, bool]:
-    """The part of a generated text that is the answer: after the thinking and before the first stop string.
-
-    Parameters
-    ----------
-    text
-        The generated text.
-    stop
-        Stop strings.
-    think_end
-        Text that ends the thinking; None where the text has none.
-
-    Returns
-    -------
-    answer : str
-    stopped : bool
-        Whether a stop string was found.
-    """
-    if think_end:
-        text = text.split(think_end)[-1].lstrip()
-    starts = [start for start in (text.find(word) for word in stop if word) if start >= 0]
-    return (text[: min(starts)], True) if starts else (text, False)
-
-
 class TokenCounter:
     """Counts the tokens of prompts and generated texts.
 

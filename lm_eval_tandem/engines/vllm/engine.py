@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from lm_eval.models.utils import postprocess_generated_text
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -33,6 +32,7 @@ from lm_eval_tandem.engines import (
 )
 from lm_eval_tandem.engines.entropy import EntropyMethod, Values, zero_near_certain
 from lm_eval_tandem.engines.limits import check_window, require_default_view
+from lm_eval_tandem.engines.stopping import StopRule, StopSearch, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
 from lm_eval_tandem.engines.vllm.open_requests import OpenRequests, StageOutput
@@ -80,6 +80,7 @@ class VLLMEngine(LocalTokenizer):
         self._sampling_defaults = settings.model_config.get_diff_sampling_param()
         self._ranks = int(settings.parallel_config.data_parallel_size)
         self._end_text = self.lm.tokenizer.decode([self.lm.eot_token_id], skip_special_tokens=False)
+        self._stop_rule = StopRule(self._decode_all, self.lm.think_end_token)
         self._sessions: dict[str, Session] = {}
         self._session_numbers = count()
         self._time = SharedTime()
@@ -97,25 +98,27 @@ class VLLMEngine(LocalTokenizer):
         with self._time.share() as seconds:
             result = await self._generate_in_open_request(prompt, sampling, ids)
             if result is None:
-                result = await self._send(
-                    ids, self._params(sampling), session, bool(session.scored), until=self._max_entropy_check(sampling)
-                )
+                until = self._ended_check(prompt, sampling)
+                result = await self._send(ids, self._params(sampling, until), session, bool(session.scored), until)
         self.work.generate_seconds += seconds[0]
         output, cached = result.outputs[0], result.num_cached_tokens or 0
-        new = tuple(output.token_ids)
-        finish_reason = output.finish_reason or "max_entropy"
-        session.count(self.work, ids, cached, new[:-1])  # the last token was generated, but never read
-        self.work.decode_tokens += len(new)
+        generated = tuple(output.token_ids)
+        session.count(self.work, ids, cached, generated[:-1])  # the last token was generated, but never read
+        self.work.decode_tokens += len(generated)
+        # vLLM generates further tokens before it learns that the request is to end; these are no part of the result.
+        search = self._stop_search(prompt, sampling)
+        new = generated[: search.length(generated)]
+        finish_reason = "stop" if search.stopped else output.finish_reason or "max_entropy"
         logprob: Values | None = None
         entropy: Values | None = None
         if sampling.return_token_stats:
             logprob, entropy, valid = self._entropy_method.read(output.logprobs, self._vocabulary)
             check_valid(valid)
-            n = len_until(entropy, sampling.max_entropy)
-            if n < len(entropy):  # vLLM generates further tokens before it learns that the request is to end
+            n = len_until(entropy[: len(new)], sampling.max_entropy)
+            if n < len(new):
                 finish_reason = "max_entropy"
-                new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
-            logprob, entropy = zero_near_certain(logprob, entropy, self._vocabulary)
+            new = new[:n]
+            logprob, entropy = zero_near_certain(logprob[:n], entropy[:n], self._vocabulary)
         return Completion(
             text=self.answer_text(new, sampling.stop),
             token_ids=new,
@@ -149,8 +152,7 @@ class VLLMEngine(LocalTokenizer):
 
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`. It does what lm-eval's class does to its own answers."""
-        stops = [*stop, self._end_text] if self._end_text else [*stop]
-        return str(postprocess_generated_text(self._decode(token_ids), stops, self.lm.think_end_token))
+        return answer_text(self._decode(token_ids), (*stop, self._end_text), self.lm.think_end_token)[0]
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -164,7 +166,7 @@ class VLLMEngine(LocalTokenizer):
         Only greedy generations: with a seed, an open request would not start its random numbers anew with each call.
         """
         params = self._params(sampling)
-        plain = not params.stop and params.logprobs is None and params.repetition_penalty == 1.0
+        plain = not sampling.stop and params.logprobs is None and params.repetition_penalty == 1.0
         if prompt.session is None or prompt.horizon is None or sampling.temperature > 0 or not plain or self._ranks > 1:
             return None
         options = {"lora_request": self.lm.lora_request}
@@ -190,30 +192,46 @@ class VLLMEngine(LocalTokenizer):
     async def _send_salted(self, ids: list[int], params: SamplingParams, session: Session) -> Any:
         return await self._send(ids, params, session, salted=True)
 
-    def _max_entropy_check(self, sampling: Sampling) -> Callable[[Any], bool] | None:
-        """Whether an unfinished output has a token whose entropy exceeds `Sampling.max_entropy`."""
-        limit = sampling.max_entropy
-        if limit is None:
-            return None
+    def _stop_search(self, prompt: Prompt, sampling: Sampling) -> StopSearch:
+        return self._stop_rule.search((*sampling.stop, self._end_text), prompt.continued)
 
-        def exceeded(output: Any) -> bool:
+    def _ended_check(self, prompt: Prompt, sampling: Sampling) -> Callable[[Any], bool] | None:
+        """Whether an unfinished output has ended for a reason that vLLM does not know; None where there is none.
+
+        vLLM does not know `Sampling.max_entropy`, the end of the thinking, and stop strings that begin in
+        `Prompt.continued`.
+        """
+        limit = sampling.max_entropy
+        if limit is None and not (sampling.stop and (prompt.continued or self.lm.think_end_token)):
+            return None
+        search = self._stop_search(prompt, sampling)
+        searched = 0
+
+        def ended(output: Any) -> bool:
+            nonlocal searched
+            ids = output.outputs[0].token_ids
+            search.length(ids[searched:])
+            searched = len(ids)
+            if search.stopped or limit is None:
+                return search.stopped
             _, entropy, _ = self._entropy_method.read(output.outputs[0].logprobs, self._vocabulary)
             return bool((entropy > limit).any())
 
-        return exceeded
+        return ended
 
-    def _params(self, sampling: Sampling) -> SamplingParams:
+    def _params(self, sampling: Sampling, until: Callable[[Any], bool] | None = None) -> SamplingParams:
+        """Parameters for vLLM; `until` needs every output of the request so far."""
+
         def setting(name: str, neutral: float) -> Any:
             value = getattr(sampling, name)
             return self._sampling_defaults.get(name, neutral) if value is None else value
 
-        # A thinking model may write a stop string while it thinks; lm-eval then searches only the text after that.
-        stop = [] if self.lm.think_end_token else list(sampling.stop)
+        # vLLM would search the thinking, too.
+        stop = [] if self.lm.think_end_token else [word for word in sampling.stop if word]
         chosen: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": setting("repetition_penalty", 1.0)}
         if sampling.temperature > 0:
             chosen |= {"temperature": sampling.temperature, "seed": sampling.seed}
             chosen |= {"top_p": setting("top_p", 1.0), "top_k": setting("top_k", 0), "min_p": setting("min_p", 0.0)}
-        cumulative = sampling.max_entropy is not None
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             stop=stop,
@@ -223,7 +241,7 @@ class VLLMEngine(LocalTokenizer):
             spaces_between_special_tokens=False,
             logprobs=self._entropy_method.columns if sampling.return_token_stats else None,
             flat_logprobs=True,
-            output_kind=RequestOutputKind.CUMULATIVE if cumulative else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.FINAL_ONLY if until is None else RequestOutputKind.CUMULATIVE,
             **chosen,
         )
 
@@ -246,6 +264,11 @@ class VLLMEngine(LocalTokenizer):
     def _decode(self, token_ids: tuple[int, ...]) -> str:
         with self._tokenizer_lock:
             return str(self.lm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _decode_all(self, token_ids: Sequence[int]) -> str:
+        """The text, special tokens included."""
+        with self._tokenizer_lock:
+            return str(self.lm.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     # What the model is
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from engines.conformance import TEXTS, EngineConformance, Reference, run, together
+from engines.conformance import SCRIPT, TEXTS, THOUGHT, EngineConformance, Reference, StopConformance, run, together
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
@@ -26,8 +28,9 @@ from lm_eval_tandem.errors import EngineError
 KINDS = ["llama", "qwen3", "gpt2"]
 
 
-def opened(folder: Path, batch_size: int = 4) -> HFEngine:
-    return HFEngine({"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": batch_size})
+def opened(folder: Path, batch_size: int = 4, **arguments: object) -> HFEngine:
+    given = {"pretrained": str(folder), "dtype": "float32", "device": "cpu", "batch_size": batch_size}
+    return HFEngine(given | arguments)
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "pair"])
@@ -64,25 +67,107 @@ class TestHFEngine(EngineConformance):
         assert engine.work.recomputed_tokens <= 2 * len(TEXTS)
 
     def test_a_failed_batch_fails_its_own_questions_alone(
-        self, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+        self, engine: HFEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(*_: object, **__: object) -> None:
-            raise RuntimeError("out of memory")
+        """A broken pass over a prompt leaves what is being decoded unharmed."""
+        forward = engine.lm.model.forward
+
+        def broken(input_ids: torch.Tensor, **given: object) -> object:
+            if input_ids.shape[1] > 1 and engine.work.decode_tokens:
+                raise RuntimeError("a broken kernel")
+            return forward(input_ids=input_ids, **given)
+
+        async def while_decoding() -> list[Any]:
+            long = asyncio.ensure_future(engine.generate(Prompt(TEXTS[0]), Sampling(40)))
+            while not engine.work.decode_tokens:  # noqa: ASYNC110  the engine's thread counts
+                await asyncio.sleep(0.001)
+            others = (engine.score(Prompt(TEXTS[2])), engine.generate(Prompt(TEXTS[3]), Sampling(3)))
+            return [*await asyncio.gather(*others, return_exceptions=True), await long]
 
         with monkeypatch.context() as patched:
             patched.setattr(engine.lm.model, "forward", broken)
-            with pytest.raises(RuntimeError, match="out of memory"):
-                run(engine.generate(Prompt("x"), Sampling(3)))
-            with pytest.raises(RuntimeError, match="out of memory"):
-                run(engine.score(Prompt(TEXTS[0])))
-        assert run(engine.generate(Prompt("x"), Sampling(3))).new_tokens >= 1
+            *failed, long = run(while_decoding())
+        assert [str(error) for error in failed] == ["a broken kernel"] * 2
+        assert list(long.token_ids) == reference.greedy(TEXTS[0], 40)
+        assert list(run(engine.generate(Prompt("x"), Sampling(3))).token_ids) == reference.greedy("x", 3)
+
+    @pytest.mark.parametrize("fitting", [3, 2, 1])
+    def test_where_memory_lacks_the_batch_is_halved_once(
+        self, engine: HFEngine, reference: Reference, fitting: int, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ) -> None:
+        """The work is tried again with two rows instead of four; where they are too many, one sentence says so."""
+        forward = engine.lm.model.forward
+
+        def small(input_ids: torch.Tensor, **given: object) -> object:
+            if len(input_ids) > fitting:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return forward(input_ids=input_ids, **given)
+
+        monkeypatch.setattr(engine.lm.model, "forward", small)
+        scores = together(*(engine.score(Prompt(text)) for text in TEXTS))
+        if fitting == 1:
+            with pytest.raises(EngineError, match=r"ran out of memory, with batch_size=2 too, .* smaller batch_size"):
+                run(scores)
+            assert list(run(engine.generate(Prompt("x"), Sampling(3))).token_ids) == reference.greedy("x", 3)
+            return
+        for text, stats in zip(TEXTS, run(scores), strict=True):
+            np.testing.assert_allclose(stats.logprob[1:], reference.stats(text)[0], atol=2e-4)
+        assert "ran out of memory with batch_size=4 and goes on with 2" in caplog.text
+
+    def test_a_generation_that_runs_out_of_memory_begins_again(
+        self, engine: HFEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forward, before = engine.lm.model.forward, engine.work.decode_tokens
+
+        def full(input_ids: torch.Tensor, **given: object) -> object:
+            if len(input_ids) > 2 and engine.work.decode_tokens >= before + 20:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return forward(input_ids=input_ids, **given)
+
+        monkeypatch.setattr(engine.lm.model, "forward", full)
+        sampling = Sampling(30, return_token_stats=True)
+        found = run(together(*(engine.generate(Prompt(text), sampling) for text in TEXTS)))
+        for text, completion in zip(TEXTS, found, strict=True):
+            assert list(completion.token_ids) == reference.greedy(text, 30)
+            assert completion.entropy is not None
+            assert len(completion.entropy) == completion.new_tokens
 
     def test_kept_prefixes_stay_within_their_memory(self, engine: HFEngine) -> None:
-        engine._prefixes.max_bytes = 1
+        engine._worker._prefixes.max_bytes = 1
         first = run(engine.score(Prompt(TEXTS[0], session="a")))
         again = run(engine.score(Prompt(TEXTS[0], session="a")))
         assert again.cached_tokens == 0
         assert (first.logprob[1:] == again.logprob[1:]).all()
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
+    engine = opened(tiny.save_script(tmp_path_factory.mktemp("script"), SCRIPT))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HFEngine]:
+    folder = tiny.save_script(tmp_path_factory.mktemp("thought"), THOUGHT)
+    engine = opened(folder, think_end_token="</think>")
+    yield engine
+    engine.close()
+
+
+class TestStopRule(StopConformance):
+    """The stop rule of every engine, and that an integer think_end_token is a token."""
+
+    tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
+
+    def test_a_token_may_end_the_thinking(self, tmp_path: Path) -> None:
+        script = "Let me see. 40\n\nminus 3;\n\n \n\nÉté: 37\n\nDone"
+        (end,) = self.tokenizer(";").input_ids
+        engine = opened(tiny.save_script(tmp_path, script), think_end_token=end)
+        found = run(engine.generate(Prompt("x"), Sampling(99, ("\n\n",))))
+        assert (found.text, found.finish_reason) == ("Été: 37", "stop")
+        assert self.tokenizer.decode(list(found.token_ids)) == script.removesuffix("Done")
+        engine.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -100,7 +185,7 @@ def test_a_model_with_a_sliding_window_is_generated_and_scored_exactly(tmp_path:
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
     )
     engine = opened(folder)
-    assert not engine._network.stackable
+    assert not engine.reads_drafts
     suite = EngineConformance()
     suite.test_greedy_tokens_are_those_of_one_prompt_alone(engine, reference)
     suite.test_score_is_exact_over_the_whole_vocabulary(engine, reference)

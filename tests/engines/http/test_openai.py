@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 import tiny
-from engines.conformance import Reference, run, together
+from engines.conformance import THOUGHT, Reference, run, together
 from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, serving
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
@@ -258,6 +258,23 @@ class TestReplies:
             found = run(engine.generate(Prompt(engine.render((("user", QUESTIONS[0]),))), sampling))
             engine.close()
         assert (found.text, found.finish_reason) == (plain.split(plain[10:14])[0], "stop")
+
+    @pytest.mark.parametrize("horizon", [None, 200])
+    def test_a_stop_string_ends_an_answer_and_no_thinking(self, tmp_path: Path, horizon: int | None) -> None:
+        """In one request and in a stream: a server would search the thinking, too, so it gets no stop strings."""
+        turns = [{"role": "user", "content": "x"}]
+        template = AutoTokenizer.from_pretrained(pair.INTERN).apply_chat_template
+        rendered = str(template(turns, tokenize=False, add_generation_prompt=True))
+        with serving(tiny.save_script(tmp_path, THOUGHT, rendered), Behaviour(returns_ids=False)) as server:
+            engine = engine_of(server, think_end_token="</think>")
+            for stop, text in (("\n\n", "Été: 37。"), ("。", "Été: 37"), ("see", "Été: 37。\n\nDone")):
+                prompt = Prompt(engine.render((("user", "x"),)), session="s", horizon=horizon)
+                found = run(engine.generate(prompt, Sampling(99, (stop,))))
+                assert (found.text, found.finish_reason) == (text, "stop")
+                assert "stop" not in server.requests[-1]
+                assert ("stream" in server.requests[-1]) == (horizon is not None)
+                engine.release("s")
+            engine.close()
 
     def test_a_call_that_exceeds_the_window_is_refused(self, folder: Path) -> None:
         with serving(folder) as server:

@@ -22,7 +22,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engines.conformance import TEXTS, EngineConformance, Reference, run, together
+import tiny
+from engines.conformance import SCRIPT, TEXTS, THOUGHT, EngineConformance, Reference, StopConformance, run, together
 from engines.vllm.vllm_server import CPU, INSTALLED
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Engine, Prompt, Sampling, ScoringView
@@ -168,6 +169,26 @@ class TestVLLMEngine(EngineConformance):
         logprob, entropy = reference.stats(text)
         np.testing.assert_allclose(stats.logprob[1:], logprob, atol=2e-4)
         np.testing.assert_allclose(stats.entropy[1:], entropy, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    engine = opened(tiny.save_script(tmp_path_factory.mktemp("script"), SCRIPT))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    engine = opened(tiny.save_script(tmp_path_factory.mktemp("thought"), THOUGHT), think_end_token="</think>")
+    yield engine
+    engine.close()
+
+
+class TestStopRule(StopConformance):
+    """The stop rule of every engine."""
+
+    tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
 
 
 def questions(n: int) -> list[str]:
