@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
 from lm_eval_tandem.engines import (
@@ -34,8 +33,10 @@ from lm_eval_tandem.engines import (
 )
 from lm_eval_tandem.engines.entropy import zero_near_certain
 from lm_eval_tandem.engines.hf.batch import DecodingBatch, Job, StopChecker, resolve, take_jobs
+from lm_eval_tandem.engines.hf.cache_check import check_cache
 from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 from lm_eval_tandem.engines.hf.kv_cache import Network, PrefixCache
+from lm_eval_tandem.engines.hf.loading import load_hflm
 from lm_eval_tandem.engines.hf.scoring import score_batch
 from lm_eval_tandem.engines.limits import check_window
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
@@ -65,7 +66,7 @@ class HFEngine(LocalTokenizer):
     Raises
     ------
     EngineError
-        The model cannot be loaded, or is not a decoder-only model with a key-value cache.
+        The model cannot be loaded, or is not a decoder-only model that runs on a cache of transformers.
 
     Examples
     --------
@@ -77,11 +78,6 @@ class HFEngine(LocalTokenizer):
         self.name = str(arguments["pretrained"])
         lm = load_hflm(arguments)
         super().__init__(lm, lambda text: lm.tok_batch_encode([text])[0][0].long().tolist())
-        if self.lm.backend != "causal" or getattr(self.lm.model, "_is_stateful", False):
-            raise EngineError(
-                f"{self.name} is no decoder-only model with a key-value cache, which this engine needs; "
-                "name a causal language model."
-            )
         self.parameters = sum(p.numel() for p in self.lm.model.parameters())
         self.window = int(self.lm.max_length)
         self.identity = self._identity(arguments)
@@ -98,6 +94,10 @@ class HFEngine(LocalTokenizer):
         self._adapter_prefixes = PrefixCache(0)
         stops = StopChecker(self.lm.tokenizer, end_tokens)
         self._network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
+        with torch.inference_mode(), self._autocast():
+            check_cache(self._network, self.encode, self.name)
+        if not self._network.paddable:
+            self.batch_size = self.max_concurrency = 1
         self.reads_drafts = self._network.stackable
         self._decoding = DecodingBatch(self._network, stops, self._prefixes, self.work)
         self._wake = threading.Condition()
@@ -280,7 +280,7 @@ class HFEngine(LocalTokenizer):
         free = self.batch_size - running
         if running and (not self._network.stackable or free < max(1, self.batch_size // 4)):
             return []
-        return take_jobs(self._to_generate, free)
+        return take_jobs(self._to_generate, free, None if self._network.stackable else self.window)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.lm.mixed_precision_dtype
@@ -326,22 +326,6 @@ class HFEngine(LocalTokenizer):
         if adapted and self._adapter is not None:
             with self._adapter.enabled():
                 score_batch(adapted, self._network, self._adapter_prefixes, self.work)
-
-
-def load_hflm(arguments: Mapping[str, Any]) -> HFLM:
-    """lm-eval's model with these arguments, on a GPU where there is one.
-
-    Raises
-    ------
-    EngineError
-        It cannot be loaded.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return HFLM(**{"device": device, **arguments})
-    except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise EngineError(f"the model {arguments['pretrained']} could not be loaded: {reason[:300]}") from error
 
 
 def prefix_memory(device: torch.device) -> int:

@@ -32,7 +32,7 @@ from lm_eval_tandem.engines import (
     TokenStats,
 )
 from lm_eval_tandem.engines.entropy import EntropyMethod, Values, zero_near_certain
-from lm_eval_tandem.engines.limits import check_window, require_default_view
+from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
 from lm_eval_tandem.engines.vllm.open_requests import OpenRequests, StageOutput
@@ -111,6 +111,8 @@ class VLLMEngine(LocalTokenizer):
         if sampling.return_token_stats:
             logprob, entropy, valid = self._entropy_method.read(output.logprobs, self._vocabulary)
             check_valid(valid)
+            if not np.isfinite(entropy).all():
+                raise undefined_logits(self.name)
             n = len_until(entropy, sampling.max_entropy)
             if n < len(entropy):  # vLLM generates further tokens before it learns that the request is to end
                 finish_reason = "max_entropy"
@@ -136,7 +138,10 @@ class VLLMEngine(LocalTokenizer):
         with self._time.share() as seconds:
             cached = await self._scorer.score(session, ids)
         self.work.judge_seconds += seconds[0]
-        return TokenStats(session.logprob, session.entropy, cached, seconds[0])
+        stats = TokenStats(session.logprob, session.entropy, cached, seconds[0])
+        if not is_finite(stats):
+            raise undefined_logits(self.name)
+        return stats
 
     def release(self, session: str) -> None:
         """See `Engine.release`. The prefix cache keeps the session's blocks until it needs the room."""
