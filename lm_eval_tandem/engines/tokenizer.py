@@ -1,12 +1,10 @@
-"""What the engines with local weights (`hf`, `vllm`) share: tokenizer, chat template and identity of the weights."""
+"""What the engines with local weights (`hf`, `vllm`) share: tokenizer and chat template."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,11 +14,6 @@ from lm_eval_tandem.errors import EngineError
 
 ENCODED_PROMPTS = 1024
 """Prompts whose token ids are remembered: each is encoded for the window check, for accounting and for the call."""
-HASHED_BYTES = 256 * 2**20
-"""Weight files of up to this size are identified by their content, larger ones by size and modification time."""
-WITHOUT_EFFECT = ("pretrained", "batch_size", "max_batch_size", "device")
-"""Arguments that are no part of a model's identity: the weights are identified by themselves, the others change no
-output."""
 
 
 class LocalTokenizer:
@@ -116,27 +109,3 @@ def require_end_token(name: str, tokenizer: Any) -> None:
             f"the tokenizer of {name} has no end token; set eos_token in its tokenizer_config.json, "
             "or give another one as tokenizer=…."
         )
-
-
-def model_identity(model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `Engine.identity` that names the weights and the arguments they are loaded with."""
-    return {
-        "model": weights_identity(Path(model)) or model,
-        "arguments": {key: str(value) for key, value in sorted(arguments.items()) if key not in WITHOUT_EFFECT},
-    }
-
-
-def weights_identity(folder: Path) -> dict[str, str] | None:
-    """A fingerprint of each file of a folder of weights; None if it is not a folder."""
-    if not folder.is_dir():
-        return None
-    fingerprints = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".safetensors", ".bin", ".json", ".model", ".gguf"):
-            continue
-        state = file.stat()
-        if state.st_size <= HASHED_BYTES:
-            fingerprints[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        else:
-            fingerprints[file.name] = f"{state.st_size} bytes, {state.st_mtime_ns}"
-    return fingerprints

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 from lm_eval.models.utils import postprocess_generated_text
 
 from lm_eval_tandem.engines import (
@@ -38,8 +37,9 @@ from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 from lm_eval_tandem.engines.hf.kv_cache import Network, PrefixCache
 from lm_eval_tandem.engines.hf.loading import load_hflm
 from lm_eval_tandem.engines.hf.scoring import score_batch
+from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window
-from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.errors import EngineError
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ class HFEngine(LocalTokenizer):
         super().__init__(lm, lambda text: lm.tok_batch_encode([text])[0][0].long().tolist())
         self.parameters = sum(p.numel() for p in self.lm.model.parameters())
         self.window = int(self.lm.max_length)
-        self.identity = self._identity(arguments)
+        config, dtype = self.lm.model.config, str(self.lm.model.dtype)
+        self.identity = model_identity(
+            self.name, arguments, config, engine="hf", dtype=dtype, device=self.lm.device.type
+        )
         self.work = EngineWork()
         size = self.lm.batch_size
         self.batch_size = int(size) if str(size).isdigit() else int(self.lm._detect_batch_size())
@@ -108,17 +111,6 @@ class HFEngine(LocalTokenizer):
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"tandem {self.name}", daemon=True)
         self._thread.start()
-
-    def _identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "engine": "hf",
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "commit": getattr(self.lm.model.config, "_commit_hash", None),
-            "dtype": str(self.lm.model.dtype),
-            "device": self.lm.device.type,
-            **model_identity(self.name, arguments),
-        }
 
     # Called by coroutines and other threads
 

@@ -10,13 +10,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from lm_eval.models.utils import postprocess_generated_text
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import SamplingParams
@@ -32,8 +30,9 @@ from lm_eval_tandem.engines import (
     TokenStats,
 )
 from lm_eval_tandem.engines.entropy import EntropyMethod, Values, zero_near_certain
+from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
-from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
 from lm_eval_tandem.engines.vllm.open_requests import OpenRequests, StageOutput
 from lm_eval_tandem.engines.vllm.scoring import Scorer, Session, check_valid
@@ -74,7 +73,16 @@ class VLLMEngine(LocalTokenizer):
         self.window = int(settings.model_config.max_model_len)
         self.max_concurrency = int(settings.scheduler_config.max_num_seqs)
         self.parameters = self._count_parameters(given)
-        self.identity = self._identity(given, settings)
+        self.identity = model_identity(
+            self.name,
+            given,
+            settings.model_config.hf_config,
+            engine="vllm",
+            vllm=VERSION,
+            dtype=str(settings.model_config.dtype),
+            device=str(settings.device_config.device_type),
+            entropy=str(self._entropy_method),
+        )
         self.work = EngineWork()
         self._vocabulary = int(settings.model_config.get_vocab_size())
         self._sampling_defaults = settings.model_config.get_diff_sampling_param()
@@ -265,20 +273,6 @@ class VLLMEngine(LocalTokenizer):
         except (ValueError, ImportError, AttributeError, RuntimeError):  # an architecture that only vLLM has
             return sum(self._async_llm.call_workers("tandem_parameters"))
         return sum(parameter.numel() for parameter in model.parameters())
-
-    def _identity(self, given: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-        return {
-            "engine": "vllm",
-            "vllm": VERSION,
-            "lm_eval": version("lm_eval"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "commit": getattr(settings.model_config.hf_config, "_commit_hash", None),
-            "dtype": str(settings.model_config.dtype),
-            "device": str(settings.device_config.device_type),
-            "entropy": str(self._entropy_method),
-            **model_identity(self.name, given),
-        }
 
 
 class SharedTime:
