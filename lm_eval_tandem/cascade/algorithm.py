@@ -280,9 +280,9 @@ class Cascade:
         insight = run.insight
         if insight.stages and not insight.text.strip():
             raise CallError(
-                f"{self._loaded_mentor.name} has written no insight in {insight.tokens} tokens up to stage "
-                f"{insight.stages} (finish reason {insight.finish_reason}): none of them is readable text; "
-                "check its logits for NaN (dtype=), its chat template, or raise the efforts"
+                f"{self._loaded_mentor.name} has written no readable insight up to stage {insight.stages} "
+                f"({insight.tokens} of its tokens, finish reason {insight.finish_reason}); "
+                "check its logits for NaN (dtype=) and its chat template, or raise the efforts"
             )
         return self.prompts.intern(self._loaded_intern, run.task.question, run.insight.text)
 

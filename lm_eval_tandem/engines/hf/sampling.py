@@ -47,7 +47,7 @@ class TokenSampler:
         if sampling.temperature > 0:
             self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
             self.processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-            if top_k := setting("top_k"):
+            if (top_k := setting("top_k")) and int(top_k) > 0:
                 self.processors.append(TopKLogitsWarper(int(top_k)))
             if (top_p := setting("top_p")) is not None and top_p < 1.0:
                 self.processors.append(TopPLogitsWarper(float(top_p)))
