@@ -23,6 +23,7 @@ from lm_eval_tandem.cascade.prompts import Prompts
 from lm_eval_tandem.cascade.question_run import Insight, QuestionRun, Task
 from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Engine, Prompt, Sampling, ScoringView, TokenStats
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL, common_prefix_length, strip_prompt_overlap
+from lm_eval_tandem.errors import CallError
 from lm_eval_tandem.judge.decision import fallback_stage, passes
 from lm_eval_tandem.judge.features import features, segment_statistics
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
@@ -269,7 +270,20 @@ class Cascade:
         return completion
 
     def _intern_prompt(self, run: QuestionRun) -> str:
-        """x_t = Q + I_t: what the judge's pass reads and the answer is generated from."""
+        """x_t = Q + I_t: what the judge's pass reads and the answer is generated from.
+
+        Raises
+        ------
+        CallError
+            The mentor has been asked and has written nothing: an answer to the bare question would count as guided.
+        """
+        insight = run.insight
+        if insight.stages and not insight.text.strip():
+            raise CallError(
+                f"{self._loaded_mentor.name} has written no readable insight up to stage {insight.stages} "
+                f"({insight.tokens} of its tokens, finish reason {insight.finish_reason}); "
+                "check its logits for NaN (dtype=) and its chat template, or raise the efforts"
+            )
         return self.prompts.intern(self._loaded_intern, run.task.question, run.insight.text)
 
     @property

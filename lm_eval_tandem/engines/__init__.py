@@ -10,6 +10,7 @@ its backend, and `cached` puts a store of finished calls in front of any of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.accounting import Prices
+from lm_eval_tandem.errors import ArgumentError
 
 Messages = tuple[tuple[str, str], ...]
 """A conversation as (role, content) pairs."""
@@ -75,7 +77,8 @@ class Sampling:
     temperature
         0 is greedy.
     top_p, top_k, min_p, repetition_penalty
-        As in transformers. None leaves the value to the model's own generation defaults.
+        As in transformers; a top_k of 0 or -1 is all tokens. None leaves the value to the model's own generation
+        defaults.
     seed
         Of the random numbers, for a temperature above 0. Every call starts its random numbers anew.
     return_token_stats
@@ -84,6 +87,11 @@ class Sampling:
         `entropy.SMALL_VOCABULARY` tokens both are 0 for near-certain tokens (`entropy.zero_near_certain`).
     max_entropy
         In nats, with `return_token_stats`: generation ends with the first token whose entropy is higher.
+
+    Raises
+    ------
+    ArgumentError
+        A value means nothing where it is used.
     """
 
     max_tokens: int
@@ -96,6 +104,18 @@ class Sampling:
     seed: int = 0
     return_token_stats: bool = False
     max_entropy: float | None = None
+
+    def __post_init__(self) -> None:
+        allowed = {"repetition_penalty": (self.repetition_penalty, 0, math.inf, "above 0")}
+        if self.temperature > 0:
+            allowed |= {
+                "top_p": (self.top_p, 0, 1, "above 0 and at most 1"),
+                "top_k": (self.top_k, -2, math.inf, "a number of tokens, or 0 for all of them"),
+                "min_p": (None if self.min_p == 0 else self.min_p, 0, 1, "from 0 to 1"),
+            }
+        for name, (value, above, largest, words) in allowed.items():
+            if value is not None and not above < value <= largest:
+                raise ArgumentError(f"{name}={value} has to be {words}; leave it out for the model's own default.")
 
 
 @dataclass(frozen=True)

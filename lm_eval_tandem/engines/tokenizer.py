@@ -1,23 +1,19 @@
-"""What the engines with local weights (`hf`, `vllm`) share: tokenizer, chat template and identity of the weights."""
+"""What the engines with local weights (`hf`, `vllm`) share: tokenizer and chat template."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
+import jinja2
+
 from lm_eval_tandem.engines import Messages
+from lm_eval_tandem.errors import EngineError
 
 ENCODED_PROMPTS = 1024
 """Prompts whose token ids are remembered: each is encoded for the window check, for accounting and for the call."""
-HASHED_BYTES = 256 * 2**20
-"""Weight files of up to this size are identified by their content, larger ones by size and modification time."""
-WITHOUT_EFFECT = ("pretrained", "batch_size", "max_batch_size", "device")
-"""Arguments that are no part of a model's identity: the weights are identified by themselves, the others change no
-output."""
 
 
 class LocalTokenizer:
@@ -43,35 +39,73 @@ class LocalTokenizer:
         self._encoded = encoded
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
-        """See `Engine.render`."""
-        history = [{"role": role, "content": content} for role, content in messages]
+        """See `Engine.render`. A system text that the template has no place for opens the first user turn.
+
+        Raises
+        ------
+        EngineError
+            The model has no chat template, or its template does not accept the conversation.
+        """
+        name = self.lm.tokenizer.name_or_path
         with self._tokenizer_lock:
-            return str(self.lm.apply_chat_template(history, add_generation_prompt=generation_prompt))
+            if not self.lm.tokenizer.chat_template:
+                raise EngineError(
+                    f"the tokenizer of {name} has no chat template; leave out --apply_chat_template, "
+                    "or name a model that was trained on conversations."
+                )
+            try:
+                if any(role == "system" for role, _ in messages) and not self._shows_system:
+                    messages = without_system_role(messages)
+                return self._apply_template(messages, generation_prompt)
+            except (jinja2.TemplateError, ValueError) as error:
+                roles = ", ".join(role for role, _ in messages)
+                raise EngineError(
+                    f"the chat template of {name} does not accept a conversation of the turns {roles} ({error}); "
+                    "leave out --apply_chat_template, --fewshot_as_multiturn or --system_instruction."
+                ) from error
+
+    def _apply_template(self, messages: Messages, generation_prompt: bool) -> str:
+        history = [{"role": role, "content": content} for role, content in messages]
+        return str(self.lm.apply_chat_template(history, add_generation_prompt=generation_prompt))
+
+    @cached_property
+    def _shows_system(self) -> bool:
+        """Whether the template writes system texts; some refuse the role, whereupon lm-eval drops the text."""
+        mark = "in-the-system-turn"
+        return mark in self._apply_template((("system", mark), ("user", "in-the-user-turn")), True)
 
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`. An empty text is the model's prefix token."""
         return list(self._encoded(text))
 
 
-def model_identity(model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `Engine.identity` that names the weights and the arguments they are loaded with."""
-    return {
-        "model": weights_identity(Path(model)) or model,
-        "arguments": {key: str(value) for key, value in sorted(arguments.items()) if key not in WITHOUT_EFFECT},
-    }
+def without_system_role(messages: Messages) -> Messages:
+    r"""The conversation with its system texts at the start of the first user turn.
+
+    Examples
+    --------
+    >>> without_system_role((("system", "Be brief."), ("user", "1 + 1 = ?")))
+    (('user', 'Be brief.\n\n1 + 1 = ?'),)
+    """
+    system = [content for role, content in messages if role == "system"]
+    rest = [(role, content) for role, content in messages if role != "system"]
+    first = next((i for i, (role, _) in enumerate(rest) if role == "user"), None)
+    if first is None:
+        return (("user", "\n\n".join(system)), *rest)
+    rest[first] = ("user", "\n\n".join([*system, rest[first][1]]))
+    return tuple(rest)
 
 
-def weights_identity(folder: Path) -> dict[str, str] | None:
-    """A fingerprint of each file of a folder of weights; None if it is not a folder."""
-    if not folder.is_dir():
-        return None
-    fingerprints = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".safetensors", ".bin", ".json", ".model", ".gguf"):
-            continue
-        state = file.stat()
-        if state.st_size <= HASHED_BYTES:
-            fingerprints[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        else:
-            fingerprints[file.name] = f"{state.st_size} bytes, {state.st_mtime_ns}"
-    return fingerprints
+def require_end_token(name: str, tokenizer: Any) -> None:
+    """Refuse a tokenizer that has no end token: lm-eval needs one to find the end of an answer.
+
+    Raises
+    ------
+    EngineError
+        It has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise EngineError(
+            f"the tokenizer of {name} has no end token; set eos_token in its tokenizer_config.json, "
+            "or give another one as tokenizer=…."
+        )

@@ -285,7 +285,10 @@ class TandemLM(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatPrompt:
         """The conversation, for each role to render later; its text is the answering model's rendering."""
-        rendered = self._answering.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+        engine = self.engines[self.settings.loglikelihood]
+        assert engine is not None
+        messages = tuple((turn["role"], turn["content"]) for turn in chat_history)
+        rendered = engine.render(messages, add_generation_prompt)
         return ChatPrompt.of(rendered, chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

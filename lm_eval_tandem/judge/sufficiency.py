@@ -150,10 +150,15 @@ class Sufficiency:
             The vector has another shape, or a value that is not finite.
         """
         width = self.estimator.n_features_in_
-        if np.shape(features) != (width,) or not all(map(math.isfinite, np.asarray(features).tolist())):
+        if np.shape(features) != (width,):
             raise ClassifierError(
-                f"The judge was given an array of shape {np.shape(features)} (or one that is not finite); give the "
+                f"The judge was given an array of shape {np.shape(features)}; give the "
                 f"{width} finite numbers of one judgement (schema {self.schema})."
+            )
+        if not all(map(math.isfinite, np.asarray(features).tolist())):
+            raise ClassifierError(
+                "The judge was given a number that is not finite; "
+                "check the intern's logits for NaN (often a dtype that overflows)."
             )
         # The checks above replace scikit-learn's own, which would take most of the judge's time.
         return float(self.estimator.positive_probability(np.reshape(features, (1, -1)))[0])

@@ -16,7 +16,8 @@ from lm_eval_tandem.engines import DEFAULT_VIEW, EngineWork, Prompt, Sampling, S
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
 from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose_tokens
-from lm_eval_tandem.engines.hf.token_stats import argmax_tokens, generated_token_stats
+from lm_eval_tandem.engines.hf.token_stats import generated_token_stats, likeliest_tokens
+from lm_eval_tandem.engines.limits import undefined_logits
 from lm_eval_tandem.engines.stopping import StopSearch
 
 TokenPair = tuple[float, float]
@@ -55,6 +56,8 @@ class Job:
         "" until the generation has ended.
     seconds
         From the call to the end of the generation.
+    broken
+        Whether the model's logits were no numbers: the call has failed.
     """
 
     prompt: Prompt
@@ -70,6 +73,7 @@ class Job:
     cached: int = 0
     finish_reason: str = ""
     seconds: float = 0.0
+    broken: bool = False
     _stops: StopSearch | None = None
 
     @property
@@ -84,7 +88,7 @@ class Job:
 
     def start(self) -> None:
         """Begin the generation, or begin it again after a failure."""
-        self.new, self.stats = [], []
+        self.new, self.stats, self.broken = [], [], False
         self._stops = None if self.search_stops is None else self.search_stops()
 
     def add(self, token: int, pair: TokenPair | None) -> None:
@@ -96,13 +100,28 @@ class Job:
             self.stats.append(pair)
 
 
-def take_jobs(queue: deque[Job], n: int) -> list[Job]:
-    """Remove up to n jobs from the queue whose callers still wait."""
+def take_jobs(queue: deque[Job], n: int, cells: int | None = None) -> list[Job]:
+    """Remove up to n jobs from the queue whose callers still wait.
+
+    Parameters
+    ----------
+    queue, n
+        The jobs, and the largest number to take.
+    cells
+        For generations whose rows stay together to the end: the largest number of cells of each row, which are those
+        of the longest prompt and the longest answer. Some models have no more cells than their window.
+    """
     jobs: list[Job] = []
+    prompt = answer = 0
     while queue and len(jobs) < n:
-        job = queue.popleft()
+        job = queue[0]
         if not job.future.done():
+            prompt = max(prompt, len(job.ids))
+            answer = max(answer, job.sampling.max_tokens if job.sampling is not None else 0)
+            if jobs and cells is not None and prompt + answer > cells:
+                break
             jobs.append(job)
+        queue.popleft()
     return jobs
 
 
@@ -219,7 +238,7 @@ class DecodingBatch:
         """
         starts = [logits.shape[1] - 1 - len(job.draft) for job in jobs]
         generated = [
-            _accepted(job, sampler, logits[row, start:])
+            _start_of(job, sampler, logits[row, start:])
             for row, (job, sampler, start) in enumerate(zip(jobs, samplers, starts, strict=True))
         ]
         pairs: dict[int, list[TokenPair]] = {}
@@ -253,7 +272,7 @@ class DecodingBatch:
         self.work.decode_tokens += len(self.running)
         all_argmax = all(sampler.takes_argmax for sampler in self._samplers)
         previous = [] if all_argmax else [job.ids + job.new if job is not None else [] for job in self.slots]
-        tokens = choose_tokens(self._samplers, previous, logits)
+        tokens, finite = choose_tokens(self._samplers, previous, logits)
         requested = [row for row, job in enumerate(self.slots) if job is not None and job.wants_stats]
         pairs: dict[int, TokenPair] = {}
         if requested:
@@ -265,6 +284,7 @@ class DecodingBatch:
                 pairs = dict(zip(requested, stats, strict=True))
         for row, job in enumerate(self.slots):
             if job is not None:
+                job.broken = not finite[row]
                 job.add(tokens[row], pairs.get(row))
 
     def _token_stats(
@@ -289,7 +309,9 @@ class DecodingBatch:
         for row, job in enumerate(self.slots):
             if job is None:
                 continue
-            if job.future.done():
+            if job.broken:
+                resolve([(job, undefined_logits(self.network.name))])
+            if job.broken or job.future.done():
                 self.slots[row] = None
                 continue
             job.finish_reason = self._finish_reason(job)
@@ -325,13 +347,15 @@ class DecodingBatch:
         self.prefixes.put(session, entry)
 
 
-def _accepted(job: Job, sampler: TokenSampler, logits: torch.Tensor) -> list[int]:
+def _start_of(job: Job, sampler: TokenSampler, logits: torch.Tensor) -> list[int]:
     """The tokens that a job generates itself, up to the first that differs from its draft, from logits (K, V)."""
-    best, generated, ids = argmax_tokens(logits), [], list(job.ids)
+    best, finite = likeliest_tokens(logits)
+    generated, ids = [], list(job.ids)
     for position, expected in enumerate((*job.draft, None)):
-        token = best[position] if sampler.takes_argmax else sampler.choose(ids, logits[position])
+        job.broken = not finite[position]
+        token = best[position] if sampler.takes_argmax or job.broken else sampler.choose(ids, logits[position])
         generated.append(token)
         ids.append(token)
-        if token != expected:
+        if token != expected or job.broken:
             break
     return generated

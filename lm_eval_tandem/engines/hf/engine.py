@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import clear_torch_cache
 
 from lm_eval_tandem.engines import (
@@ -32,11 +30,14 @@ from lm_eval_tandem.engines import (
 )
 from lm_eval_tandem.engines.entropy import zero_near_certain
 from lm_eval_tandem.engines.hf.batch import Job, resolve
+from lm_eval_tandem.engines.hf.cache_check import check_cache
 from lm_eval_tandem.engines.hf.kv_cache import Network
-from lm_eval_tandem.engines.hf.worker import Worker
+from lm_eval_tandem.engines.hf.loading import load_hflm
+from lm_eval_tandem.engines.hf.worker import Worker, autocast
+from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window
 from lm_eval_tandem.engines.stopping import StopRule, answer_text
-from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.errors import EngineError
 
 
@@ -51,7 +52,7 @@ class HFEngine(LocalTokenizer):
     Raises
     ------
     EngineError
-        The model cannot be loaded, or is not a decoder-only model with a key-value cache.
+        The model cannot be loaded, or is not a decoder-only model that runs on a cache of transformers.
 
     Examples
     --------
@@ -63,14 +64,14 @@ class HFEngine(LocalTokenizer):
         self.name = str(arguments["pretrained"])
         lm = load_hflm(arguments)
         super().__init__(lm, lambda text: lm.tok_batch_encode([text])[0][0].long().tolist())
-        if self.lm.backend != "causal" or getattr(self.lm.model, "_is_stateful", False):
-            raise EngineError(
-                f"{self.name} is no decoder-only model with a key-value cache, which this engine needs; "
-                "name a causal language model."
-            )
         self.parameters = sum(p.numel() for p in self.lm.model.parameters())
         self.window = int(self.lm.max_length)
-        self.identity = self._identity(arguments)
+        # Answers of stores of version 0.1 end with a stop string in the thinking.
+        stop = {} if self.lm.think_end_token is None else {"stop": "after thinking"}
+        config, dtype = self.lm.model.config, str(self.lm.model.dtype)
+        self.identity = model_identity(
+            self.name, arguments, config, engine="hf", dtype=dtype, device=self.lm.device.type, **stop
+        )
         size = self.lm.batch_size
         self.max_concurrency = int(size) if str(size).isdigit() else int(self.lm._detect_batch_size())
         ends = self.lm.model.generation_config.eos_token_id
@@ -78,25 +79,17 @@ class HFEngine(LocalTokenizer):
         self._end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
         self._stop_rule = StopRule(self.lm.tokenizer.decode, self.lm.think_end_token)
         network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
+        precision = self.lm.mixed_precision_dtype
+        with torch.inference_mode(), autocast(network.device, precision):
+            check_cache(network, self.encode, self.name)
+        if not network.paddable:
+            self.max_concurrency = 1
         self.reads_drafts, self.hidden_size = network.stackable, network.hidden_size
         self._vocabulary = network.vocabulary
-        self._worker = Worker(self.name, network, end_tokens, self.max_concurrency, self.lm.mixed_precision_dtype)
+        self._worker = Worker(self.name, network, end_tokens, self.max_concurrency, precision, self.window)
         self.work = self._worker.work
         self._submitted: list[Job] = []
         weakref.finalize(self, self._worker.stop).atexit = False  # `worker.end_threads` does more
-
-    def _identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "engine": "hf",
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "commit": getattr(self.lm.model.config, "_commit_hash", None),
-            "dtype": str(self.lm.model.dtype),
-            "device": self.lm.device.type,
-            # Answers of stores of version 0.1 end with a stop string in the thinking.
-            **({} if self.lm.think_end_token is None else {"stop": "after thinking"}),
-            **model_identity(self.name, arguments),
-        }
 
     # Called by coroutines and other threads
 
@@ -191,19 +184,3 @@ class HFEngine(LocalTokenizer):
             self._worker.submit(jobs)
         except EngineError as closed:
             resolve([(job, closed) for job in jobs])
-
-
-def load_hflm(arguments: Mapping[str, Any]) -> HFLM:
-    """lm-eval's model with these arguments, on a GPU where there is one.
-
-    Raises
-    ------
-    EngineError
-        It cannot be loaded.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return HFLM(**{"device": device, **arguments})
-    except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise EngineError(f"the model {arguments['pretrained']} could not be loaded: {reason[:300]}") from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from lm_eval_tandem.engines.hf.loading import cache_argument, refuse_other_caches
 from lm_eval_tandem.engines.hf.token_stats import logprob_and_entropy
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -108,20 +109,37 @@ class Network:
         Number of tokens of the vocabulary.
     takes_positions, takes_last
         Whether the model accepts `position_ids` and `logits_to_keep`.
+    cache_argument
+        The name under which it accepts a cache.
     stackable
-        False for models whose cache is not plain keys and values of the whole prefix (sliding windows, state spaces).
-        Their rows start together and are never taken out of their batch, so nothing is reused.
+        False for models whose cache is not plain keys and values of the whole prefix (sliding windows, state spaces),
+        or whose attention is wrong where the cache has empty cells between tokens (`cache_check`). Their rows start
+        together and are never taken out of their batch, so nothing is reused.
+    paddable
+        False for models that a padded row changes: they run one row at a time.
+    continues
+        False for models that read several tokens right only from an empty cache: each prompt is read in one pass.
     """
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model = model
-        self.pad = pad
+        self.pad = pad if pad < model.get_input_embeddings().num_embeddings else 0
         self.device = model.device
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-        accepted = inspect.signature(model.forward).parameters
+        inner = unwrapped(model)
+        accepted = inspect.signature(inner.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.takes_last = "logits_to_keep" in accepted
+        self.cache_argument = cache_argument(inner)
+        if self.cache_argument is None:
+            refuse_other_caches(self.name, model.config.model_type, "causal", type(inner))
         self.stackable = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+        self.paddable = self.continues = True
+
+    @property
+    def name(self) -> str:
+        """The model's path or hub id."""
+        return str(self.model.name_or_path)
 
     @property
     def hidden_size(self) -> int | None:
@@ -143,6 +161,13 @@ class Network:
             yield captured
         finally:
             hook.remove()
+
+
+def unwrapped(model: Any) -> Any:
+    """The model of transformers itself, whose `forward` names its arguments, inside a wrapper (peft, GPTQ)."""
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model if "input_ids" in inspect.signature(model.forward).parameters else getattr(model, "model", model)
 
 
 class BatchedCache:
@@ -204,6 +229,13 @@ class BatchedCache:
         if cells:
             self.mask[row, -cells:] = False
 
+    def insert_gap(self, cells: int) -> None:
+        """Append empty cells to every row."""
+        for depth, layer in enumerate(self.cache.layers):
+            pair = (layer.keys, layer.values)
+            self.cache.update(*(side.new_zeros((*side.shape[:2], cells, side.shape[3])) for side in pair), depth)
+        self.mask = torch.nn.functional.pad(self.mask, (0, cells))
+
     def forward(self, ids: torch.Tensor, real: torch.Tensor, last: int | None = None) -> torch.Tensor:
         """One forward pass over new tokens.
 
@@ -227,13 +259,10 @@ class BatchedCache:
             arguments["logits_to_keep"] = last
         if self.network.takes_positions:
             arguments["position_ids"] = (before + real.cumsum(1) - 1).clamp(min=0)
-        output = self.network.model(
-            input_ids=ids,
-            attention_mask=self.mask.long(),
-            past_key_values=self.cache,
-            use_cache=True,
-            **arguments,
-        )
+        # A state-space model looks at the mask of its input alone; what it has read before is in its state.
+        mask = self.mask if self.network.cache_argument == "past_key_values" else real
+        arguments[str(self.network.cache_argument)] = self.cache
+        output = self.network.model(input_ids=ids, attention_mask=mask.long(), use_cache=True, **arguments)
         logits: torch.Tensor = output.logits
         return logits if last is None else logits[:, -last:]
 
@@ -253,7 +282,7 @@ class BatchedCache:
         """
         ids, real = self._align(new)
         width = ids.shape[1]
-        step = max(1, MAX_SCORED_LOGITS // (len(new) * self.network.vocabulary))
+        step = max(1, MAX_SCORED_LOGITS // (len(new) * self.network.vocabulary)) if self.network.continues else width
         logprobs, entropies = [], []
         for start in range(0, width, step):
             stop = min(width, start + step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from lm_eval_tandem.engines import Sampling
-from lm_eval_tandem.engines.hf.token_stats import argmax_tokens
+from lm_eval_tandem.engines.hf.token_stats import likeliest_tokens
 
 
 class TokenSampler:
@@ -46,7 +47,7 @@ class TokenSampler:
         if sampling.temperature > 0:
             self.generator = torch.Generator(device=device).manual_seed(sampling.seed)
             self.processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-            if top_k := setting("top_k"):
+            if (top_k := setting("top_k")) and int(top_k) > 0:
                 self.processors.append(TopKLogitsWarper(int(top_k)))
             if (top_p := setting("top_p")) is not None and top_p < 1.0:
                 self.processors.append(TopPLogitsWarper(float(top_p)))
@@ -67,10 +68,16 @@ class TokenSampler:
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
 
 
-def choose_tokens(samplers: list[TokenSampler], ids: list[list[int]], logits: torch.Tensor) -> list[int]:
-    """The next token of each row of logits (B, V); `ids` are the tokens before it, for rows that do not take argmax."""
-    best = argmax_tokens(logits)
-    return [
-        best[row] if sampler.takes_argmax else sampler.choose(ids[row], logits[row])
+def choose_tokens(
+    samplers: Sequence[TokenSampler], ids: Sequence[list[int]], logits: torch.Tensor
+) -> tuple[list[int], list[bool]]:
+    """The next token of each row of logits (N, V), and whether the row's logits are numbers; if not, it means nothing.
+
+    `ids` are the tokens before it, for rows that do not take argmax.
+    """
+    best, finite = likeliest_tokens(logits)
+    tokens = [
+        best[row] if sampler.takes_argmax or not finite[row] else sampler.choose(ids[row], logits[row])
         for row, sampler in enumerate(samplers)
     ]
+    return tokens, finite

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from lm_eval_tandem.engines import EngineWork, TokenStats
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.hf.batch import Job, resolve
-from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
+from lm_eval_tandem.engines.hf.kv_cache import MAX_SCORED_LOGITS, BatchedCache, Network, PrefixCache, PrefixEntry
+from lm_eval_tandem.engines.limits import is_finite, undefined_logits
 
 Values = NDArray[np.float32]
 
@@ -32,6 +33,11 @@ def score_batch(jobs: list[Job], network: Network, prefixes: PrefixCache, work: 
     work
         Totals that the batch adds to.
     """
+    logits = len(jobs) * max(len(job.ids) for job in jobs) * network.vocabulary
+    if not network.continues and len(jobs) > 1 and logits > MAX_SCORED_LOGITS:  # each is to be read in one pass
+        for job in jobs:
+            score_batch([job], network, prefixes, work)
+        return
     started = time.perf_counter()
     entries = [prefixes.get(job.prompt.session) for job in jobs]
     reused = [_reusable(job, entry, work) for job, entry in zip(jobs, entries, strict=True)]
@@ -56,7 +62,8 @@ def score_batch(jobs: list[Job], network: Network, prefixes: PrefixCache, work: 
     work.judge_seconds += seconds
     share = seconds / len(jobs)
     stats = [TokenStats(*pair, n, share, state) for pair, n, state in zip(arrays, reused, hidden, strict=True)]
-    resolve(list(zip(jobs, stats, strict=True)))
+    results = [one if is_finite(one) else undefined_logits(network.name) for one in stats]
+    resolve(list(zip(jobs, results, strict=True)))
 
 
 def _reusable(job: Job, entry: PrefixEntry | None, work: EngineWork) -> int:

@@ -57,6 +57,8 @@ class Worker:
         Largest number of rows in one forward pass.
     mixed_precision
         For `torch.autocast`; None for the model's own dtype.
+    window
+        Largest number of tokens of a row.
 
     Attributes
     ----------
@@ -75,8 +77,9 @@ class Worker:
         end_tokens: Collection[int],
         batch_size: int,
         mixed_precision: torch.dtype | None,
+        window: int,
     ) -> None:
-        self.name, self.network, self.batch_size = name, network, batch_size
+        self.name, self.network, self.batch_size, self.window = name, network, batch_size, window
         self.work = EngineWork()
         self.adapter: Adapter | None = None
         self._mixed_precision = mixed_precision
@@ -172,7 +175,7 @@ class Worker:
         involved = self._decoding.running
         lacks_memory = False
         try:
-            with torch.inference_mode(), self._autocast(), self._cpu_turn():
+            with torch.inference_mode(), autocast(self.network.device, self._mixed_precision), self._cpu_turn():
                 if self._scores_next():
                     self._steps = 0
                     involved = take_jobs(self._to_score, self.batch_size)
@@ -248,12 +251,7 @@ class Worker:
         free = self.batch_size - running
         if running and (not self.network.stackable or free < max(1, self.batch_size // 4)):
             return []
-        return take_jobs(self._to_generate, free)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._mixed_precision is None:
-            return nullcontext()
-        return torch.autocast(self.network.device.type, self._mixed_precision)
+        return take_jobs(self._to_generate, free, None if self.network.stackable else self.window)
 
     def _cpu_turn(self) -> AbstractContextManager[Any]:
         return CPU.turn(self._fill) if self._on_cpu else nullcontext()
@@ -276,6 +274,11 @@ def end_threads() -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether torch could not allocate memory; on a CPU it says so in a RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Mixed precision of this dtype; None for the model's own."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def prefix_memory(device: torch.device) -> int:

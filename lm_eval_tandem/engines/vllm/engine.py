@@ -10,13 +10,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -31,9 +29,10 @@ from lm_eval_tandem.engines import (
     TokenStats,
 )
 from lm_eval_tandem.engines.entropy import EntropyMethod, Values, zero_near_certain
-from lm_eval_tandem.engines.limits import check_window, require_default_view
+from lm_eval_tandem.engines.identity import model_identity
+from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
 from lm_eval_tandem.engines.stopping import StopRule, StopSearch, answer_text
-from lm_eval_tandem.engines.tokenizer import LocalTokenizer, model_identity
+from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
 from lm_eval_tandem.engines.vllm.open_requests import OpenRequests, StageOutput
 from lm_eval_tandem.engines.vllm.scoring import Scorer, Session, check_valid
@@ -74,7 +73,16 @@ class VLLMEngine(LocalTokenizer):
         self.window = int(settings.model_config.max_model_len)
         self.max_concurrency = int(settings.scheduler_config.max_num_seqs)
         self.parameters = self._count_parameters(given)
-        self.identity = self._identity(given, settings)
+        self.identity = model_identity(
+            self.name,
+            given,
+            settings.model_config.hf_config,
+            engine="vllm",
+            vllm=VERSION,
+            dtype=str(settings.model_config.dtype),
+            device=str(settings.device_config.device_type),
+            entropy=str(self._entropy_method),
+        )
         self.work = EngineWork()
         self._vocabulary = int(settings.model_config.get_vocab_size())
         self._sampling_defaults = settings.model_config.get_diff_sampling_param()
@@ -114,6 +122,8 @@ class VLLMEngine(LocalTokenizer):
         if sampling.return_token_stats:
             logprob, entropy, valid = self._entropy_method.read(output.logprobs, self._vocabulary)
             check_valid(valid)
+            if not np.isfinite(entropy).all():
+                raise undefined_logits(self.name)
             n = len_until(entropy[: len(new)], sampling.max_entropy)
             if n < len(new):
                 finish_reason = "max_entropy"
@@ -139,7 +149,10 @@ class VLLMEngine(LocalTokenizer):
         with self._time.share() as seconds:
             cached = await self._scorer.score(session, ids)
         self.work.judge_seconds += seconds[0]
-        return TokenStats(session.logprob, session.entropy, cached, seconds[0])
+        stats = TokenStats(session.logprob, session.entropy, cached, seconds[0])
+        if not is_finite(stats):
+            raise undefined_logits(self.name)
+        return stats
 
     def release(self, session: str) -> None:
         """See `Engine.release`. The prefix cache keeps the session's blocks until it needs the room."""
@@ -283,20 +296,6 @@ class VLLMEngine(LocalTokenizer):
         except (ValueError, ImportError, AttributeError, RuntimeError):  # an architecture that only vLLM has
             return sum(self._async_llm.call_workers("tandem_parameters"))
         return sum(parameter.numel() for parameter in model.parameters())
-
-    def _identity(self, given: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-        return {
-            "engine": "vllm",
-            "vllm": VERSION,
-            "lm_eval": version("lm_eval"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "commit": getattr(settings.model_config.hf_config, "_commit_hash", None),
-            "dtype": str(settings.model_config.dtype),
-            "device": str(settings.device_config.device_type),
-            "entropy": str(self._entropy_method),
-            **model_identity(self.name, given),
-        }
 
 
 class SharedTime:

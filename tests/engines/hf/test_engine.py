@@ -19,8 +19,8 @@ from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.hf.token_stats import (
     CERTAIN_MARGIN,
-    argmax_tokens,
     generated_token_stats,
+    likeliest_tokens,
     logprob_and_entropy,
 )
 from lm_eval_tandem.errors import EngineError
@@ -218,4 +218,4 @@ def test_token_statistics_agree_in_numpy_and_torch(rows: slice, masked: bool, sh
     assert (found[certain] == 0).all()
     assert (expected[certain].abs() < 300 * np.exp(-CERTAIN_MARGIN) * (1 + CERTAIN_MARGIN)).all()
     np.testing.assert_allclose(found[~certain], expected[~certain], atol=1e-5)
-    assert argmax_tokens(logits) == logits.argmax(-1).tolist()
+    assert likeliest_tokens(logits) == (logits.argmax(-1).tolist(), [True] * len(logits))
