@@ -27,7 +27,10 @@ class StoreError(TandemError):
 
 
 class ContextError(TandemError):
-    """A prompt that does not fit into a model's window; nothing is ever truncated silently."""
+    """A prompt that does not fit into a model's window; nothing is ever truncated silently.
+
+    Raised before anything runs where the lengths are known by then, otherwise by the call, as an error of its question.
+    """
 
 
 class EngineError(TandemError):
@@ -39,7 +42,11 @@ class CallError(EngineError):
 
 
 class UnreachableError(EngineError):
-    """A server that no call reaches any more: the run ends, and finished answers are kept."""
+    """A server that no call reaches, or serves, any more: the run ends, and finished answers are kept."""
+
+
+ENDS_THE_RUN = (UnreachableError, StoreError)
+"""What no other question could escape; every other `TandemError` that a question meets is an error of it alone."""
 
 
 def print_plainly() -> None:

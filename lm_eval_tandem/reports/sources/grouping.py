@@ -50,7 +50,7 @@ def ordered(runs: Sequence[Run]) -> tuple[Run, ...]:
         name, _, number = run.policy.partition(":")
         return (
             policy_rank(name),
-            int(number) if number.isdigit() else 0,
+            int(number) if number.isdecimal() else 0,
             run.name,
             str(run.description.get("classifier", "")),
         )

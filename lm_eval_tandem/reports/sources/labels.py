@@ -71,4 +71,4 @@ def slug(text: str) -> str:
 def natural_order(subject: str) -> tuple[str, float]:
     """Return a sorting key that puts "level 9" before "level 10"."""
     words, _, last = subject.rpartition(" ")
-    return (words, float(last)) if last.replace(".", "", 1).isdigit() else (subject, 0.0)
+    return (words, float(last)) if last.replace(".", "", 1).isdecimal() else (subject, 0.0)

@@ -256,8 +256,8 @@ def subjects_of(task_run: _TaskRun, domain: str, several: bool, by: str | None) 
     if by is None and several:
         return [task_run.run.domain.removeprefix(f"{domain}_")] * len(documents)
     for name in SUBJECT_FIELDS if by is None else (by,):
-        values = [str(document.get(name) or "") for document in documents]
+        values = ["" if document.get(name) is None else str(document[name]) for document in documents]
         if any(values):
-            numeric = all(value.replace(".", "", 1).isdigit() for value in values)
+            numeric = all(value.replace(".", "", 1).isdecimal() for value in values)
             return [f"{name} {value}" for value in values] if numeric else values
     return [""] * len(documents)
