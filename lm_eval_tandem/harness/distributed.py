@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Ranks:
             from accelerate import PartialState
 
             self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+            atexit.register(end_process_group)
         self.rank: int = 0 if self.state is None else self.state.process_index
         self.world_size: int = 1 if self.state is None else self.state.num_processes
 
@@ -89,3 +91,11 @@ class Ranks:
         """Wait for all processes."""
         if self.state is not None:
             self.state.wait_for_everyone()
+
+
+def end_process_group() -> None:
+    """End the connections of the processes; a process that exits without it may abort (exit code 134)."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
