@@ -49,8 +49,17 @@ ENDS_THE_RUN = (UnreachableError, StoreError)
 """What no other question could escape; every other `TandemError` that a question meets is an error of it alone."""
 
 
+INTERRUPTED = "interrupted; finished calls are in the store, where one was given: run again with it to go on from there."
+"""What Ctrl-C prints."""
+INTERRUPTED_CODE = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
 def print_plainly() -> None:
-    """Make an uncaught `TandemError` print its sentence instead of a traceback; the exit code stays 1."""
+    """Make an uncaught `TandemError` print its sentence instead of a traceback, and Ctrl-C a sentence of its own.
+
+    The exit code stays 1 for an error, and after Ctrl-C the process ends by the signal, which shells report as 130.
+    """
     if getattr(sys.excepthook, "_tandem", False):
         return
     former = sys.excepthook
@@ -58,6 +67,8 @@ def print_plainly() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, TandemError):
             print(f"tandem: error: {error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"\ntandem: {INTERRUPTED}", file=sys.stderr)
         else:
             former(kind, error, trace)
 

@@ -7,6 +7,7 @@ in which `asyncio.run` is not allowed.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -36,7 +37,8 @@ class EventLoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result, or its exception.
 
-        An interrupt of the caller (Ctrl-C) cancels all tasks of the loop, waits for their end, and is raised again.
+        An interrupt of the caller (Ctrl-C) cancels all tasks of the loop, waits for their end, though no longer than
+        `SHUTDOWN_TIMEOUT`, and is raised again.
         """
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
@@ -44,7 +46,8 @@ class EventLoopThread:
         except BaseException:
             if not future.done():
                 future.cancel()
-                asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self._loop).result(timeout=SHUTDOWN_TIMEOUT)
+                ended = asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self._loop)
+                concurrent.futures.wait([ended], timeout=SHUTDOWN_TIMEOUT)
             raise
 
     async def _cancel_tasks(self) -> None:
@@ -56,6 +59,7 @@ class EventLoopThread:
     async def _shut_down(self) -> None:
         await self._cancel_tasks()
         await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
 
     def close(self) -> None:
         """Cancel all tasks and end the thread."""
