@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval_tandem.digits import colon_separated, nearest_decimal
@@ -51,6 +51,17 @@ def _with_thresholds(run: Run) -> str:
 def model_name(model: str) -> str:
     """Return a model's name without its folder or account: "lab/large" is "large"."""
     return re.split(r"[/\\]", str(model).rstrip("/\\"))[-1]
+
+
+def model_names(models: Iterable[str]) -> dict[str, str]:
+    """Return what to call each of some models: the last part of its name, and more where two would be called alike."""
+    parts = {model: re.split(r"[/\\]", str(model).rstrip("/\\")) for model in models}
+    names = {}
+    for model, own in parts.items():
+        same = [other for other in parts.values() if other[-1] == own[-1]]
+        depth = next((n for n in range(1, len(own)) if [other[-n:] for other in same].count(own[-n:]) == 1), len(own))
+        names[model] = "/".join(own[-depth:])
+    return names
 
 
 def without_paths(value: Any) -> str:
