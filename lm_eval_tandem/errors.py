@@ -49,7 +49,7 @@ ENDS_THE_RUN = (UnreachableError, StoreError)
 """What no other question could escape; every other `TandemError` that a question meets is an error of it alone."""
 
 
-INTERRUPTED = "interrupted; finished calls are in the store, where one was given: run again with it to go on from there."
+INTERRUPTED = "interrupted; finished calls are in the store, where one was given: run again with it to go on."
 """What Ctrl-C prints."""
 INTERRUPTED_CODE = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -138,9 +138,7 @@ def test_a_store_that_another_process_locks_holds_up_no_other_question(tmp_path:
 
     async def both() -> None:
         call = asyncio.ensure_future(engine.generate(Prompt("x"), Sampling(3)))
-        while not engine.work.decode_tokens:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        await asyncio.wait([call], timeout=0.5)
         other.execute("COMMIT")
         await call
 
@@ -148,6 +146,7 @@ def test_a_store_that_another_process_locks_holds_up_no_other_question(tmp_path:
     loop.run(both())
     loop.close()
     assert (len(store), store.failed_writes) == (1, 0)
+    assert "cannot be the intern of a judge" in engine.cannot_score, "the store hides what its engine cannot do"
     engine.close()
 
 

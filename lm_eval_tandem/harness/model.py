@@ -71,9 +71,9 @@ class TandemLM(LM):
             self.store = Store(chosen.store) if chosen.store is not None else None
             self._mentor = None if chosen.mentor is None else registry.load(chosen.mentor)
             self._intern = None if chosen.intern is None else registry.load(chosen.intern)
-        refused = str(getattr(self._intern, "cannot_score", ""))
-        if refused and (self.judge is not None or chosen.record_features):
-            raise EngineError(refused)
+        needs_scores = self.judge is not None or chosen.record_features
+        if needs_scores and self._intern is not None and self._intern.cannot_score:
+            raise EngineError(self._intern.cannot_score)
         if self.judge is not None and self._intern is not None:
             who = f"classifier={chosen.classifier}"
             registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)

@@ -62,7 +62,9 @@ class Outcome:
         if store is None:
             next_step = "give store=FILE in --model_args, and another run will ask only those."
         else:
-            next_step = f"the other {len(self.answered):,} are in store={store}: run again with it to ask only the rest."
+            next_step = (
+                f"the other {len(self.answered):,} are in store={store}: run again with it to ask only the rest."
+            )
         if self.ended_by is not None:
             raise type(self.ended_by)(f"{self.ended_by} {next_step}")
         if self.failed:

@@ -65,7 +65,9 @@ def wordy(policy: str, folder: Path) -> TandemLM:
 def test_insights_too_long_for_the_intern_fail_their_question_alone(policy: str, tmp_path: Path) -> None:
     """The mentor's tokenizer counts one token, so that no check before the run can know."""
     lm = wordy(policy, tmp_path)
-    sentence = rf"1 of {N} questions failed \(t #{LONG}\).* exceed the window of .* 512 tokens.*the other {N - 1} are in"
+    sentence = (
+        rf"1 of {N} questions failed \(t #{LONG}\).* exceed the window of .* 512 tokens.*the other {N - 1} are in"
+    )
     with pytest.raises(EngineError, match=sentence):
         lm.generate_until(instances(N), disable_tqdm=True)
     lm.close()

@@ -38,7 +38,8 @@ def missing_runs(comparison: Comparison, what: str, policies: Iterable[str], led
         )
         return Missing(reason, "\n".join(command(comparison, policy, ledger=True) for policy in needed))
     return Missing(
-        f"{what} needs the runs {', '.join(lacking)} of {comparison.title}" + (f", each with {how}." if ledger else "."),
+        f"{what} needs the runs {', '.join(lacking)} of {comparison.title}"
+        + (f", each with {how}." if ledger else "."),
         "\n".join(command(comparison, policy, ledger) for policy in lacking),
     )
 
