@@ -87,7 +87,7 @@ class HFEngine(LocalTokenizer):
         self.identity = self._identity(arguments)
         self.work = EngineWork()
         size = self.lm.batch_size
-        self.batch_size = int(size) if str(size).isdecimal() else int(self.lm._detect_batch_size())
+        self.batch_size = int(size) if str(size).isdigit() else int(self.lm._detect_batch_size())
         self.max_concurrency = self.batch_size
         ends = self.lm.model.generation_config.eos_token_id
         end_tokens = {self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
