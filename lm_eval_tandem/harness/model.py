@@ -1,7 +1,7 @@
 """The model `tandem` of lm-evaluation-harness: the cascade behind the harness's own interface.
 
-`generate_until` turns the harness's requests into questions (`requests.py`), answers all of them at once, one coroutine
-each (`cascade/algorithm.py`), and writes the ledger. What the run was and did is in `run_report.py`.
+`generate_until` turns the harness's requests into questions (`requests.py`), answers all of them at once
+(`questions.py`), and writes the ledger. What the run was and did is in `run_report.py`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.errors import ENDS_THE_RUN, EngineError, TandemError
+from lm_eval_tandem.errors import ENDS_THE_RUN, EngineError, StoreError, TandemError
 from lm_eval_tandem.ledger import Record
 
 NAMED = 5
@@ -59,14 +59,14 @@ class Outcome:
         EngineError
             Some questions failed.
         """
-        if store is None:
-            next_step = "give store=FILE in --model_args, and another run will ask only those."
-        else:
-            next_step = (
-                f"the other {len(self.answered):,} are in store={store}: run again with it to ask only the rest."
-            )
+        if isinstance(self.ended_by, StoreError):
+            raise self.ended_by  # it says itself what to do, and its store is no place to go on from
+        next_step = "give store=FILE in --model_args, and another run will ask only those."
+        if store is not None:
+            answered = f"the other {len(self.answered):,} are in store={store}"
+            next_step = f"{answered}: run again with it to ask only the rest."
         if self.ended_by is not None:
-            raise type(self.ended_by)(f"{self.ended_by} {next_step}")
+            raise type(self.ended_by)(f"{str(self.ended_by).rstrip('.')}; {next_step}")
         if self.failed:
             keys = sorted(self.failed)
             names = ", ".join(f"{task or 'request'} #{doc_id}" for task, doc_id, _ in keys[:NAMED])

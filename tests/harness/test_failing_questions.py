@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lm_eval.api.registry import register_model
 import tiny
 from bundled import COMMON, instances
 from engines.http.openai_server import Behaviour, serving
-from lm_eval_tandem.errors import ArgumentError, ContextError, EngineError, UnreachableError
+from lm_eval_tandem.errors import ArgumentError, ContextError, EngineError, StoreError, UnreachableError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.requests import sampling_of
 
@@ -123,6 +124,15 @@ def test_a_refused_key_ends_the_run(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match="refuses the key"):
             lm.generate_until(asked, disable_tqdm=True)
         lm.close()
+
+
+def test_a_store_that_breaks_ends_the_run_and_is_no_place_to_go_on_from(tmp_path: Path) -> None:
+    lm = TandemLM(policy="intern", store=str(tmp_path / "s.sqlite"), **COMMON)
+    with sqlite3.connect(tmp_path / "s.sqlite") as db:
+        db.execute("DROP TABLE finished")
+    with pytest.raises(StoreError, match=r"cannot be read any more .* run again\.$"):
+        lm.generate_until(instances(N), disable_tqdm=True)
+    lm.close()
 
 
 def test_budget_forcing_reserves_its_cue() -> None:
