@@ -8,8 +8,9 @@ not installed, or already knows the name, nothing changes.
 The environment variable LM_EVAL_TANDEM_HOOK=0 (or false, off, no, in any case) switches the hook off;
 `python -m lm_eval_tandem` knows the model all the same.
 
-Releases of lm-eval after 0.4.13 are to read the entry points of the group `lm_eval.models` (its pull requests 4013 and
-4014; not in any release seen so far). This package declares that entry point too, and then the hook has nothing to do.
+lm-eval 0.4.13 reads no entry points, and its development version of August 2026 reads none of the group
+`lm_eval.models` either; its pull requests 4013 and 4014 are to, and are in no release so far. This package declares
+that entry point already, and once a release reads it the hook has nothing to do.
 """
 
 import os

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem import __version__
-from lm_eval_tandem.errors import ArgumentError, TandemError
+from lm_eval_tandem.errors import INTERRUPTED, INTERRUPTED_CODE, ArgumentError, TandemError
 
 DESCRIPTION = "From two models and a training task to a fitted classifier, and from runs to a report."
 OBJECTIVE = "accuracy, accuracy@cost<=X (TFLOPs), or cost@accuracy>=always_high-D (0.005 is half a point)"
@@ -24,13 +24,16 @@ Commands = Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; a `TandemError` ends it with its sentence and exit code 1."""
+    """Run one command; a `TandemError` ends it with its sentence and exit code 1, and Ctrl-C with 130."""
     given = parser().parse_args(arguments)
     try:
         given.run(given)
     except TandemError as error:
         print(f"lm-eval-tandem: error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"\nlm-eval-tandem: {INTERRUPTED}", file=sys.stderr)
+        sys.exit(INTERRUPTED_CODE)
 
 
 def parser() -> argparse.ArgumentParser:

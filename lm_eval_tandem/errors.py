@@ -27,7 +27,10 @@ class StoreError(TandemError):
 
 
 class ContextError(TandemError):
-    """A prompt that does not fit into a model's window; nothing is ever truncated silently."""
+    """A prompt that does not fit into a model's window; nothing is ever truncated silently.
+
+    Raised before anything runs where the lengths are known by then, otherwise by the call, as an error of its question.
+    """
 
 
 class EngineError(TandemError):
@@ -39,11 +42,24 @@ class CallError(EngineError):
 
 
 class UnreachableError(EngineError):
-    """A server that no call reaches any more: the run ends, and finished answers are kept."""
+    """A server that no call reaches, or serves, any more: the run ends, and finished answers are kept."""
+
+
+ENDS_THE_RUN = (UnreachableError, StoreError)
+"""What no other question could escape; every other `TandemError` that a question meets is an error of it alone."""
+
+
+INTERRUPTED = "interrupted; finished calls are in the store, where one was given: run again with it to go on."
+"""What Ctrl-C prints."""
+INTERRUPTED_CODE = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def print_plainly() -> None:
-    """Make an uncaught `TandemError` print its sentence instead of a traceback; the exit code stays 1."""
+    """Make an uncaught `TandemError` print its sentence instead of a traceback, and Ctrl-C a sentence of its own.
+
+    The exit code stays 1 for an error, and after Ctrl-C the process ends by the signal, which shells report as 130.
+    """
     if getattr(sys.excepthook, "_tandem", False):
         return
     former = sys.excepthook
@@ -51,6 +67,8 @@ def print_plainly() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, TandemError):
             print(f"tandem: error: {error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"\ntandem: {INTERRUPTED}", file=sys.stderr)
         else:
             former(kind, error, trace)
 

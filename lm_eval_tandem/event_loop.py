@@ -7,6 +7,7 @@ in which `asyncio.run` is not allowed.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import weakref
 from collections.abc import Coroutine
@@ -40,7 +41,8 @@ class EventLoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result, or its exception.
 
-        An interrupt of the caller (Ctrl-C) cancels all tasks of the loop, waits for their end, and is raised again.
+        An interrupt of the caller (Ctrl-C) cancels all tasks of the loop, waits for their end, though no longer than
+        `SHUTDOWN_TIMEOUT`, and is raised again.
         """
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
@@ -48,7 +50,8 @@ class EventLoopThread:
         except BaseException:
             if not future.done():
                 future.cancel()
-                asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self._loop).result(timeout=SHUTDOWN_TIMEOUT)
+                ended = asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self._loop)
+                concurrent.futures.wait([ended], timeout=SHUTDOWN_TIMEOUT)
             raise
 
     async def _cancel_tasks(self) -> None:
@@ -60,6 +63,7 @@ class EventLoopThread:
     async def _shut_down(self) -> None:
         await self._cancel_tasks()
         await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
 
     def close(self) -> None:
         """Cancel all tasks and end the thread."""

@@ -1,8 +1,10 @@
 """Finished calls on disk, so that a run that was killed continues without computing them again.
 
 A store is one SQLite file. A row is written in one transaction when its call has finished, so a killed process leaves
-either the whole row or none. The key covers everything that can change the output. Each row has a checksum of key and
-value; a row whose checksum does not match is ignored and computed again. Failures are never stored.
+either the whole row or none. Rows are handed to the operating system at once, and to the disk soon after: no killed
+process loses one, but a computer that loses power may lose those of the last moments; the file stays whole. The key
+covers everything that can change the output. Each row has a checksum of key and value; a row whose checksum does not
+match is ignored and computed again. Failures are never stored.
 
 `engines.cached.CachedEngine` puts a store in front of an engine.
 """
@@ -39,7 +41,7 @@ def key_of(parts: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """A durable mapping from keys (`key_of`) to JSON values, safe for several processes and threads at once.
+    """A mapping on disk from keys (`key_of`) to JSON values, safe for several processes and threads at once.
 
     Parameters
     ----------
@@ -118,21 +120,33 @@ class Store:
         """The value stored under `key`, or None.
 
         A row whose checksum does not match counts as missing and is logged as a warning.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be read any more.
         """
-        with self._lock:
-            row = self._db.execute("SELECT value, digest FROM finished WHERE key = ?", (key,)).fetchone()
+        try:
+            with self._lock:
+                row = self._db.execute("SELECT value, digest FROM finished WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"store={self.path} cannot be read any more ({error}); copy what you need of it, name a new file, and "
+                "run again."
+            ) from error
         if row is None:
             return None
         value, digest = row
         if _digest(key, value) != digest:
-            self.corrupted_rows += 1
+            with self._lock:
+                self.corrupted_rows += 1
             log.warning("store=%s: entry %s is corrupted; it is ignored and will be computed again.", self.path, key)
             return None
         stored: dict[str, Any] = json.loads(value)
         return stored
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
-        """Write a finished value; the whole row is on disk when this returns.
+        """Write a finished value; the whole row is with the operating system when this returns (see above).
 
         A disk that is full or fails does not stop the run, since the caller has the value and earlier rows stay
         intact: `failed_writes` is increased, and the first failure is logged as a warning.
@@ -141,9 +155,11 @@ class Store:
         try:
             with self._lock:
                 self._db.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?)", (key, text, _digest(key, text)))
-        except sqlite3.OperationalError as error:
-            self.failed_writes += 1
-            if self.failed_writes == 1:
+        except sqlite3.Error as error:
+            with self._lock:
+                self.failed_writes += 1
+                first = self.failed_writes == 1
+            if first:
                 log.warning(
                     "store=%s cannot be written (%s); the run continues without storing further calls.",
                     self.path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +18,11 @@ from hypothesis import strategies as st
 
 from lm_eval_tandem import ledger
 from lm_eval_tandem.accounting import Tokens, bill, tflops
+from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines.cached import CachedEngine
+from lm_eval_tandem.engines.http.registered import RegisteredEngine
 from lm_eval_tandem.errors import StoreError
+from lm_eval_tandem.event_loop import EventLoopThread
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.store import Store, key_of
 
@@ -110,6 +115,39 @@ def test_a_corrupted_entry_is_refused_and_can_be_replaced(tmp_path: Path) -> Non
     assert store.corrupted_rows == 1
     store.put("k", {"text": "right"})
     assert store.get("k") == {"text": "right"}
+
+
+def test_a_store_that_breaks_while_it_is_open_is_one_sentence(tmp_path: Path) -> None:
+    """Reading ends the run, since everything would be computed again; a value that cannot be kept is counted."""
+    store = Store(tmp_path / "store.sqlite")
+    store.put("k", {"text": "right"})
+    with sqlite3.connect(tmp_path / "store.sqlite") as db:
+        db.execute("DROP TABLE finished")
+    with pytest.raises(StoreError, match=r"store=.* cannot be read any more \(no such table: finished\)"):
+        store.get("k")
+    store.put("k", {"text": "right"})
+    assert store.failed_writes == 1
+
+
+def test_a_store_that_another_process_locks_holds_up_no_other_question(tmp_path: Path) -> None:
+    """The lock is given up by a coroutine that runs in the same event loop as the call that waits for it."""
+    store = Store(tmp_path / "store.sqlite")
+    engine = CachedEngine(RegisteredEngine("dummy", "x", {}), store)
+    other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def both() -> None:
+        call = asyncio.ensure_future(engine.generate(Prompt("x"), Sampling(3)))
+        await asyncio.wait([call], timeout=0.5)
+        other.execute("COMMIT")
+        await call
+
+    loop = EventLoopThread()
+    loop.run(both())
+    loop.close()
+    assert (len(store), store.failed_writes) == (1, 0)
+    assert "cannot be the intern of a judge" in engine.cannot_score, "the store hides what its engine cannot do"
+    engine.close()
 
 
 @pytest.mark.parametrize("kind", ["text", "foreign", "version", "folder", "torn"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
 import json
 import shutil
@@ -12,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import lm_eval_tandem
 from interpreters import python
@@ -20,6 +23,7 @@ from lm_eval_tandem import _paths
 DISTRIBUTION = "lm-eval-tandem"
 HEAVY = ("torch", "transformers", "lm_eval", "numpy", "sklearn", "datasets", "safetensors")
 INSTALL_FOLDER = Path(lm_eval_tandem.__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("lm_eval_tandem", "task_configs", "classifiers", "_lm_eval_tandem_hook.py", "lm_eval_tandem_hook.pth")
 BUILT_BY = ("setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
 
@@ -60,6 +64,30 @@ def test_module_command_knows_the_tasks_of_the_package_and_of_the_user(tmp_path:
         print(json.dumps(names))
     """
     assert json.loads(python(code, path=[INSTALL_FOLDER])) == [[True, False], [True, True], [True, True], [True, False]]
+
+
+def requirements() -> dict[str, SpecifierSet]:
+    """What setup.cfg asks of each library, extras included."""
+    config = configparser.ConfigParser()
+    config.read(CHECKOUT / "setup.cfg", encoding="utf-8")
+    lines = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    return {one.name: one.specifier for one in map(Requirement, " ".join(lines).split())}
+
+
+@pytest.mark.parametrize("library", ["lm_eval", "transformers", "scikit-learn", "vllm"])
+def test_libraries_whose_private_parts_are_used_have_an_upper_bound(library: str) -> None:
+    assert not requirements()[library].contains("99.0")
+
+
+def test_the_bounds_admit_the_releases_that_are_tested() -> None:
+    wanted = requirements()
+    for version in ("0.4.13", "0.5.0.dev1"):
+        assert wanted["lm_eval"].contains(version, prereleases=True), version
+    pinned = [line.partition(";")[0] for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
+    pins = {one.name: one for line in pinned if "==" in line and (one := Requirement(line))}
+    for name in ("transformers", "scikit-learn"):
+        (version,) = (specifier.version for specifier in pins[name].specifier)
+        assert wanted[name].contains(version), f"{name} {version}"
 
 
 # --- the installed distribution, or a wheel built from the checkout

@@ -37,7 +37,7 @@ class Argument:
 
     def accepts(self, text: str, stages: int) -> bool:
         """Whether the text is an allowed number."""
-        if not text.isdigit() or int(text) < self.minimum:
+        if not text.isdecimal() or int(text) < self.minimum:
             return False
         return self.field != "stage" or int(text) <= stages
 

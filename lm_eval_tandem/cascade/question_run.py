@@ -29,6 +29,8 @@ class Task:
         How the answer is generated.
     task, doc_id, repeat
         The harness's task, the document's number in it, and the number of the repetition.
+    copy
+        Number of this task among those of a run that are equal to it, as where the harness fills up a process's share.
     """
 
     question: Question
@@ -36,17 +38,23 @@ class Task:
     task: str = ""
     doc_id: int = 0
     repeat: int = 0
+    copy: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Task, document and repetition, which identify the question and its record within a run."""
+        return self.task, self.doc_id, self.repeat
 
     @property
     def session(self) -> str:
-        """The name under which engines cache the prefixes of this question."""
-        return f"{self.task}/{self.doc_id}/{self.repeat}"
+        """The name under which engines cache the prefixes of this question: no two questions share it."""
+        return f"{self.task}/{self.doc_id}/{self.repeat}" + (f"/{self.copy}" if self.copy else "")
 
     def sampling_for(self, role: str, stage: int) -> Sampling:
         """The same settings, with a seed derived from question, role and stage; 0 under greedy decoding."""
         if self.sampling.temperature == 0:
             return replace(self.sampling, seed=0)
-        name = f"{self.sampling.seed}/{self.session}/{role}/{stage}"
+        name = f"{self.sampling.seed}/{self.task}/{self.doc_id}/{self.repeat}/{role}/{stage}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         return replace(self.sampling, seed=seed)
 

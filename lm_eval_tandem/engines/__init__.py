@@ -255,11 +255,6 @@ class Engine(Protocol):
     """One loaded model.
 
     `generate` and `score` are awaited in one event loop; all other members may be used from any thread.
-
-    Notes
-    -----
-    An engine that can never score has a further property, `cannot_score`: the reason in one sentence, so that a run
-    that needs scores is refused before it starts.
     """
 
     @property
@@ -290,6 +285,11 @@ class Engine(Protocol):
     @property
     def reads_drafts(self) -> bool:
         """Whether greedy generation makes use of `Prompt.draft`."""
+        ...
+
+    @property
+    def cannot_score(self) -> str:
+        """Why `score` can never work, in one sentence, so that a run that needs it is refused at its start; else ""."""
         ...
 
     @property

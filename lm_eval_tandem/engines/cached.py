@@ -52,10 +52,10 @@ class CachedEngine:
         self.store = store
         self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
         self.lm, self.max_concurrency, self.reads_drafts = engine.lm, engine.max_concurrency, engine.reads_drafts
-        self.identity, self.work = engine.identity, engine.work
+        self.identity, self.work, self.cannot_score = engine.identity, engine.work, engine.cannot_score
         self.hits = 0
         self._model_key = key_of(dict(engine.identity))
-        self._in_flight: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._in_flight: dict[str, asyncio.Future[tuple[dict[str, Any], bool]]] = {}
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
@@ -86,18 +86,20 @@ class CachedEngine:
     ) -> dict[str, Any]:
         """The stored value of the call; otherwise that of an equal call in flight, or a new one, which is stored."""
         key = key_of({"model": self._model_key, "text": prompt.text, "continued": list(prompt.continued), **call})
-        stored = self.store.get(key)
-        if stored is not None:
-            self.hits += 1
-            return stored
         if key in self._in_flight:
-            return await asyncio.shield(self._in_flight[key])
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+            value, stored = await asyncio.shield(self._in_flight[key])
+            self.hits += stored
+            return value
+        future: asyncio.Future[tuple[dict[str, Any], bool]] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = future
         try:
-            value = await compute()
-            self.store.put(key, value)
-            future.set_result(value)
+            # In a thread: a slow disk, or another process that writes, must not hold up every other question.
+            found = await asyncio.to_thread(self.store.get, key)
+            value = await compute() if found is None else found
+            if found is None:
+                await asyncio.to_thread(self.store.put, key, value)
+            self.hits += found is not None
+            future.set_result((value, found is not None))
             return value
         except BaseException as error:
             future.set_exception(error)

@@ -27,6 +27,8 @@ class LocalTokenizer:
         Token ids of a text as `lm` computes them.
     """
 
+    cannot_score = ""
+
     def __init__(self, lm: Any, tokenize: Callable[[str], Sequence[int]]) -> None:
         self.lm = lm
         self._tokenizer_lock = lock = threading.RLock()

@@ -1,12 +1,11 @@
 """The model `tandem` of lm-evaluation-harness: the cascade behind the harness's own interface.
 
-`generate_until` turns the harness's requests into questions (`requests.py`), answers all of them at once, one coroutine
-each (`cascade/algorithm.py`), and writes the ledger. What the run was and did is in `run_report.py`.
+`generate_until` turns the harness's requests into questions (`requests.py`), answers all of them at once
+(`questions.py`), and writes the ledger. What the run was and did is in `run_report.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from contextlib import ExitStack
@@ -24,15 +23,14 @@ from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView, regi
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.errors import (
     ArgumentError,
-    CallError,
     ClassifierError,
     EngineError,
-    UnreachableError,
 )
 from lm_eval_tandem.event_loop import EventLoopThread
 from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness import run_report
 from lm_eval_tandem.harness.distributed import Ranks
+from lm_eval_tandem.harness.questions import Outcome, answer_all
 from lm_eval_tandem.harness.requests import Answer, ChatPrompt, check_fits, tasks_of
 from lm_eval_tandem.harness.settings import read_settings
 from lm_eval_tandem.ledger import Record
@@ -70,7 +68,7 @@ class TandemLM(LM):
         view = DEFAULT_VIEW if self.judge is None else self.judge.view
         if self.judge is not None and chosen.intern is not None:
             registry.check_view(view, chosen.intern.backend, f"classifier={chosen.classifier}")
-        with ExitStack() as opened:  # closed again where a later step fails
+        with self.ranks.failing_together(), ExitStack() as opened:  # closed again where a later step fails
             self.store = Store(chosen.store) if chosen.store is not None else None
             if self.store is not None:
                 opened.callback(self.store.close)
@@ -131,9 +129,9 @@ class TandemLM(LM):
 
     def _check_intern(self, view: ScoringView) -> None:
         """Refuse an intern that cannot do what the judge needs, and load the judge's adapter into it."""
-        refused = str(getattr(self._intern, "cannot_score", ""))
-        if refused and (self.judge is not None or self.settings.record_features):
-            raise EngineError(refused)
+        needs_scores = self.judge is not None or self.settings.record_features
+        if needs_scores and self._intern is not None and self._intern.cannot_score:
+            raise EngineError(self._intern.cannot_score)
         if self.judge is not None and self._intern is not None:
             who = f"classifier={self.settings.classifier}"
             registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
@@ -174,59 +172,35 @@ class TandemLM(LM):
             Before anything runs: a prompt does not fit into a model's window.
         EngineError
             At the end: some questions failed; all others were answered and are in the ledger and the store.
-        UnreachableError
-            A server is not reached any more.
+        UnreachableError, StoreError
+            No further question can be answered; finished answers are in the ledger and the store.
         """
         started = time.perf_counter()
-        tasks = tasks_of(requests, self._answering.max_gen_toks, self.settings.seed)
-        sizes = [check_fits(task, self.settings, self.engines) for task in tasks]
+        with self.ranks.failing_together():
+            tasks = tasks_of(requests, self._answering.max_gen_toks, self.settings.seed)
+            sizes = [check_fits(task, self.settings, self.engines) for task in tasks]
         longest_first = sorted(range(len(tasks)), key=lambda i: (-sizes[i], tasks[i].question.text))
         answers: list[Answer | None] = [None] * len(tasks)
-        failed: list[CallError] = []
         bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
 
-        async def answer_one(i: int, slots: asyncio.Semaphore) -> None:
-            async with slots:
-                try:
-                    text, record = await self.cascade.answer(tasks[i])
-                except CallError as error:  # of this question alone: the others continue
-                    failed.append(error)
-                    return
+        def take(place: int, text: str, record: Record) -> None:
             self.records.append(record)
-            answers[i] = Answer.of(text, record.metrics)
+            answers[longest_first[place]] = Answer.of(text, record.metrics)
             bar.update(1)
 
-        async def answer_all() -> None:
-            slots = asyncio.Semaphore(self._max_concurrency)
-            running = [asyncio.ensure_future(answer_one(i, slots)) for i in longest_first]
-            try:
-                await asyncio.gather(*running)
-            finally:
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
-
+        ordered = [tasks[i] for i in longest_first]
         try:
-            self._loop.run(answer_all())
-        except UnreachableError as error:
-            raise UnreachableError(f"{error} {self._how_to_resume(answers)}") from error
+            with self.ranks.failing_together():
+                outcome = self._loop.run(answer_all(self.cascade, ordered, self._max_concurrency, take))
         finally:
             bar.close()
             self._seconds += time.perf_counter() - started
             self._write_ledger()
-        if failed:
-            counts = f"{len(failed):,} of {len(tasks):,} questions failed"
-            raise EngineError(f"{counts}: {failed[0]}; {self._how_to_resume(answers)}")
         if self.world_size > 1:
+            outcome = Outcome.merged(self.ranks.exchange(outcome))
             self._gather_records()
+        outcome.check(self.settings.store)
         return [answer for answer in answers if answer is not None]
-
-    def _how_to_resume(self, answers: list[Answer | None]) -> str:
-        """What to do after questions failed, as the end of a sentence."""
-        if self.store is None:
-            return "give store=FILE in --model_args, and another run will ask only those."
-        answered = len(answers) - answers.count(None)
-        return f"the other {answered:,} are in store={self.store.path}: run again with it to ask only the rest."
 
     def _gather_records(self) -> None:
         """Collect at rank 0 the records and the work of all processes."""
@@ -275,12 +249,14 @@ class TandemLM(LM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Answered by one role alone (`loglikelihood=`); nothing is cascaded."""
-        values: list[tuple[float, bool]] = self._answering.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        with self.ranks.failing_together():
+            values: list[tuple[float, bool]] = self._answering.loglikelihood(requests, disable_tqdm=disable_tqdm)
         return values
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Answered by one role alone (`loglikelihood=`); nothing is cascaded."""
-        values: list[float] = self._answering.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        with self.ranks.failing_together():
+            values: list[float] = self._answering.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return values
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatPrompt:

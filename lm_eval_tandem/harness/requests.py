@@ -7,6 +7,7 @@ can show it beside accuracy.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from lm_eval_tandem.cascade.prompts import Question
+from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.prompts import Prompts, Question
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine, Sampling
 from lm_eval_tandem.errors import ArgumentError, ContextError
@@ -69,7 +71,9 @@ class Answer(str):
 def tasks_of(requests: Sequence[Instance], default_max_tokens: int, seed: int) -> list[Task]:
     """One task per request, in the same order.
 
-    A request that stands in the list several times (`repeats`) becomes as many tasks, which are sampled apart.
+    A request that stands in the list several times (`repeats`) becomes as many tasks, which are sampled apart, and so
+    do several requests of one document. Beyond its repeats, a request in the list is a copy, with which the harness
+    fills up the share of a process: it is answered like the original and has a session of its own.
 
     Parameters
     ----------
@@ -85,32 +89,45 @@ def tasks_of(requests: Sequence[Instance], default_max_tokens: int, seed: int) -
     ArgumentError
         A generation argument is not known.
     """
-    seen: Counter[int] = Counter()
     tasks: list[Task] = []
+    seen: Counter[int] = Counter()
+    """How often each request stands in the list so far."""
+    of_document: dict[tuple[str, int], list[int]] = {}
+    """The different requests of each document so far: a task may ask several of one document."""
+    copies: Counter[tuple[str, int, int]] = Counter()
     for request in requests:
         context, generation = request.args
-        repeat = seen[id(request)] % (request.repeats or 1)
+        doc_id = request.doc_id if request.doc_id is not None else len(tasks)
+        document, repeats = (request.task_name or "", doc_id), request.repeats or 1
+        others = of_document.setdefault(document, [])
+        if id(request) not in others:
+            others.append(id(request))
+        repeat = others.index(id(request)) * repeats + seen[id(request)] % repeats
         seen[id(request)] += 1
         if isinstance(context, ChatPrompt):
             question = Question(str(context), context.messages, context.generation_prompt)
         else:
             question = Question(context)
-        doc_id = request.doc_id if request.doc_id is not None else len(tasks)
         sampling = sampling_of(generation, default_max_tokens, seed)
-        tasks.append(Task(question, sampling, request.task_name or "", doc_id, repeat))
+        key = (*document, repeat)
+        tasks.append(Task(question, sampling, *key, copies[key]))
+        copies[key] += 1
     return tasks
 
 
 def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) -> Sampling:
     """How to generate, from the harness's generation arguments, which are read as `--model hf` reads them.
 
+    A temperature of 0 is greedy, with do_sample=True as well; sampling without a temperature has 1, as in transformers.
+    None counts as not given.
+
     Raises
     ------
     ArgumentError
-        A generation argument is not known.
+        A generation argument is not known, or has a value without a meaning.
     """
-    given: dict[str, Any] = dict(normalize_gen_kwargs(generation, default_max_tokens))
-    until = given.get("until") or []
+    given: dict[str, Any] = {name: value for name, value in generation.items() if value is not None}
+    given = dict(normalize_gen_kwargs(given, default_max_tokens))
     unknown = {
         name: value
         for name, value in given.items()
@@ -121,11 +138,18 @@ def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) 
             f"the generation arguments {', '.join(sorted(unknown))} are not known to tandem; "
             f"use {', '.join(GENERATION)}."
         )
-    sampled = bool(given.get("do_sample"))
+    temperature = float(given.get("temperature", 1.0)) if given["do_sample"] else 0.0
+    max_tokens, stop = int(given["max_gen_toks"]), tuple(map(str, given["until"]))
+    if not 0 <= temperature < math.inf:
+        raise ArgumentError(f"temperature={temperature:g} has to be 0 (greedy) or more.")
+    if max_tokens < 1:
+        raise ArgumentError(f"max_gen_toks={max_tokens} has to be 1 or more.")
+    if "" in stop:
+        raise ArgumentError("until holds an empty text, which would end every answer at once; leave it out.")
     return Sampling(
-        max_tokens=int(given["max_gen_toks"]),
-        stop=tuple(until if isinstance(until, list) else [until]),
-        temperature=float(given.get("temperature") or 1.0) if sampled else 0.0,
+        max_tokens=max_tokens,
+        stop=stop,
+        temperature=temperature,
         top_p=given.get("top_p"),
         top_k=given.get("top_k"),
         min_p=given.get("min_p"),
@@ -141,6 +165,12 @@ def check_fits(task: Task, settings: Settings, engines: Mapping[str, Engine | No
     ------
     ContextError
         The prompt with the longest insights and the longest answer does not fit.
+
+    Notes
+    -----
+    Insights are counted in the mentor's tokens, which is exact where the intern has the same tokenizer. Where it has
+    another one, this is an estimate, and the calls themselves check again: a question whose insights turn out to be
+    longer fails alone.
     """
     size = 0
     for engine, text, insights, answer in _largest_calls(task, settings, engines):
@@ -164,10 +194,16 @@ def _largest_calls(
     insights = settings.efforts[-1 if policy.stage is None else policy.stage - 1]
     answer = task.sampling.max_tokens
     if mentor is not None and policy.mentor_may_answer:
-        yield mentor, prompts.alone(mentor, task.question), 0, answer
+        yield mentor, prompts.alone(mentor, task.question) + _text_of_forcing(policy, prompts, answer), 0, answer
     if mentor is not None and not policy.mentor_alone:
-        yield mentor, prompts.mentor(mentor, task.question), insights, 0
+        passes = (" ",) * ((policy.stage or len(settings.efforts)) - 1) if prompts.insights == "staged" else ()
+        yield mentor, prompts.mentor(mentor, task.question, passes), insights, 0
     if intern is not None and not policy.needs_mentor:
         yield intern, prompts.alone(intern, task.question), 0, answer
     elif intern is not None:
         yield intern, prompts.intern(intern, task.question, " "), insights, answer
+
+
+def _text_of_forcing(policy: Policy, prompts: Prompts, answer: int) -> str:
+    """What `budget_forcing` may add to the mentor's own text; "" where the answer ends within the budget anyway."""
+    return prompts.end_of_thinking("<think>") if policy.budget is not None and policy.budget < answer else ""

@@ -69,9 +69,11 @@ class Given:
     """The cascade's own arguments that were given, checked one by one, and the defaults of the others."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._values = {
-            one.name: one.check(one.name, arguments[one.name]) for one in ARGUMENTS if one.name in arguments
-        }
+        given = {one.name: arguments[one.name] for one in ARGUMENTS if one.name in arguments}
+        empty = [name for name, value in given.items() if value in ("", [], ())]
+        if empty:
+            raise ArgumentError(f"{empty[0]}= has no value; give one, or leave the argument out for its default.")
+        self._values = {name: BY_NAME[name].check(name, value) for name, value in given.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -101,6 +103,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
     own = Given(arguments)
     backends = {role: own[f"{role}_backend"] or own["backend"] for role in ROLES}
     engine = {name: value for name, value in arguments.items() if name not in BY_NAME}
+    check_batch_sizes(engine)
     per_role = split_by_role(engine, {role: engine_arguments(backend) for role, backend in backends.items()})
     prices = {role: Prices.read(per_role[role]) for role in ROLES}
     for role in ROLES:
@@ -127,6 +130,16 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         record_features=own["record_features"],
         bundled=bundled,
     )
+
+
+def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
+    """Refuse batches of no questions, for which a run would wait for ever."""
+    for name, value in arguments.items():
+        if name.removeprefix("mentor_").removeprefix("intern_") not in ("batch_size", "max_batch_size"):
+            continue
+        text = str(value)
+        if not text.startswith("auto") and not (text.isdecimal() and int(text) > 0):
+            raise ArgumentError(f"{name}={value} has to be a whole number from 1, or auto.")
 
 
 def thresholds_of(own: Given, efforts: int) -> tuple[float, ...] | None:

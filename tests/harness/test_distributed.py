@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from command_line import command, results, run, samples
+from command_line import ENVIRONMENT, command, results, run, samples
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -48,6 +50,83 @@ def test_two_ranks_give_the_results_and_the_ledger_of_one(tmp_path: Path) -> Non
     assert totals[1]["tflops"] == totals[0]["tflops"]
     answers = [[sample["resps"][0][0] for sample in samples(tmp_path / name)] for name in "12"]
     assert answers[1] == answers[0]
+
+
+UNSUPERVISED = """
+import sys
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval_tandem.model import TandemLM
+
+what, rank = sys.argv[1], int(sys.argv[2])
+
+@register_model("failing")
+class Failing(LM):
+    tokenizer_name = "none"
+
+    def __init__(self, pretrained):
+        super().__init__()
+        self.fails = pretrained
+        if what == "loading" and rank == 1:
+            raise RuntimeError("no space left")
+
+    def generate_until(self, requests, disable_tqdm=False):
+        if any(self.fails in request.args[0] for request in requests):
+            raise RuntimeError("out of memory")
+        return [request.args[0].upper() for request in requests]
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        if any(self.fails in request.args[0] for request in requests):
+            raise RuntimeError("out of memory")
+        return [(0.0, True) for _ in requests]
+
+    loglikelihood_rolling = loglikelihood
+
+lm = TandemLM(policy="mentor", mentor="q0", mentor_backend="failing")
+settings = {"until": [], "max_gen_toks": 999999999 if what == "window" and rank == 1 else 20}
+context = f"{'pq'[rank]}0"
+asked = Instance("generate_until", {}, (context, settings), 0, ("t", rank, 1))
+if what == "likelihood":
+    asked = Instance("loglikelihood", {}, (context, "x"), 0, ("t", rank, 1))
+    lm.loglikelihood([asked], disable_tqdm=True)
+else:
+    lm.generate_until([asked], disable_tqdm=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("loading", "no space left"),
+        ("question", "1 of 2 questions failed (t #1)"),
+        ("window", "does not fit into the window"),
+        ("likelihood", "out of memory"),
+    ],
+)
+def test_an_error_of_one_rank_ends_both(tmp_path: Path, what: str, sentence: str) -> None:
+    """Nothing supervises the processes, as under srun or mpirun: neither may wait for the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**ENVIRONMENT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNSUPERVISED, what, str(rank)],
+            cwd=tmp_path,
+            env={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [1, 1], said
+    assert all(sentence in text for text in said), said
 
 
 @pytest.mark.slow

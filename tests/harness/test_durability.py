@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 import lm_eval_tandem
-from command_line import ENVIRONMENT, command, results, samples
+from command_line import ENVIRONMENT, command, entries, results, samples
 from interpreters import python
 from lm_eval_tandem.store import Store
 
@@ -118,6 +120,20 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
     assert found["found_in_store"] == kept
     assert found["unkept_in_store"] == 0
     assert whole["results"] == full["results"]
+
+
+def test_ctrl_c_ends_a_run_with_one_sentence_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:3"), "--limit", "2000"]
+    run = subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while entries(tmp_path / "s.sqlite") < 5:
+        assert run.poll() is None, "the run ended by itself"
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode in (-signal.SIGINT, 130), (run.returncode, said)  # a shell reports both as 130
+    assert said.splitlines()[-1].startswith("tandem: interrupted; finished calls are in the store"), said
+    assert "Traceback" not in said
+    assert len(Store(tmp_path / "s.sqlite")) >= 5
 
 
 def test_two_runs_on_one_store_at_once(tmp_path: Path) -> None:

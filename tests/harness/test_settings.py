@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lm_eval_tandem import pair
+from lm_eval_tandem.accounting import Prices
 from lm_eval_tandem.cascade.prompts import GPRA
 from lm_eval_tandem.engines import registry
 from lm_eval_tandem.errors import ArgumentError
@@ -65,6 +66,14 @@ def test_engine_arguments_go_to_both_roles_or_to_one() -> None:
     assert chosen.intern.arguments == {"dtype": "float32", "batch_size": 8}
 
 
+def test_zeros_are_values_and_not_defaults() -> None:
+    chosen = read(mentor_price_input=0, mentor_price_output=0, seed=0, thresholds="0:0:0:0")
+    assert chosen.mentor is not None
+    assert chosen.mentor.prices == Prices(0.0, 0.0, 0.0)
+    assert (chosen.seed, chosen.thresholds) == (0, (0.0, 0.0, 0.0, 0.0))
+    assert read(batch_size="auto:4").mentor is not None
+
+
 def test_thinking_is_a_setting_of_each_role() -> None:
     chosen = read(**FOREIGN, thinking="intern")
     assert chosen.mentor is not None
@@ -88,6 +97,13 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"pretrained": "org/x"}, r"'pretrained' is not known"),
         ({"policy": "both"}, r"policy=both is not known; use cascade, intern, mentor, stage:N with N from 0 to 3"),
         ({"policy": "stage:4"}, r"policy=stage:4 is not known"),
+        ({"policy": "stage:²"}, r"policy=stage:² is not known"),
+        ({"mentor_backend": ""}, r"mentor_backend= has no value"),
+        ({"classifier": ""}, r"classifier= has no value"),
+        ({"store": ""}, r"store= has no value"),
+        ({"efforts": []}, r"efforts= has no value"),
+        ({"batch_size": 0}, r"batch_size=0 has to be a whole number from 1, or auto"),
+        ({"mentor_batch_size": "²"}, r"mentor_batch_size=² has to be"),
         ({"mentor": "org/big"}, r"mentor=org/big was given without intern"),
         ({"intern": "org/small"}, r"intern=org/small was given without mentor"),
         ({"mentor": "./nowhere", "intern": "org/small"}, r"mentor=./nowhere is no folder"),

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from lm_eval_tandem import cli
 from lm_eval_tandem.accounting import Tokens, tflops
+from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet, svg
 from lm_eval_tandem.reports.report import SECTIONS, report, write
 from lm_eval_tandem.reports.sections import accuracy
@@ -26,6 +28,7 @@ from lm_eval_tandem.reports.sections.routing import outcome_counts
 from lm_eval_tandem.reports.sources import runs
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.grouping import group
+from lm_eval_tandem.reports.sources.missing import command
 from lm_eval_tandem.reports.table import Missing, Number, Report, Table
 from reports.world import EFFORTS, PARAMETERS, POLICIES, World, read
 
@@ -560,3 +563,70 @@ def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path) -> None:
     cheapest, dearest = points[0], points[-1]
     assert cheapest[0] == pytest.approx(comparison.stages[0].measures["tflops"].mean())
     assert dearest[0] >= comparison.cascade.measures["tflops"].mean()
+
+
+def test_unified_classifiers_of_single_tasks_are_not_one_classifier_per_task(tmp_path: Path) -> None:
+    """Two runs of one classifier for all tasks, each cut short after another task, are two runs that lack a task."""
+    grouped = {"group_subtasks": {"m": ["m_a", "m_b"]}}
+    for seed, task in enumerate(("m_a", "m_b")):
+        both = {"tasks": ["m_a_train", "m_b_train"], "sha256": task}
+        world = World.random(10, seed, task=task, judge=both)
+        for file in (world.write(tmp_path, "intern"), world.write(tmp_path, "cascade", classifier=f"all-{task}")):
+            file.write_text(json.dumps({**json.loads(file.read_text()), **grouped}))
+    with pytest.raises(ArgumentError, match="answered different questions"):
+        report([tmp_path])
+
+
+def test_two_classifiers_for_one_task_are_not_joined_over_the_other(tmp_path: Path) -> None:
+    """A question must not be counted twice."""
+    grouped = {"group_subtasks": {"m": ["m_a", "m_b"]}}
+    for seed, (task, thresholds) in enumerate((("m_a", 0.5), ("m_a", 0.9), ("m_b", 0.5))):
+        world = World.random(10, seed % 2, task=task, thresholds=(thresholds,) * 3)
+        world.judge = {"tasks": [f"{task}_train"], "sha256": f"{task}{thresholds}"}
+        file = world.write(tmp_path, "cascade", classifier=f"{task}-{thresholds}")
+        file.write_text(json.dumps({**json.loads(file.read_text()), **grouped}))
+    assert all(len(run.questions) == 10 for run in read([tmp_path]))
+
+
+def test_models_of_one_name_keep_rows_of_their_own(tmp_path: Path) -> None:
+    for seed, lab in enumerate(("one", "two")):
+        world = World.random(30, seed, models={"mentor": "lab/large", "intern": f"{lab}/small"}, pair=f"large+{lab}")
+        for policy in POLICIES:
+            world.write(tmp_path, policy)
+    shown = tables(report([tmp_path]))
+    names = [cells[0] for cells in shown["pairs-t"].rows]
+    assert "one/small alone (1B)" in names
+    assert "two/small alone (1B)" in names
+    assert {"large + one/small", "large + two/small"} <= set(names)
+    assert len(set(names)) == len(names)
+    sizes = {cells[0] for cells in shown["sizes-t"].rows}
+    assert {"one/small (1B)", "two/small (1B)", "large (4B)"} == sizes
+
+
+def test_runs_that_are_there_but_recorded_too_little_are_to_be_repeated(tmp_path: Path) -> None:
+    """Not "needs the runs  of": no run is missing."""
+    world = World.random(10)
+    for policy in POLICIES:
+        world.write(tmp_path, policy)
+    for ledger in tmp_path.rglob("ledger.jsonl"):
+        head, *lines = ledger.read_text().splitlines()
+        bare = [{**json.loads(line), "stages": []} for line in lines]
+        ledger.write_text("\n".join([head, *map(json.dumps, bare)]))
+    parts = [part for section in report([tmp_path]).sections for part in section.parts if isinstance(part, Missing)]
+    reasons = [part.reason for part in parts]
+    assert not [reason for reason in reasons if "the runs  of" in reason]
+    (found,) = [part for part in parts if part.reason.startswith("Entropy by sufficiency")]
+    assert "have not recorded; repeat each with ledger=FILE and record_features=True" in found.reason
+    assert found.command.count("lm_eval --model tandem") == 3
+
+
+def test_a_command_for_a_missing_run_can_be_typed(tmp_path: Path) -> None:
+    """Values with commas, and objects, need model arguments in JSON."""
+    world = World.random(10)
+    extra = {"mentor_extra_body": {"top_k": [1, 2]}, **world.models}
+    world.write(tmp_path, "intern", arguments={"policy": "intern", **extra})
+    (comparison,) = group(read([tmp_path]))
+    words = shlex.split(command(comparison, "cascade"))
+    given = json.loads(words[words.index("--model_args") + 1])
+    assert given["mentor_extra_body"] == extra["mentor_extra_body"]
+    assert given["policy"] == "cascade"

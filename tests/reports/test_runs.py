@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.packing import pack, without_repetition
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports.sources import runs
+from lm_eval_tandem.reports.sources import harness_files, runs
 from lm_eval_tandem.reports.sources.grouping import group
 from lm_eval_tandem.reports.sources.labels import without_paths
 from reports.world import STAMP, World, read
@@ -213,3 +213,59 @@ def test_secret_arguments_are_dropped(tmp_path: Path) -> None:
 )
 def test_paths_on_this_machine_are_cut_to_their_last_part(value: object, expected: str) -> None:
     assert without_paths(value) == expected
+
+
+def test_small_differences_of_small_costs_keep_a_ledger_apart(tmp_path: Path) -> None:
+    """Costs of tiny models are around 1e-9 TFLOPs, where a tolerance of 1e-8 would take any ledger for the run's."""
+    file = World.random(5).write(tmp_path, "cascade")
+    samples, ledger = next(file.parent.glob("samples_*")), file.with_name("ledger.jsonl")
+    for path in (samples, ledger):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        small = [{**line, "tflops": line["tflops"] * 1e-9} if "tflops" in line else line for line in lines]
+        path.write_text("\n".join(map(json.dumps, small)))
+    assert read([tmp_path])[0].records
+    head, *lines = ledger.read_text().splitlines()
+    doubled = [{**json.loads(line), "tflops": 2 * json.loads(line)["tflops"]} for line in lines]
+    ledger.write_text("\n".join([head, *map(json.dumps, doubled)]))
+    assert not read([tmp_path])[0].records
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("policy=stage:1,efforts=5:9", {"policy": "stage:1", "efforts": "5:9"}),
+        ("base_url=http://a,b/c,batch_size=4", {"base_url": "http://a,b/c", "batch_size": "4"}),
+        ('{"policy": "mentor", "extra": {"a": [1, 2]}}', {"policy": "mentor", "extra": {"a": [1, 2]}}),
+        ("policy=mentor, mentor_token=secret,model=x", {"policy": "mentor"}),
+        ("{broken", {}),
+        ("", {}),
+        (None, {}),
+    ],
+)
+def test_model_arguments_are_read_in_every_form(text: Any, arguments: dict[str, Any]) -> None:
+    assert harness_files.model_arguments(text) == arguments
+
+
+def test_a_task_that_records_no_metric_needs_one_named(tmp_path: Path) -> None:
+    file = World.random(3).write(tmp_path, "intern")
+    results = json.loads(file.read_text())
+    for config in ({}, {"metric_list": []}, {"metric_list": None}):
+        file.write_text(json.dumps({**results, "configs": {"t": config}}))
+        with pytest.raises(ArgumentError, match=r"names no metric of t; give one with --metric NAME"):
+            read([tmp_path])
+        assert len(read([tmp_path], metric="acc")) == 1
+
+
+def test_a_metric_that_is_no_number_of_each_question_is_refused(tmp_path: Path) -> None:
+    file = World.random(3).write(tmp_path, "intern")
+    samples = next(file.parent.glob("samples_*"))
+    lines = [{**json.loads(line), "acc": [0.5, 12]} for line in samples.read_text().splitlines()]
+    samples.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ArgumentError, match=r"--metric acc: t has \[0.5, 12\] for a question"):
+        read([tmp_path])
+
+
+def test_a_subject_of_zero_is_a_subject(tmp_path: Path) -> None:
+    World.random(4, subjects=[0, 1, 0, 1]).write(tmp_path, "intern")  # type: ignore[list-item]
+    (run,) = read([tmp_path])
+    assert run.subjects == ("subject 0", "subject 1") * 2

@@ -173,7 +173,7 @@ class ErrorReader:
 
         Raises
         ------
-        EngineError
+        UnreachableError
             No call can succeed: the key is refused or the account has no credit.
         Exception
             The same one, where it comes neither from the client library nor from the network.
@@ -207,12 +207,12 @@ class ErrorReader:
         status, message = error.status_code, self.message(error)
         server = self._options.urls[0]
         if status == 401:
-            raise EngineError(
+            raise UnreachableError(
                 f"{server} refuses the key in {self._options.api_key_env} (401): {message}; "
                 "set the environment variable to a valid one."
             )
         if error.code == "insufficient_quota" or status == 402:
-            raise EngineError(f"the account at {server} has no credit left ({status}): {message}")
+            raise UnreachableError(f"the account at {server} has no credit left ({status}): {message}")
         retryable = status in RETRIED_STATUSES or status >= 500
         wait = requested_wait(error) if retryable else None
         return Failure(f"the server replied with status {status}: {message}", retryable, wait)
@@ -232,7 +232,7 @@ def requested_wait(error: openai.APIStatusError) -> float | None:
         value = headers.get("retry-after")
         if value is None:
             return None
-        if value.replace(".", "", 1).isdigit():
+        if value.replace(".", "", 1).isdecimal():
             return float(value)
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):  # a header of neither form counts as none

@@ -74,7 +74,7 @@ def stages_of_all_questions(comparison: Comparison, data: ReportData) -> list[Sc
 
 
 def stages_of_the_cascade(comparison: Comparison) -> list[ScoredStage]:
-    """Return every stage with the scores in the cascade's own ledger; empty without all fixed stages or a ledger."""
+    """Return every stage with the scores in the cascade's own ledger; empty without all fixed stages or its scores."""
     stages, cascade = comparison.all_stages, comparison.cascade
     if stages is None or cascade is None or not cascade.records:
         return []
@@ -88,7 +88,7 @@ def stages_of_the_cascade(comparison: Comparison) -> list[ScoredStage]:
         }
         rows = np.array(list(scores), dtype=int)
         scored.append(ScoredStage(stage, np.array(list(scores.values())), run.grades[rows], threshold))
-    return scored
+    return scored if any(len(stage.scores) for stage in scored) else []
 
 
 def thresholds(comparison: Comparison) -> list[float | None]:

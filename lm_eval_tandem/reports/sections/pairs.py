@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lm_eval_tandem import digits
 from lm_eval_tandem.reports.sections.cells import accuracy, cost, mean
 from lm_eval_tandem.reports.sources.comparison import Comparison
-from lm_eval_tandem.reports.sources.labels import model_name
+from lm_eval_tandem.reports.sources.labels import model_names
 from lm_eval_tandem.reports.sources.missing import command, missing_runs
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
@@ -36,23 +36,40 @@ def pairs(data: ReportData) -> list[Part]:
 
 def models_table(domain: str, comparisons: Sequence[Comparison]) -> Table:
     """Return Table 2: models alone, then pairs under the cascade."""
-    rows: dict[str, list[Cell]] = {}
+    alone: dict[str, tuple[Comparison, Run, str]] = {}  # a run of one model belongs to every pair that has the model
     for comparison in comparisons:
         for role, run in (("intern", comparison.intern), ("mentor", comparison.mentor)):
             if run is not None:
-                label = f"{model_name(run.description[role]['model'])} alone ({size_of(run, role)})"
-                rows.setdefault(label, row(comparison, run, label, comparisons[0]))
+                alone.setdefault(run.identity, (comparison, run, role))
+    labels = labels_of_models([(run, role) for _, run, role in alone.values()])
+    rows = [
+        row(comparison, run, label, comparisons[0])
+        for (comparison, run, _), label in zip(alone.values(), labels, strict=True)
+    ]
     for comparison in comparisons:
         if comparison.cascade is not None:
-            label = comparison.pair
-            rows[f"pair {label}"] = row(comparison, comparison.cascade, label, comparisons[0])
+            rows.append(row(comparison, comparison.cascade, comparison.pair, comparisons[0]))
     return make_table(
         f"pairs-{domain}",
         f"{domain}: models alone and pairs under the cascade",
         "",
         ["models", "accuracy %", "length (tokens)", f"cost ({comparisons[0].unit.name})"],
-        rows.values(),
+        rows,
     )
+
+
+def labels_of_models(runs: Sequence[tuple[Run, str]]) -> list[str]:
+    """Return what each run of one model is called, given with the model's role; no two are called alike."""
+    called = model_names(run.description[role]["model"] for run, role in runs)
+    labels = [f"{called[run.description[role]['model']]} alone ({size_of(run, role)})" for run, role in runs]
+    thinking = [
+        f"{label}, thinking {run.description.get('thinking')}" if labels.count(label) > 1 else label
+        for label, (run, _) in zip(labels, runs, strict=True)
+    ]
+    return [
+        f"{label}, number {thinking[: i + 1].count(label)}" if thinking.count(label) > 1 else label
+        for i, label in enumerate(thinking)
+    ]
 
 
 def row(comparison: Comparison, run: Run, label: str, first: Comparison) -> list[Cell]:
@@ -85,8 +102,15 @@ def efforts_table(domain: str, comparisons: Sequence[Comparison]) -> Part:
     efforts = EFFORT_NAMES.get(n_efforts) or tuple(f"stage {stage}" for stage in range(1, n_efforts + 1))
     columns = ["model", "mentor", *[f"{effort}: {what}" for effort in efforts for what in ("accuracy %", "length")]]
     rows: list[list[Cell]] = []
+    called = model_names(
+        run.description[role]["model"]
+        for comparison in with_stages
+        for run in comparison.runs
+        for role in ("mentor", "intern")
+        if role in run.description
+    )
     for comparison in sorted(with_stages, key=lambda comparison: comparison.pair):
-        rows += effort_rows(comparison, n_efforts)
+        rows += effort_rows(comparison, n_efforts, called)
     # pairs that share a model repeat its row
     padded = {tuple(map(str, cells)): cells + [""] * (len(columns) - len(cells)) for cells in rows}
     return make_table(
@@ -98,11 +122,11 @@ def efforts_table(domain: str, comparisons: Sequence[Comparison]) -> Part:
     )
 
 
-def effort_rows(comparison: Comparison, n_efforts: int) -> list[list[Cell]]:
-    """Return three rows: the intern alone, the pair at each effort, the mentor alone."""
+def effort_rows(comparison: Comparison, n_efforts: int, called: Mapping[str, str]) -> list[list[Cell]]:
+    """Return three rows: the intern alone, the pair at each effort, the mentor alone; `called` names the models."""
     run_of_both = next(run for run in comparison.runs if run.has_both_models)
     intern, mentor = (
-        f"{model_name(run_of_both.description[role]['model'])} ({size_of(run_of_both, role)})"
+        f"{called[run_of_both.description[role]['model']]} ({size_of(run_of_both, role)})"
         for role in ("intern", "mentor")
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources.comparison import POLICY_ORDER, Comparison
-from lm_eval_tandem.reports.sources.labels import model_name, without_paths
+from lm_eval_tandem.reports.sources.labels import model_names, without_paths
 from lm_eval_tandem.reports.sources.runs import PAIR_SETTINGS, Run
 
 
@@ -50,7 +50,7 @@ def ordered(runs: Sequence[Run]) -> tuple[Run, ...]:
         name, _, number = run.policy.partition(":")
         return (
             policy_rank(name),
-            int(number) if number.isdigit() else 0,
+            int(number) if number.isdecimal() else 0,
             run.name,
             str(run.description.get("classifier", "")),
         )
@@ -89,28 +89,36 @@ def pair_names(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     pairs
         The description of one run of each pair.
     """
+    called = model_names(description[role]["model"] for description in pairs for role in roles_of(description))
     names = {}
     for description in pairs:
-        same_models = [other for other in pairs if models_name(other) == models_name(description)]
+        same_models = [other for other in pairs if models_name(other, called) == models_name(description, called)]
         differing = [name for name in PAIR_SETTINGS if len({json.dumps(o.get(name)) for o in same_models}) > 1]
         settings = []
         for name in differing:
             value = description.get(name)
             settings.append(f"{name} {':'.join(map(str, value)) if isinstance(value, list) else value}")
-        names[pair_key(description)] = ", ".join([models_name(description), *settings])
+        names[pair_key(description)] = ", ".join([models_name(description, called), *settings])
     return names
 
 
-def models_name(description: Mapping[str, Any]) -> str:
-    """Return mentor and intern by the last parts of their names."""
+def roles_of(description: Mapping[str, Any]) -> list[str]:
+    """Return the roles that took part in a run, the mentor first."""
+    return [role for role in ("mentor", "intern") if role in description]
+
+
+def models_name(description: Mapping[str, Any], called: Mapping[str, str]) -> str:
+    """Return mentor and intern by what they are called (`labels.model_names`)."""
     if description.get("pair") == "pair":
         return "the bundled pair"
-    return " + ".join(model_name(description[role]["model"]) for role in ("mentor", "intern") if role in description)
+    return " + ".join(called[description[role]["model"]] for role in roles_of(description))
 
 
 def name_without_pair(runs: Sequence[Run]) -> str:
     """Return what to call runs none of which has both models."""
-    return next((models_name(run.description) for run in runs if run.description), "other models")
+    described = [run.description for run in runs if run.description]
+    called = model_names(description[role]["model"] for description in described for role in roles_of(description))
+    return models_name(described[0], called) if described else "other models"
 
 
 def check_same_questions(runs: Sequence[Run]) -> None:

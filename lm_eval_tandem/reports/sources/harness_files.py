@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,26 @@ def model_arguments(arguments: Any) -> dict[str, Any]:
         `config.model_args` of a results file: a string "name=value,…", a mapping, or None.
     """
     if isinstance(arguments, str):
-        arguments = dict(pair.split("=", 1) for pair in arguments.split(",") if "=" in pair)
+        arguments = parse_arguments(arguments)
     return {
         name: value
         for name, value in (arguments or {}).items()
         if name != "model" and not str(name).lower().endswith(SECRETS)
     }
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Return model arguments as the command line had them: name=value with commas between, or a JSON object.
+
+    A comma stands between two arguments only where the next one begins with a name and "="; others belong to a value.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError:
+            return {}  # a report is none the worse without them
+    pairs = re.split(r",(?=\s*[A-Za-z_]\w*=)", text)
+    return {name.strip(): value for name, found, value in (pair.partition("=") for pair in pairs) if found}
 
 
 def command_flags(results: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,7 +122,7 @@ def read_samples(
         There are no readable samples, or they have no such metric or filter.
     """
     requested, _, requested_filter = (metric or "").partition(",")
-    name = requested or task_config["metric_list"][0]["metric"]
+    name = requested or first_metric(results_file, task, task_config)
     samples = load_samples(find_samples(results_file, task))
     filters = list(dict.fromkeys(str(sample.get("filter", "none")) for sample in samples))
     if requested_filter and requested_filter not in filters:
@@ -118,6 +133,14 @@ def read_samples(
         known = ", ".join(ungraded.get("metrics", ())) or "none"
         raise ArgumentError(f"--metric {name}: {task} has no such metric in its samples; it has {known}.")
     return kept, name
+
+
+def first_metric(results_file: Path, task: str, task_config: Mapping[str, Any]) -> str:
+    """Return the name of a task's first metric; tasks that are Python classes may record none."""
+    try:
+        return str(task_config["metric_list"][0]["metric"])
+    except (KeyError, IndexError, TypeError):
+        raise ArgumentError(f"{results_file} names no metric of {task}; give one with --metric NAME.") from None
 
 
 def find_samples(results_file: Path, task: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval_tandem.digits import colon_separated, nearest_decimal
@@ -53,6 +53,17 @@ def model_name(model: str) -> str:
     return re.split(r"[/\\]", str(model).rstrip("/\\"))[-1]
 
 
+def model_names(models: Iterable[str]) -> dict[str, str]:
+    """Return what to call each of some models: the last part of its name, and more where two would be called alike."""
+    parts = {model: re.split(r"[/\\]", str(model).rstrip("/\\")) for model in models}
+    names = {}
+    for model, own in parts.items():
+        same = [other for other in parts.values() if other[-1] == own[-1]]
+        depth = next((n for n in range(1, len(own)) if [other[-n:] for other in same].count(own[-n:]) == 1), len(own))
+        names[model] = "/".join(own[-depth:])
+    return names
+
+
 def without_paths(value: Any) -> str:
     """Return a value as text in which paths on this machine are cut to their last part: "/lab/large" is "…/large"."""
     if isinstance(value, float):
@@ -71,4 +82,4 @@ def slug(text: str) -> str:
 def natural_order(subject: str) -> tuple[str, float]:
     """Return a sorting key that puts "level 9" before "level 10"."""
     words, _, last = subject.rpartition(" ")
-    return (words, float(last)) if last.replace(".", "", 1).isdigit() else (subject, 0.0)
+    return (words, float(last)) if last.replace(".", "", 1).isdecimal() else (subject, 0.0)

@@ -174,9 +174,9 @@ def read_task_runs(file: Path, results: dict[str, Any], metric: str | None) -> l
             metric=metric_name,
             questions=tuple((task, int(sample["doc_id"])) for sample in samples),
             subjects=(),
-            grades=numbers_of(samples, metric_name),
+            grades=numbers_of(samples, metric_name, task),
             measures={
-                name: numbers_of(samples, name)
+                name: numbers_of(samples, name, task)
                 for name in MEASURES
                 if all(sample.get(name) is not None for sample in samples)
             },
@@ -186,13 +186,28 @@ def read_task_runs(file: Path, results: dict[str, Any], metric: str | None) -> l
     return task_runs
 
 
-def numbers_of(samples: Sequence[Mapping[str, Any]], name: str) -> Floats:
-    """Return one number of every sample, float64 (Q,)."""
-    return np.array([float(sample[name]) for sample in samples])
+def numbers_of(samples: Sequence[Mapping[str, Any]], name: str, task: str) -> Floats:
+    """Return one number of every sample, float64 (Q,).
+
+    Raises
+    ------
+    ArgumentError
+        One of them is no number, as with metrics that are computed from all questions together.
+    """
+    try:
+        return np.array([float(sample[name]) for sample in samples])
+    except (TypeError, ValueError):
+        other = next(sample[name] for sample in samples if not isinstance(sample[name], (int, float)))
+        raise ArgumentError(
+            f"--metric {name}: {task} has {str(other)[:40]} for a question, where a report needs one number; "
+            "name a metric that grades every question."
+        ) from None
 
 
 def merge_per_task_cascades(parts: dict[tuple[str, str], list[_TaskRun]]) -> dict[tuple[str, str], list[_TaskRun]]:
     """Join cascades that ran on single tasks of a group, each with a classifier fitted for its task, into one run.
+
+    They are joined only where they cover every task of the group exactly once; all else stays as it is.
 
     Parameters
     ----------
@@ -207,17 +222,33 @@ def merge_per_task_cascades(parts: dict[tuple[str, str], list[_TaskRun]]) -> dic
     tasks: dict[str, set[str]] = {}
     for (domain, _), task_runs in parts.items():
         tasks.setdefault(domain, set()).update(task_run.run.domain for task_run in task_runs)
-    complete: dict[tuple[str, str], list[_TaskRun]] = {}
-    joined: dict[tuple[str, str], list[_TaskRun]] = {}
+    candidates: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for (domain, run_identity), task_runs in parts.items():
-        description = task_runs[0].run.description
-        if len(task_runs) == len(tasks[domain]) or "classifier" not in description:
-            complete[domain, run_identity] = task_runs
-        else:
-            common = {**description, "classifier": "one per task", "thresholds": None, "judge": {"per": "task"}}
-            renamed = [replace(part, run=replace(part.run, description=common)) for part in task_runs]
-            joined.setdefault((domain, identity(common)), []).extend(renamed)
-    return complete | joined
+        if len(task_runs) < len(tasks[domain]) and all(judged_by_own_classifier(part.run) for part in task_runs):
+            common = identity(per_task_description(task_runs[0].run))
+            candidates.setdefault((domain, common), []).append((domain, run_identity))
+    merged = dict(parts)
+    for (domain, common), keys in candidates.items():
+        joined = [part for key in keys for part in parts[key]]
+        if sorted(part.run.domain for part in joined) == sorted(tasks[domain]):
+            for key in keys:
+                del merged[key]
+            merged[domain, common] = [
+                replace(part, run=replace(part.run, description=per_task_description(part.run))) for part in joined
+            ]
+    return merged
+
+
+def judged_by_own_classifier(run: Run) -> bool:
+    """Whether a run on a single task is a cascade whose classifier was fitted for this task alone."""
+    fitted_on = [str(task).removesuffix("_train") for task in run.classifier_facts.get("tasks") or ()]
+    per_task = run.classifier_facts.get("per") == "task" or fitted_on == [run.domain]
+    return "classifier" in run.description and per_task
+
+
+def per_task_description(run: Run) -> dict[str, Any]:
+    """Return the description of a cascade that has one classifier per task, from that of its run on one of them."""
+    return {**run.description, "classifier": "one per task", "thresholds": None, "judge": {"per": "task"}}
 
 
 def identity(description: Mapping[str, Any]) -> str:
@@ -256,8 +287,8 @@ def subjects_of(task_run: _TaskRun, domain: str, several: bool, by: str | None) 
     if by is None and several:
         return [task_run.run.domain.removeprefix(f"{domain}_")] * len(documents)
     for name in SUBJECT_FIELDS if by is None else (by,):
-        values = [str(document.get(name) or "") for document in documents]
+        values = ["" if document.get(name) is None else str(document[name]) for document in documents]
         if any(values):
-            numeric = all(value.replace(".", "", 1).isdigit() for value in values)
+            numeric = all(value.replace(".", "", 1).isdecimal() for value in values)
             return [f"{name} {value}" for value in values] if numeric else values
     return [""] * len(documents)
