@@ -104,7 +104,8 @@ def test_an_interrupt_ends_the_process_before_its_batch(tmp_path: Path, program:
     assert process.stdout.readline() == "decoding\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=500)  # the batch of the registered model takes longer
-    assert process.returncode == -signal.SIGINT, err  # a shell shows it as 130
+    # A shell shows the signal as 130. What torch runs at exit may hide it from Python, which then exits with 1.
+    assert process.returncode in (-signal.SIGINT, 1), err
     assert "terminate called" not in err
     assert "KeyboardInterrupt" in err
 
