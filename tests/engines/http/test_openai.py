@@ -22,10 +22,14 @@ pytest.importorskip("openai", reason="the package openai is not installed")
 
 import tiny
 from engines.conformance import Reference, run, together
-from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, serving
+from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, refusal, serving
+from engines.http.strange_replies import whole
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
+from lm_eval_tandem.engines.http.failures import Failure, requested_wait
 from lm_eval_tandem.engines.http.openai import APIEngine
+from lm_eval_tandem.engines.http.options import Options
+from lm_eval_tandem.engines.http.retries import Reachability, Retries
 from lm_eval_tandem.engines.http.text import CONTINUE_REQUEST, server_ids
 from lm_eval_tandem.errors import ArgumentError, CallError, ContextError, EngineError, UnreachableError
 from lm_eval_tandem.harness.model import TandemLM
@@ -348,6 +352,81 @@ class TestReplies:
             with pytest.raises(EngineError, match="kind generate_until"):
                 engine.lm.loglikelihood([])
             engine.close()
+
+
+def test_a_wait_that_a_server_asks_for_is_limited(folder: Path) -> None:
+    """It would wait a day; the call fails as soon as it may not be tried again, and says what was asked."""
+    busy = refusal(429, "slow down", retry_after="86400")
+    retries = Retries(Options("tiny", retries=0), Reachability("tiny", 30.0), "x", str)
+    failure = Failure("slow down", retry_after=86400.0)
+    assert 60 <= retries._wait_seconds(failure, 1) <= 66
+    with serving(folder) as server:
+        engine = engine_of(server, retries=0)
+        server.behaviour.raw_replies = {"lantern": lambda stream: [busy]}
+        with pytest.raises(CallError, match=r"slow down \(asks to wait 86400 s, of which 60 are waited\)"):
+            run(engine.generate(Prompt(engine.render((("user", "a lantern"),))), Sampling(5)))
+        engine.close()
+
+
+@pytest.mark.parametrize("given", ["inf", "nan", "-5", "²", "soon", "1e999"])
+def test_a_wait_that_is_no_number_counts_as_none(given: str) -> None:
+    assert requested_wait({"retry-after": given}) is None
+    assert requested_wait({"retry-after-ms": given}) is None
+
+
+def test_the_first_requests_go_to_a_server_that_works(folder: Path) -> None:
+    """Whichever comes first in base_url: the attempts after a failure go to the next one, those of streams too."""
+    with (
+        serving(folder, Behaviour(returns_ids=False)) as server,
+        serving(folder, Behaviour(returns_ids=False)) as other,
+    ):
+        other.go_away()
+        for urls in (f"{other.url};{server.url}", f"{server.url};{other.url}"):
+            engine = APIEngine("tiny", {"base_url": urls})
+            assert engine.identity["counted"] == "by pieces"
+            engine.close()
+
+
+def test_judge_calls_and_repeated_requests_are_part_of_the_engine_s_work(folder: Path) -> None:
+    prices = {"price_input": 1, "price_output": 1}
+    with serving(folder) as server:
+        engine = engine_of(server, **prices)
+        prompted, generated = server.prompted, server.generated
+        text = engine.render((("user", QUESTIONS[0]),))
+
+        async def in_two_processes() -> None:
+            first = await engine.generate(Prompt(text, (), "s"), Sampling(6))
+            engine.release("s")
+            await engine.generate(Prompt(text, first.token_ids, "s"), Sampling(4))
+
+        before = (engine.work.prefill_tokens, engine.work.decode_tokens, engine.work.dollars)
+        run(in_two_processes())
+        used = (server.prompted - prompted, server.generated - generated)
+        assert len(server.requests[-3:]) == 3
+        work = (engine.work.prefill_tokens - before[0], engine.work.decode_tokens - before[1])
+        assert work == used
+        assert engine.work.dollars - before[2] == pytest.approx(sum(used) / 1e6)
+        engine.close()
+        scored = {
+            "choices": [
+                {
+                    "message": {"content": "x"},
+                    "finish_reason": "length",
+                    "prompt_token_ids": [5, 6],
+                    "prompt_logprobs": [None, {str(i): {"logprob": -float(i)} for i in range(1, 8)}],
+                }
+            ],
+            "usage": {"prompt_tokens": 2, "completion_tokens": 1},
+        }
+        server.behaviour.raw_replies = {"Hi there": lambda _: whole(scored), "lantern": lambda _: whole(scored)}
+        engine = engine_of(server, entropy="topk:3", tokenizer=str(folder), retries=0, **prices)
+        dollars = engine.work.dollars
+        assert len(run(engine.score(Prompt(engine.render((("user", "a lantern"),)))))) == 2
+        assert engine.work.dollars - dollars == pytest.approx(3 / 1e6)
+        scored["choices"][0]["prompt_logprobs"][1]["1"]["logprob"] = None
+        with pytest.raises(CallError, match="prompt_logprobs is a list"):
+            run(engine.score(Prompt(engine.render((("user", "the lantern"),)))))
+        engine.close()
 
 
 @pytest.mark.parametrize(
