@@ -285,10 +285,7 @@ class RegisteredEngine:
             if not isinstance(texts, (list, tuple)) or len(texts) != len(requests):
                 n = len(texts) if isinstance(texts, (list, tuple)) else "no"
                 raise ValueError(f"it returned {n} texts for {len(requests)} questions")
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # models of lm_eval raise exceptions of any kind; only this batch fails
+        except (Exception, SystemExit) as error:  # a model of lm_eval may raise anything; only this batch fails
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             return [CallError(f"{who}: {reason}") for _ in requests]
         texts = ["" if text is None else text for text in texts]
@@ -372,7 +369,7 @@ def takes_seed(model: Any) -> bool:
 
 
 def generation_arguments(sampling: Sampling, seeded: bool) -> dict[str, Any]:
-    """The sampling as `generation_kwargs` of lm-eval; with its seed where the model takes one and answers are sampled."""
+    """The sampling as `generation_kwargs` of lm-eval; with its seed where answers are sampled and `seeded`."""
     given: dict[str, Any] = {"until": list(sampling.stop), "max_gen_toks": sampling.max_tokens}
     if sampling.temperature == 0:
         return {**given, "do_sample": False, "temperature": 0.0}
