@@ -67,7 +67,7 @@ class EntropyMethod:
         name, _, number = text.partition(":")
         if name == "exact" and not number:
             return cls()
-        if name == "topk" and number.isdigit() and int(number) > 0:
+        if name == "topk" and number.isdecimal() and int(number) > 0:
             return cls(int(number))
         raise ArgumentError(f"entropy={text} is not known; use exact, or topk:K, as in topk:20, for an estimate.")
 

@@ -123,7 +123,7 @@ class APIEngine:
                 "extra_body": dict(options.extra_body),
                 "think_end_token": options.think_end_token,
             },
-            **({"entropy": options.entropy} if options.entropy else {}),
+            **({} if options.entropy is None else {"entropy": options.entropy}),
         }
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
@@ -202,8 +202,8 @@ def entropy_method(options: Options) -> EntropyMethod:
     ArgumentError
         `entropy=` requests what a server cannot give.
     """
-    method = EntropyMethod.parse(options.entropy or f"topk:{MAX_TOP_LOGPROBS}")
-    without_tokenizer = bool(options.entropy) and options.tokenizer is None
+    method = EntropyMethod.parse(f"topk:{MAX_TOP_LOGPROBS}" if options.entropy is None else options.entropy)
+    without_tokenizer = options.entropy is not None and options.tokenizer is None
     if method.top is None or method.top > MAX_TOP_LOGPROBS or without_tokenizer:
         raise ArgumentError(
             f"entropy={options.entropy} is not available from a server: give entropy=topk:K with K up to "

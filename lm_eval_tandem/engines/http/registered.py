@@ -112,7 +112,7 @@ class RegisteredEngine:
         self.parameters = parameters_of(self._model, arguments.get("parameters"))
         self.window = int(getattr(self._model, "max_length", None) or UNKNOWN_WINDOW)
         size = str(getattr(self._model, "batch_size", DEFAULT_BATCH))
-        batch_size = int(size) if size.isdigit() else DEFAULT_BATCH
+        batch_size = int(size) if size.isdecimal() else DEFAULT_BATCH
         self.max_concurrency = max(batch_size, int(getattr(self._model, "_concurrent", 1)))
         self.work = EngineWork()
         self.identity = {

@@ -454,6 +454,8 @@ def test_judge_calls_and_repeated_requests_are_part_of_the_engine_s_work(folder:
         ({"parameters": "inf"}, "parameters=inf has to be a number, 1 or more"),
         ({"price_input": 1}, "belong together"),
         ({"extra_body": "[1"}, "has to be a JSON object; on the command line all of --model_args is one JSON object"),
+        ({"entropy": "topk:²"}, "entropy=topk:² is not known"),
+        ({"entropy": ""}, "entropy= is not known"),
         ({"enable_thinking": "perhaps"}, "has to be True or False"),
     ],
 )
