@@ -21,7 +21,8 @@ from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, format_numbers
 
-SECRETS = {"token": "HF_TOKEN", "api_key": "OPENAI_API_KEY", "auth_token": "OPENAI_API_KEY"}
+SERVER_KEY = "OPENAI_API_KEY (for another server than OpenAI's: one that you name in api_key_env=…)"
+SECRETS = {"token": "HF_TOKEN", "api_key": SERVER_KEY, "auth_token": SERVER_KEY}
 """Arguments that are never taken, and the environment variable that takes their place."""
 PRICED_BACKENDS = ("openai",)
 """Backends that take prices themselves, since servers say what they bill."""

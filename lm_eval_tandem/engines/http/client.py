@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import zlib
@@ -14,8 +15,10 @@ from typing import Any, TypeVar
 import openai
 
 from lm_eval_tandem.engines import EngineWork
-from lm_eval_tandem.engines.http.options import Options
-from lm_eval_tandem.engines.http.retries import ErrorReader, Failure, Reachability, Retries
+from lm_eval_tandem.engines.http.failures import ErrorReader, Failure, error_in
+from lm_eval_tandem.engines.http.options import Options, is_public
+from lm_eval_tandem.engines.http.replies import ModelEntry
+from lm_eval_tandem.engines.http.retries import Reachability, Retries
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ max_completion_tokens instead."""
 DROPPED_SILENTLY = ("stream_options", "return_token_ids", "max_tokens", "stop")
 """Those of them without which no output changes (stop strings are applied to the reply as well), so that leaving one
 out needs no warning."""
+PUBLIC_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
+"""Headers that the client library takes from the environment; only OpenAI's own servers get them, as with the key."""
 REFUSAL_WORDS = ("unsupported", "not support", "unrecognized", "unknown", "not permitted", "not allowed", "unexpected")
 """Words by which a server's error is recognised as the refusal of a parameter."""
 
@@ -62,7 +67,7 @@ class ServerPool:
     options
         Of the model; `options.urls` are the servers.
     key
-        The API key, "" for none.
+        The API key, "" for none; it is sent to the servers that `options.takes_key` names.
     work
         Totals that the pool adds its calls to.
 
@@ -81,27 +86,29 @@ class ServerPool:
         self.unsupported: set[str] = set()
         self.has_completions = True
         self.reachability = Reachability(options.model, options.give_up)
-        self.errors = ErrorReader(options, key, self.reachability)
+        self.errors = ErrorReader(options, key, self.reachability.report_reply)
         self._key = key
         self._loop: asyncio.AbstractEventLoop | None = None
         self._clients: list[openai.AsyncOpenAI] = []
         self._slots = asyncio.Semaphore(options.concurrency)
 
-    async def model_entry(self, attempt: int) -> dict[str, Any]:
-        """The server's entry for the model in its list of models; {} where it has none.
+    def retries(self, name: str, options: Options | None = None) -> Retries:
+        """The attempts of a call of this name, within the limits of `options` (those of the model by default)."""
+        return Retries(options or self.options, self.reachability, name, self.errors.without_key)
 
-        A vLLM server reports the window there (`max_model_len`).
-        """
+    async def model_entry(self, attempt: int) -> ModelEntry:
+        """The server's entry for the model in its list of models; an empty one where it has none."""
         try:
             models: Any = await self._client("", attempt).get("/models", cast_to=object)
-            return next((entry for entry in models["data"] if entry.get("id") == self.options.model), {})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise Failure("the list of models cannot be read") from error
+            error = error_in(models)
+            if error is not None:
+                raise self.errors.reported(error)
+            return ModelEntry.of(models, self.options.model)
         except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
             failure = self.errors.failure(error)
             if failure.retryable:
                 raise failure from error
-            return {}  # not every server lists its models
+            return ModelEntry()  # not every server lists its models
 
     async def retry(self, attempt: Callable[[int], Awaitable[T]], retries: Retries, takes_connection: bool = True) -> T:
         """The result of the first successful attempt; `retries` holds the failed ones.
@@ -156,6 +163,9 @@ class ServerPool:
                     continue
                 raise self.errors.failure(error) from error
             self.reachability.report_reply()
+            reported = error_in(reply)
+            if reported is not None:
+                raise self.errors.reported(reported)
             return reply
 
     async def stream(
@@ -183,7 +193,14 @@ class ServerPool:
                         raise
             self.reachability.report_reply()
             try:
+                headers = opened.response.headers
+                if "json" in headers.get("content-type", "") and "content-length" in headers:
+                    whole = json.loads(await opened.response.aread())
+                    raise self.errors.reported(error_in(whole) or "a whole reply came in place of a stream")
                 async for chunk in opened:
+                    reported = error_in(chunk)
+                    if reported is not None:
+                        raise self.errors.reported(reported)
                     yield chunk
             finally:
                 await opened.close()
@@ -206,7 +223,13 @@ class ServerPool:
         self._slots = asyncio.Semaphore(self.options.concurrency)
         timeout = openai.Timeout(self.options.timeout, connect=CONNECT_TIMEOUT)
         self._clients = [
-            openai.AsyncOpenAI(base_url=url, api_key=self._key or "none", max_retries=0, timeout=timeout)
+            openai.AsyncOpenAI(
+                base_url=url,
+                api_key=self._key if self._key and self.options.takes_key(url) else "none",
+                max_retries=0,
+                timeout=timeout,
+                default_headers={} if is_public(url) else dict.fromkeys(PUBLIC_HEADERS, openai.Omit()),
+            )
             for url in self.options.urls
         ]
 

@@ -26,8 +26,7 @@ from lm_eval_tandem.engines import (
 from lm_eval_tandem.engines.entropy import EntropyMethod
 from lm_eval_tandem.engines.http.client import CHAT_PATH, ServerPool, ServerWork
 from lm_eval_tandem.engines.http.options import UNKNOWN_WINDOW, Options
-from lm_eval_tandem.engines.http.replies import Reply
-from lm_eval_tandem.engines.http.retries import Retries
+from lm_eval_tandem.engines.http.replies import ModelEntry, Reply
 from lm_eval_tandem.engines.http.single import SingleRequests, request_body
 from lm_eval_tandem.engines.http.stream import OpenStreams, Stream
 from lm_eval_tandem.engines.http.text import (
@@ -95,7 +94,7 @@ class APIEngine:
         try:
             server = loop.run(probe(self._servers, self._counter))
             self.resume = server.resume
-            self.window = options.max_length or int(server.entry.get("max_model_len") or UNKNOWN_WINDOW)
+            self.window = options.max_length or server.entry.window or UNKNOWN_WINDOW
             self._single = SingleRequests(self._servers, self._counter, server.resume)
             self._streams = OpenStreams(self._servers, self._counter, server.counting, self.window)
             if options.entropy is not None:
@@ -114,7 +113,7 @@ class APIEngine:
             "engine": "openai",
             "model": self.name,
             "servers": sorted(options.urls),
-            "weights": server.entry.get("root"),
+            "weights": server.entry.root,
             "resume": server.resume,
             "counted": server.counting,
             "without": sorted(self._servers.unsupported),
@@ -124,7 +123,7 @@ class APIEngine:
                 "extra_body": dict(options.extra_body),
                 "think_end_token": options.think_end_token,
             },
-            **({"entropy": options.entropy} if options.entropy else {}),
+            **({} if options.entropy is None else {"entropy": options.entropy}),
         }
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
@@ -203,8 +202,8 @@ def entropy_method(options: Options) -> EntropyMethod:
     ArgumentError
         `entropy=` requests what a server cannot give.
     """
-    method = EntropyMethod.parse(options.entropy or f"topk:{MAX_TOP_LOGPROBS}")
-    without_tokenizer = bool(options.entropy) and options.tokenizer is None
+    method = EntropyMethod.parse(f"topk:{MAX_TOP_LOGPROBS}" if options.entropy is None else options.entropy)
+    without_tokenizer = options.entropy is not None and options.tokenizer is None
     if method.top is None or method.top > MAX_TOP_LOGPROBS or without_tokenizer:
         raise ArgumentError(
             f"entropy={options.entropy} is not available from a server: give entropy=topk:K with K up to "
@@ -221,14 +220,14 @@ class ServerAbilities:
     Attributes
     ----------
     entry
-        Its entry for the model in its list of models; {} where it has none.
+        Its entry for the model in its list of models; an empty one where it has none.
     resume
         How a text is continued: "ids", "prefix" or "stream".
     counting
         How the tokens of a stream are counted.
     """
 
-    entry: Mapping[str, Any]
+    entry: ModelEntry
     resume: str
     counting: Counting
 
@@ -250,8 +249,8 @@ async def probe(servers: ServerPool, counter: TokenCounter) -> ServerAbilities:
         return Reply.of(await servers.post(CHAT_PATH, body, "", number))
 
     try:
-        entry = await servers.retry(servers.model_entry, Retries(impatient, servers.reachability, "list"))
-        reply = await servers.retry(attempt, Retries(impatient, servers.reachability, "look"))
+        entry = await servers.retry(servers.model_entry, servers.retries("list", impatient))
+        reply = await servers.retry(attempt, servers.retries("look", impatient))
         returns_ids = bool(reply.ids and reply.prompt_ids)
     except CallError as error:
         if "output limit" not in str(error) and "hidden reasoning" not in str(error):
@@ -276,11 +275,12 @@ async def streams_each_token(
     servers: ServerPool, counter: TokenCounter, body: Mapping[str, Any], options: Options
 ) -> bool:
     """Whether a server sends each token as one chunk of a stream, as most do."""
+    retries = servers.retries("pieces", options)
 
     async def attempt(_: int) -> bool:
         stream = Stream("", (), "", counter.count)
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        stream.start(servers.stream(stream.started, streamed, "", Retries(options, servers.reachability, "pieces")))
+        stream.start(servers.stream(stream.started, streamed, "", retries))
         try:
             await stream.read(UNKNOWN_WINDOW, servers.options.timeout)
         except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
@@ -289,4 +289,4 @@ async def streams_each_token(
         # An end token is billed and has no chunk.
         return usage is not None and 0 <= usage.new - usage.reasoning - stream.pieces <= 1
 
-    return await servers.retry(attempt, Retries(options, servers.reachability, "pieces"), takes_connection=False)
+    return await servers.retry(attempt, retries, takes_connection=False)

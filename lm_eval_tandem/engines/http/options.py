@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -12,11 +13,21 @@ from urllib.parse import parse_qsl, urlsplit
 from lm_eval_tandem.accounting import Prices
 from lm_eval_tandem.errors import ArgumentError
 
-PUBLIC_URL = "https://api.openai.com/v1"
+PUBLIC_URL, PUBLIC_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
+"""OpenAI's own server, and the environment variable of its key, which no other server gets unless `api_key_env` names
+it."""
 RESUME_MODES = ("auto", "ids", "prefix", "stream")
 UNKNOWN_WINDOW = 1_000_000
 """The window in tokens where neither server nor user gives one: the server itself then refuses a prompt that is too
 long."""
+LEAST = {"retries": 0, "parameters": 1}
+"""The smallest value of an option, where it is not 1 for a whole number and 0 for another."""
+ABOVE_ZERO = ("timeout", "total_timeout")
+"""Options for which 0 is no value."""
+UNLIMITED = ("timeout", "total_timeout", "give_up")
+"""Options that may be infinite ("inf")."""
+SECRET_WORDS = ("key", "token", "secret", "password", "signature")
+"""Words in the name of a query parameter whose value is a secret."""
 IGNORED = ("batch_size", "max_batch_size", "device")
 """Arguments that the harness gives to every model and that have no effect on a server's."""
 
@@ -42,7 +53,11 @@ class Options:
     base_url: str = option(
         PUBLIC_URL, "Address of the server; several, separated by semicolons, share the load of one model."
     )
-    api_key_env: str = option("OPENAI_API_KEY", "Name of the environment variable that holds the API key.")
+    api_key_env: str | None = option(
+        None,
+        "Name of the environment variable that holds the API key; without it OPENAI_API_KEY is sent to api.openai.com, "
+        "and no key to any other server.",
+    )
     resume: str = option(
         "auto",
         "How the mentor continues its text from stage to stage: ids (the server returns token ids and accepts them as "
@@ -73,7 +88,10 @@ class Options:
     reasoning_effort: str | None = option(None, "Value of reasoning_effort for models that have one, such as low.")
     extra_body: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"description": "Further fields of every request, as JSON text or a dictionary."},
+        metadata={
+            "description": "Further fields of every request; on the command line all of --model_args has to be one "
+            "JSON object then."
+        },
     )
     think_end_token: str | None = option(
         None, "Text that ends the thinking in an answer, where the server does not separate the two itself."
@@ -134,51 +152,86 @@ class Options:
         """Prices of the model's tokens; None where they are not given."""
         return Prices.read(vars(self))
 
+    @property
+    def key_variable(self) -> str:
+        """Name of the environment variable that holds the API key."""
+        return PUBLIC_KEY if self.api_key_env is None else self.api_key_env
+
+    def takes_key(self, url: str) -> bool:
+        """Whether the key is sent to this server: where `api_key_env` names one, otherwise only to OpenAI's own."""
+        return self.api_key_env is not None or is_public(url)
+
     def key(self) -> str:
-        """The API key from the environment; "" for a server that needs none.
+        """The API key from the environment; "" where none is sent.
 
         Raises
         ------
         ArgumentError
             A key is needed, and the environment variable is not set.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key and (self.api_key_env != "OPENAI_API_KEY" or PUBLIC_URL in self.urls):
+        takers = [url for url in self.urls if self.takes_key(url)]
+        key = os.environ.get(self.key_variable, "").strip() if takers else ""
+        if takers and not key:
             raise ArgumentError(
-                f"the environment variable {self.api_key_env} is not set; put the API key for {self.urls[0]} into it."
+                f"the environment variable {self.key_variable} is not set; put the API key for {takers[0]} into it."
             )
         return key
 
 
 def converted(name: str, value: Any, kind: str) -> Any:
     """The value of an option, converted to the type that its annotation `kind` names."""
+    least = LEAST.get(name, 1 if kind.startswith("int") else 0)
     try:
-        if kind.startswith("int"):
-            if float(value) != int(float(value)) or float(value) < (0 if name == "retries" else 1):
+        if kind.startswith(("int", "float")):
+            number = math.nan if isinstance(value, bool) else float(value)
+            too_large = math.isinf(number) and name not in UNLIMITED
+            broken = kind.startswith("int") and number % 1 != 0
+            if not number >= least or (number == 0 and name in ABOVE_ZERO) or too_large or broken:
                 raise ValueError(value)
-            return int(float(value))
-        if kind.startswith("float"):
-            if float(value) < 0:
-                raise ValueError(value)
-            return float(value)
+            return int(number) if kind.startswith("int") else number
         if kind.startswith("bool"):
             return {"true": True, "false": False}[str(value).lower()]
         if kind.startswith("Mapping"):
             return dict(json.loads(value) if isinstance(value, str) else value)
     except (TypeError, ValueError, KeyError) as error:
-        wanted = {"int": "a whole number", "flo": "a number", "boo": "True or False", "Map": "a JSON object"}
-        raise ArgumentError(f"{name}={value} has to be {wanted[kind[:3]]}.") from error
+        raise ArgumentError(f"{name}={value} has to be {allowed(name, kind, least)}.") from error
     return str(value)
+
+
+def allowed(name: str, kind: str, least: int) -> str:
+    """Which values an option accepts, as the end of a sentence."""
+    if kind.startswith("int"):
+        return f"a whole number, {least} or more"
+    if kind.startswith("float"):
+        return "a number above 0" if name in ABOVE_ZERO else f"a number, {least} or more"
+    if kind.startswith("bool"):
+        return "True or False"
+    return (
+        "a JSON object; on the command line all of --model_args is one JSON object then, as in "
+        """--model_args '{"mentor": "…", "mentor_extra_body": {"top_k": 20}}'"""
+    )
+
+
+def is_public(url: str) -> bool:
+    """Whether an address is that of OpenAI's own servers, reached by an encrypted connection."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "https" and (host == "api.openai.com" or host.endswith(".api.openai.com"))
 
 
 def check_url(url: str) -> None:
     """Refuse what is not a web address, or contains a secret that would be printed and stored with the results."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ArgumentError(f"base_url={url} is no web address; give one like http://127.0.0.1:8000/v1.")
-    secrets = [name for name, _ in parse_qsl(parts.query) if any(word in name.lower() for word in ("key", "token"))]
-    if parts.password or parts.username or secrets:
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        parts, well_formed = urlsplit(""), False
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    secrets = [name for name in names if any(word in name.lower() for word in SECRET_WORDS)]
+    if "@" in url.rpartition("://")[2].partition("/")[0] or secrets:
         raise ArgumentError(
-            f"base_url of {parts.hostname} contains a secret that would be printed and stored with the results; "
-            "leave it out and set the environment variable OPENAI_API_KEY (or the one named by api_key_env=)."
+            f"base_url of {parts.hostname or 'the server'} contains a secret that would be printed and stored with the "
+            "results; leave it out, put it into an environment variable, and name that variable in api_key_env=…."
         )
+    if not well_formed:
+        raise ArgumentError(f"base_url={url} is no web address; give one like http://127.0.0.1:8000/v1.")

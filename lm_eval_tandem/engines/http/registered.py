@@ -72,10 +72,14 @@ def constructor_arguments(backend: str) -> set[str] | None:
     return names - {"self"}
 
 
+Waiting = tuple[Instance, "asyncio.Future[str]"]
+"""A request, and the future of who waits for its text."""
+
+
 class RegisteredEngine:
     """An engine (see `engines.Engine`) on a model registered with lm_eval; it cannot score.
 
-    Calls that wait are handed to the model in one batch, one batch after the other, in a worker thread.
+    Calls that wait are handed to the model in one batch, one batch after the other, in a thread.
 
     Parameters
     ----------
@@ -93,6 +97,7 @@ class RegisteredEngine:
     """
 
     reads_drafts = False
+    _warned = False
 
     def __init__(self, backend: str, model: str, arguments: Mapping[str, Any]) -> None:
         self.name, self.backend = model, backend
@@ -120,15 +125,20 @@ class RegisteredEngine:
         self.lm = RegisteredLM(model, self._model, self.window)
         self._counter = TokenCounter()
         self._tokenizer = tokenizer_of(self._model)
-        self._queue: list[tuple[Instance, asyncio.Future[str]]] = []
+        self._queue: list[Waiting] = []
         self._task: asyncio.Task[None] | None = None
-        self._thread: DaemonThread | None = None
-        self._model_lock = threading.Lock()
+        self._threads: set[DaemonThread] = set()
+        self._takes_seed = takes_seed(self._model)
+        self._calls = max(1, int(getattr(self._model, "_concurrent", 1))) if self._takes_seed else 1
+        self._slots = threading.BoundedSemaphore(self._calls)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`. Raises CallError when the model fails or generates nothing."""
         if sampling.return_token_stats:
             raise EngineError(f"{self.name} (backend={self.backend}) reports no entropy of generated tokens.")
+        if sampling.temperature > 0 and not self._takes_seed and not self._warned:
+            self._warned = True
+            log.warning("backend=%s takes no seed: answers that are sampled differ from run to run.", self.backend)
         started = time.perf_counter()
         so_far = decode_reply(prompt.continued)
         prompt_tokens = len(self.encode(prompt.text)) + self._count(so_far)
@@ -186,8 +196,9 @@ class RegisteredEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        if self._thread is not None:
-            self._thread.interrupt()
+        self._queue = []
+        for thread in self._threads:
+            thread.interrupt()
 
     def _count(self, text: str) -> int:
         ids = self._tokens(text)
@@ -224,7 +235,12 @@ class RegisteredEngine:
 
     async def _submit(self, context: Any, sampling: Sampling) -> str:
         request = Instance(
-            "generate_until", {}, (context, generation_arguments(sampling)), idx=0, task_name="tandem", doc_id=0
+            "generate_until",
+            {},
+            (context, generation_arguments(sampling, self._takes_seed)),
+            idx=0,
+            task_name="tandem",
+            doc_id=0,
         )
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._queue.append((request, future))
@@ -235,30 +251,55 @@ class RegisteredEngine:
     async def _process_queue(self) -> None:
         await asyncio.sleep(0)  # calls that become ready in the same iteration of the event loop join the first batch
         while self._queue:
-            batch = [entry for entry in self._queue if not entry[1].done()]
+            waiting = [entry for entry in self._queue if not entry[1].done()]
             self._queue = []
-            requests = [request for request, _ in batch]
             started = time.perf_counter()
-            try:
-                self._thread = DaemonThread(f"tandem {self.name}", partial(self._run_batch, requests))
-                texts = await self._thread.result()
-            except Exception as error:  # models of lm_eval raise exceptions of any kind; only this batch fails
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
-                failed = CallError(f"{self.name} (backend={self.backend}): {reason}")
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(failed)
-                continue
-            finally:
-                self.work.generate_seconds += time.perf_counter() - started
-            for (_, future), text in zip(batch, texts, strict=True):
-                if not future.done():
-                    future.set_result(text)
+            await asyncio.gather(*map(self._process_batch, self._batches(waiting)))
+            self.work.generate_seconds += time.perf_counter() - started
 
-    def _run_batch(self, requests: list[Instance]) -> list[str]:
-        with self._model_lock:  # a batch whose callers were cancelled may still run
-            texts = self._model.generate_until(requests, disable_tqdm=True) if requests else []
-        return [text or "" for text in texts]
+    def _batches(self, waiting: list[Waiting]) -> list[list[Waiting]]:
+        """All calls in one batch; where requests have a seed each, a model that sends several at once gets them singly.
+
+        Such a model would send requests that differ in their arguments one after the other.
+        """
+        apart = self._calls > 1 and any("seed" in request.args[1] for request, _ in waiting)
+        return [[entry] for entry in waiting] if apart else [waiting]
+
+    async def _process_batch(self, batch: list[Waiting]) -> None:
+        """Hand a batch to the model in a thread, and its texts or its error to those who wait."""
+        thread = DaemonThread(f"tandem {self.name}", partial(self._run_batch, [request for request, _ in batch]))
+        self._threads.add(thread)
+        try:
+            results = await thread.result()
+        finally:
+            self._threads.discard(thread)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, CallError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def _run_batch(self, requests: list[Instance]) -> list[str | CallError]:
+        """The model's texts, in the order of the requests; for each one that it has none for, an error."""
+        if not requests:
+            return []
+        who = f"{self.name} (backend={self.backend})"
+        try:
+            with self._slots:
+                texts = self._model.generate_until(requests, disable_tqdm=True)
+            if not isinstance(texts, (list, tuple)) or len(texts) != len(requests):
+                n = len(texts) if isinstance(texts, (list, tuple)) else "no"
+                raise ValueError(f"it returned {n} texts for {len(requests)} questions")
+        except (Exception, SystemExit) as error:  # a model of lm_eval may raise anything; only this batch fails
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            return [CallError(f"{who}: {reason}") for _ in requests]
+        texts = ["" if text is None else text for text in texts]
+        return [
+            text if isinstance(text, str) else CallError(f"{who} returned {type(text).__name__} instead of text.")
+            for text in texts
+        ]
 
 
 class RegisteredLM(TextOnlyLM):
@@ -316,11 +357,30 @@ def parameters_of(model: Any, given: Any) -> int | None:
     return sum(one.numel() for one in network.parameters()) if callable(getattr(network, "parameters", None)) else None
 
 
-def generation_arguments(sampling: Sampling) -> dict[str, Any]:
-    """The sampling as `generation_kwargs` of lm-eval."""
+def takes_seed(model: Any) -> bool:
+    """Whether a model takes a seed among the `generation_kwargs` of a request.
+
+    Models of lm_eval that send requests to a server do if the body of a request has a seed, and vLLM's does. Others
+    would refuse it, transformers' among them.
+    """
+    if any(kind.__module__ == "lm_eval.models.vllm_causallms" for kind in type(model).__mro__):
+        return True
+    body_of = getattr(model, "_create_payload", None)
+    if not callable(body_of):
+        return False
+    try:
+        return "seed" in body_of([{"role": "user", "content": "Hi"}], generate=True, gen_kwargs={}, seed=0)
+    except Exception as error:  # models of lm_eval raise exceptions of any kind
+        log.info("%s: whether a request takes a seed is unknown (%s)", type(model).__name__, error)
+        return False
+
+
+def generation_arguments(sampling: Sampling, seeded: bool) -> dict[str, Any]:
+    """The sampling as `generation_kwargs` of lm-eval; with its seed where answers are sampled and `seeded`."""
     given: dict[str, Any] = {"until": list(sampling.stop), "max_gen_toks": sampling.max_tokens}
     if sampling.temperature == 0:
         return {**given, "do_sample": False, "temperature": 0.0}
     others = {name: getattr(sampling, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
     others = {name: value for name, value in others.items() if value is not None}
+    others |= {"seed": sampling.seed} if seeded else {}
     return {**given, "do_sample": True, "temperature": sampling.temperature, **others}

@@ -56,15 +56,13 @@ class SingleRequests:
         started = time.perf_counter()
         path, body = await self._request(prompt, sampling)
         name = call_name(prompt, sampling)
-        retries = Retries(self._options, self._servers.reachability, name)
+        retries = self._servers.retries(name)
         reply = await self._reply(path, body, prompt.session or name, retries, may_be_empty=bool(prompt.continued))
         if prompt.session is not None and not prompt.continued and reply.prompt_ids:
             self._prompt_ids[prompt.session] = prompt.text, list(reply.prompt_ids)
         text, stopped = answer_text(reply.content, sampling.stop, self._options.think_end_token)
         usage = reply.usage or self._estimated_usage(prompt, reply)
-        dollars = self._charge(usage, billed_failures=sum(failure.billed for failure in retries.failures))
-        self._work.prefill_tokens += usage.prompt - usage.cached
-        self._work.decode_tokens += usage.new
+        dollars = self._count(usage, retries)
         seconds = time.perf_counter() - started
         self._work.generate_seconds += seconds
         return Completion(
@@ -84,15 +82,16 @@ class SingleRequests:
         path, body = await self._request(prompt, Sampling(max_tokens=1))
         body |= {"prompt_logprobs": method.columns, "return_token_ids": True}
 
-        async def attempt(number: int) -> TokenStats:
+        async def attempt(number: int) -> tuple[TokenStats, Usage | None]:
             reply = await self._servers.post(path, body, prompt.session or prompt.text, number)
             logprob, top = prompt_logprobs(reply, method.columns)
             entropy = np.concatenate([[np.nan], estimate_entropy(top, self._counter.vocabulary)]).astype(np.float32)
-            return TokenStats(logprob, entropy, 0, time.perf_counter() - started)
+            return TokenStats(logprob, entropy, 0, time.perf_counter() - started), Usage.of(reply)
 
-        stats = await self._servers.retry(attempt, Retries(self._options, self._servers.reachability, "score"))
+        retries = self._servers.retries("score")
+        stats, usage = await self._servers.retry(attempt, retries)
+        self._count(usage or Usage(len(stats), 0, 1), retries)
         self._work.judge_seconds += stats.seconds
-        self._work.prefill_tokens += len(stats)
         return stats
 
     def forget(self, session: str) -> None:
@@ -132,8 +131,10 @@ class SingleRequests:
         text, ids = self._prompt_ids.get(prompt.session or "", ("", []))
         if text != prompt.text:
             path, body = await self._request(Prompt(prompt.text, session=prompt.session), Sampling(max_tokens=1))
-            retries = Retries(self._options, self._servers.reachability, "ids")
-            ids = list((await self._reply(path, body, prompt.session or "ids", retries)).prompt_ids)
+            retries = self._servers.retries("ids")
+            reply = await self._reply(path, body, prompt.session or "ids", retries)
+            self._count(reply.usage or self._estimated_usage(prompt, reply), retries)
+            ids = list(reply.prompt_ids)
             if prompt.session is not None:
                 self._prompt_ids[prompt.session] = prompt.text, ids
         return ids
@@ -152,11 +153,20 @@ class SingleRequests:
         new = len(reply.ids) or self._counter.count(reply.text)
         return Usage(len(self._counter.encode(prompt.text)) + continued, 0, new)
 
-    def _charge(self, usage: Usage, billed_failures: int) -> float | None:
-        """Dollars of a call; each failed attempt that the server bills costs its prompt. None without prices."""
+    def _count(self, usage: Usage, retries: Retries) -> float | None:
+        """Add a call to the engine's work.
+
+        Returns
+        -------
+        float or None
+            Its dollars; each failed attempt that the server bills costs its prompt. None without prices.
+        """
+        self._work.prefill_tokens += usage.prompt - usage.cached
+        self._work.decode_tokens += usage.new
         prices = self._options.prices
         if prices is None:
             return None
+        billed_failures = sum(failure.billed for failure in retries.failures)
         dollars = prices.dollars(usage.prompt, usage.cached, usage.new)
         dollars += prices.dollars(usage.prompt * billed_failures, 0, 0)
         self._work.dollars += dollars

@@ -19,16 +19,17 @@ from typing import Any
 
 from lm_eval_tandem.engines import Completion, Prompt, Sampling, UnreadOutput
 from lm_eval_tandem.engines.http.client import ServerPool
+from lm_eval_tandem.engines.http.failures import Failure
 from lm_eval_tandem.engines.http.replies import (
-    MALFORMED,
     THINK_CLOSE,
     THINK_OPEN,
     Delta,
     Piece,
     Usage,
     empty_reply,
+    whole_characters,
 )
-from lm_eval_tandem.engines.http.retries import Failure, Retries
+from lm_eval_tandem.engines.http.retries import Retries
 from lm_eval_tandem.engines.http.single import call_name, request_body
 from lm_eval_tandem.engines.http.text import (
     CONTINUE_REQUEST,
@@ -65,7 +66,7 @@ class OpenStreams:
         """See `Engine.generate`: read on in the session's stream, or open one that gets to the same place."""
         started = time.perf_counter()
         assert prompt.session is not None
-        retries = Retries(self._options, self._servers.reachability, call_name(prompt, sampling))
+        retries = self._servers.retries(call_name(prompt, sampling))
         replays, dollars = True, 0.0
         while True:
             stream = self._streams.get(prompt.session)
@@ -228,6 +229,7 @@ class Stream:
         self._ended = False
         self._failure: BaseException | None = None
         self._thinking = False
+        self._half = ""  # the first half of a character whose second half comes with the next chunk
         self._task: asyncio.Task[None] | None = None
 
     # Receiving
@@ -260,20 +262,19 @@ class Stream:
             self._changed.set()
 
     def _add(self, chunk: Any) -> None:
-        try:
-            self.usage = Usage.of(chunk) or self.usage
-            delta = Delta.of(chunk)
-        except MALFORMED as error:
-            raise Failure("the server sent something that is no chunk of a stream", billed=True) from error
+        delta = Delta.of(chunk)
+        self.usage = Usage.of(chunk) or self.usage
         if delta is None:
             return
+        thought, half = whole_characters(self._half + delta.thought)
+        content, self._half = whole_characters(half + delta.content)
         self._finish_reason = delta.finish_reason or self._finish_reason
         # A chunk without text is one token if its content is empty: a token that holds only the first bytes of a
         # character. Chunks that announce a role or the end are not tokens.
-        if not (delta.thought or delta.content or delta.ids) and (delta.marker or self._finish_reason):
+        if not (thought or content or delta.ids) and (delta.marker or self._finish_reason):
             return
-        tokens = self._count_tokens(delta.thought + delta.content) if delta.ids is None else len(delta.ids)
-        piece = Piece(self._with_think_marks(delta.thought, delta.content), delta.content, tokens)
+        tokens = self._count_tokens(thought + content) if delta.ids is None else len(delta.ids)
+        piece = Piece(self._with_think_marks(thought, content), content, tokens)
         self.pieces += 1
         self._tokens += piece.tokens
         self._unread.append(self._without_replay(piece))

@@ -11,7 +11,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,12 +131,17 @@ class Behaviour:
     """Parameters that it refuses, as some models refuse max_tokens or temperature."""
     seconds_per_token: float = 0.0
     tokens_per_chunk: int = 1
+    pause_after: int | None = None
+    """Number of tokens after which a stream pauses until its client leaves."""
     usage_delay: float = 0.0
     """Seconds from a stream's last token to the chunks that end it and report the usage."""
     reasoning_tokens: int = 0
     """Number of leading tokens of each answer that it returns as `reasoning`."""
     fixed_choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     """For questions that contain the key: the choice of the reply (a refusal, a content filter, nothing)."""
+    raw_replies: dict[str, Callable[[bool], list[bytes]]] = field(default_factory=dict)
+    """For questions that contain the key: what is sent in place of a reply, packet by packet; called with whether the
+    request wants a stream."""
 
 
 class TokenPromptEngine(HFEngine):
@@ -162,6 +167,10 @@ class ModelServer(Listener):
         self.requests: list[dict[str, Any]] = []
         self.replied: Counter[str] = Counter()
         """Number of whole replies, by question."""
+        self.headers: list[dict[str, str]] = []
+        """Of all requests."""
+        self.left = 0
+        """Number of paused streams whose client has left."""
         self._session = 0
         super().__init__()
 
@@ -170,6 +179,7 @@ class ModelServer(Listener):
         self.engine.close()
 
     async def answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        self.headers.append(request.headers)
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             given = request.headers.get("authorization", "")
             writer.write(refusal(401, f"Incorrect API key provided: {given.removeprefix('Bearer ')}"))
@@ -198,6 +208,13 @@ class ModelServer(Listener):
     ) -> bool:
         text, ids = self._prompt(body, chat)
         question = json.dumps(body.get("messages") or body.get("prompt"))
+        raw = next((reply for word, reply in self.behaviour.raw_replies.items() if word in question), None)
+        if raw is not None:
+            for packet in raw(bool(body.get("stream"))):
+                writer.write(packet)
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            return False
         fixed = next((choice for word, choice in self.behaviour.fixed_choices.items() if word in question), None)
         if fixed is not None and body.get("stream"):
             only = {"choices": [{"delta": fixed["message"], "finish_reason": fixed["finish_reason"]}]}
@@ -238,6 +255,10 @@ class ModelServer(Listener):
                 choice = {"index": 0, "delta": delta, "finish_reason": ended}
                 writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
                 await writer.drain()
+                if sent == self.behaviour.pause_after:
+                    await disconnected
+                    self.left += 1
+                    return False
         if self.behaviour.usage_delay:
             await asyncio.sleep(self.behaviour.usage_delay)
             choice = {"index": 0, "delta": {}, "finish_reason": piece["finish"]}
@@ -320,7 +341,8 @@ class FaultyProxy(Listener):
         Of the server.
     shares
         Of failures, by kind: "429" (with Retry-After), "500", "cut" (the reply breaks off in the middle), "stall" (no
-        reply), "garbage" (a reply that is no JSON).
+        reply), "garbage" (a reply that is no JSON). `done` counts them, and as "late" the replies that no
+        client waited for.
     retry_after
         Seconds in the header Retry-After.
     seed
@@ -346,6 +368,7 @@ class FaultyProxy(Listener):
             await reader.read(1)  # until the client disconnects
             return False
         head, body = await self._forward(request)
+        self.done["late"] += reader.at_eof()  # the client has given up waiting
         if kind == "cut":
             writer.write(head + body[: len(body) // 2])
             await writer.drain()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import tiny
 from engines.conformance import run, together
 from engines.http.openai_server import Behaviour, serving
 from lm_eval_tandem import pair
-from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.http.registered import RegisteredEngine
 from lm_eval_tandem.errors import ArgumentError, CallError, ContextError, EngineError
 from lm_eval_tandem.harness.model import TandemLM
@@ -33,6 +37,15 @@ class Halting(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
         self.batches.append(len(requests))
+        prompts = " ".join(request.args[0] for request in requests)
+        if "too few" in prompts:
+            return ["a"] * (len(requests) - 1)
+        if "no list" in prompts:
+            return None  # type: ignore[return-value]
+        if "a number" in prompts:
+            return [5 if "a number" in request.args[0] else "text" for request in requests]
+        if "leave" in prompts:
+            raise SystemExit(3)
         if any("fail" in request.args[0] for request in requests):
             raise RuntimeError("out of memory")
         return [None if "nothing" in r.args[0] else self.letter * 4 * r.args[1]["max_gen_toks"] for r in requests]
@@ -51,6 +64,11 @@ def halting() -> Iterator[RegisteredEngine]:
     engine.close()
 
 
+async def results(*calls: Coroutine[Any, Any, Completion]) -> list[Any]:
+    """What each call returned or raised; none may wait for ever."""
+    return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+
+
 def test_waiting_calls_are_one_batch(halting: RegisteredEngine) -> None:
     found = run(together(*(halting.generate(Prompt(f"question {n}"), Sampling(5)) for n in range(9))))
     assert halting._model.batches == [9]
@@ -65,6 +83,81 @@ def test_a_failed_batch_fails_alone_and_an_empty_text_is_an_error(halting: Regis
     with pytest.raises(CallError, match="generated no text"):
         run(halting.generate(Prompt("nothing"), Sampling(3)))
     assert run(halting.generate(Prompt("x"), Sampling(3))).text == "b" * 12
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        ("too few", "returned 2 texts for 3 questions"),
+        ("no list", "returned no texts for 3 questions"),
+        ("leave", r"\(backend=tandem-test-halting\): 3"),
+    ],
+)
+def test_texts_that_belong_to_no_question_fail_their_batch(
+    halting: RegisteredEngine, question: str, sentence: str
+) -> None:
+    calls = (halting.generate(Prompt(f"{question} {n}"), Sampling(3)) for n in range(3))
+    found = run(results(*calls))
+    assert all(isinstance(error, CallError) and re.search(sentence, str(error)) for error in found), found
+    assert run(halting.generate(Prompt("x"), Sampling(3))).text == "b" * 12
+
+
+def test_a_text_of_another_type_fails_its_question_alone(halting: RegisteredEngine) -> None:
+    calls = (halting.generate(Prompt(text), Sampling(3)) for text in ("x", "a number", "y"))
+    first, second, third = run(results(*calls))
+    assert (first.text, third.text) == ("text", "text")
+    assert isinstance(second, CallError)
+    assert "returned int instead of text" in str(second)
+
+
+def test_an_interrupted_process_does_not_wait_for_the_model() -> None:
+    """A batch that never ends keeps no thread alive that the interpreter waits for."""
+    script = """
+import asyncio, threading
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval_tandem.engines import Completion, Prompt, Sampling
+from lm_eval_tandem.engines.http.registered import RegisteredEngine
+
+@register_model("endless")
+class Endless(LM):
+    def __init__(self, pretrained): super().__init__()
+    def generate_until(self, requests, disable_tqdm=False): threading.Event().wait()
+    def loglikelihood(self, requests, disable_tqdm=False): ...
+    def loglikelihood_rolling(self, requests, disable_tqdm=False): ...
+
+async def interrupted():
+    engine = RegisteredEngine("endless", "x", {})
+    task = asyncio.ensure_future(engine.generate(Prompt("x"), Sampling(3)))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    engine.close()
+
+asyncio.run(interrupted())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_sampled_answers_have_their_own_seeds(tmp_path: Path) -> None:
+    """A server gets each call's seed, several calls at once; greedy answers need none."""
+    with serving(tiny.save(tmp_path)) as server:
+        given = {"base_url": server.url + "/completions", "num_concurrent": 4, "tokenizer_backend": "None"}
+        engine = RegisteredEngine("local-completions", "tiny", given)
+        calls = (engine.generate(Prompt(f"{n}"), Sampling(3, temperature=0.7, seed=100 + n)) for n in range(6))
+        run(together(*calls))
+        assert sorted(request["seed"] for request in server.requests) == [100, 101, 102, 103, 104, 105]
+        server.requests.clear()
+        run(together(*(engine.generate(Prompt(f"{n}"), Sampling(3, seed=7)) for n in range(3))))
+        assert {request["seed"] for request in server.requests} == {1234}, "lm_eval's own"
+        engine.close()
+
+
+def test_a_model_that_takes_no_seed_says_so(halting: RegisteredEngine, caplog: pytest.LogCaptureFixture) -> None:
+    run(together(*(halting.generate(Prompt(f"{n}"), Sampling(3, temperature=0.7, seed=n)) for n in range(3))))
+    assert caplog.text.count("takes no seed") == 1
+    assert halting._model.batches == [3]
 
 
 def test_a_model_of_transformers_grows_as_if_uninterrupted() -> None:
