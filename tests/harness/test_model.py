@@ -93,7 +93,7 @@ def test_a_cache_that_would_give_old_answers_is_refused(tmp_path: Path) -> None:
 
 def test_the_batch_size_can_be_found_by_itself() -> None:
     lm = TandemLM(policy="intern", **{**COMMON, "batch_size": "auto", "max_batch_size": 4})
-    assert [engine.batch_size for engine in (lm._intern,) if engine is not None] == [4]
+    assert [engine.max_concurrency for engine in (lm._intern,) if engine is not None] == [4]
     assert len(lm.generate_until(instances(5), disable_tqdm=True)) == 5
     lm.close()
 
