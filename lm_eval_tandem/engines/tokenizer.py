@@ -25,11 +25,17 @@ class LocalTokenizer:
         lm-eval's model, with its tokenizer and chat template.
     tokenize
         Token ids of a text as `lm` computes them.
+
+    Raises
+    ------
+    EngineError
+        The tokenizer has no end token.
     """
 
     cannot_score = ""
 
     def __init__(self, lm: Any, tokenize: Callable[[str], Sequence[int]]) -> None:
+        require_end_token(lm.tokenizer.name_or_path, lm.tokenizer)
         self.lm = lm
         self._tokenizer_lock = lock = threading.RLock()
 

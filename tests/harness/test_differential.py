@@ -36,7 +36,7 @@ WRONG: tuple[dict[str, Any], ...] = (
     {"policy": "stage:²"},
     {"efforts": "5:3"},
     {"efforts": "0:3"},
-    {"thinking": "mentor"},
+    {"thinking": "both", "think_end_token": None},
     {"guidance": "none"},
     {"batch_size": "many"},
     {"top_p": 1.5, "do_sample": True},

@@ -123,9 +123,10 @@ class Network:
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model = model
-        self.pad = pad if pad < model.get_input_embeddings().num_embeddings else 0
         self.device = model.device
         self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        # A pad token that was added to a tokenizer may lie beyond the model's embeddings; any token can fill a batch.
+        self.pad = pad if pad < self.vocabulary else 0
         inner = unwrapped(model)
         accepted = inspect.signature(inner.forward).parameters
         self.takes_positions = "position_ids" in accepted

@@ -109,6 +109,18 @@ def test_a_batch_has_no_more_cells_than_the_window(tmp_path: Path, kind: str) ->
         assert list(completion.token_ids) == reference.greedy(text, n)
 
 
+def test_a_pad_token_beyond_the_embeddings_does_no_harm(tmp_path: Path) -> None:
+    """Finetuned models often come with a tokenizer that was given one, and embeddings that were not."""
+    folder = architectures.save(tmp_path, "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<another pad>"})
+    tokenizer.save_pretrained(folder)
+    reference, engine = reference_of(folder), opened(folder)
+    assert engine.lm.tokenizer.pad_token_id >= reference.model.config.vocab_size
+    EngineConformance().test_greedy_tokens_are_those_of_one_prompt_alone(engine, reference)
+    engine.close()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_model_with_a_peft_adapter_is_batched_exactly(tmp_path: Path, kind: str) -> None:
     folder = architectures.save(tmp_path / "base", kind)
