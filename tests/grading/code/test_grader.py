@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grading.code.replies import RIGHT
 from grading.code.styles import STYLES
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading.code import grader, sandbox
-from lm_eval_tandem.grading.code.extraction import called_names, extract, longest_valid
+from lm_eval_tandem.grading.code.extraction import called_names, extract
+from lm_eval_tandem.grading.code.statements import longest_valid
 from lm_eval_tandem.harness import task_data
 from shared_data import rows
 
@@ -120,6 +122,40 @@ def test_none_passes_with_its_returned_value_broken(style: str) -> None:
 def test_code_is_found(reply: str) -> None:
     grade = grader.grade(grader.humaneval(STUB_OF_F), reply)
     assert grade.outcome == "passed", grade
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("reply", RIGHT)
+def test_code_is_found_however_it_is_written(reply: str) -> None:
+    grade = grader.grade(grader.Problem(("f",), "assert f(4) == 8 and f(0) == 0\n"), RIGHT[reply])
+    assert grade.outcome == "passed", grade
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("prompt", ["def f(x, y):\n", "K = 0\ndef f(x, y):", "def f(x, y):\n    # Adds.\n"])
+@pytest.mark.parametrize("reply", ["    return x + y", "```\ndef f(x, y):\n    return x + y\n```"])
+def test_a_prompt_needs_no_docstring(prompt: str, reply: str) -> None:
+    doc = {"entry_point": "f", "prompt": prompt, "test": "def check(g):\n    assert g(1, 2) == 3\n"}
+    grade = grader.grade(grader.humaneval(doc), reply)
+    assert grade.outcome == "passed", grade
+
+
+@needs_bubblewrap
+def test_a_function_may_have_the_name_of_a_built_in_one() -> None:
+    doc = {"code": "def sum(a, b):\n    return a", "test_list": ["assert sum(2, 3) == max(1, 2)"], "test_imports": []}
+    problem = grader.mbpp(doc)
+    assert problem.names == ("sum",)
+    assert grader.grade(problem, f"```python\n{doc['code']}\n```").outcome == "passed"
+    assert grader.grade(problem, "def sum(a, b):\n    return b\ndef max(*x):\n    return 3").outcome == "failed"
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("imports", ["import sys, json as js", "from sys import getsizeof\nimport sys\nimport json as js"])
+def test_tests_may_use_what_only_the_solution_imports(imports: str) -> None:
+    code = f"{imports}\ndef size(x):\n    return sys.getsizeof(x)"
+    doc = {"code": code, "test_list": ["assert size((1, 2)) == sys.getsizeof((1, 2)) and js.dumps(1) == '1'"]}
+    assert grader.grade(grader.mbpp(doc), f"```python\n{code}\n```").outcome == "passed"
+    assert grader.grade(grader.mbpp(doc), "def size(x):\n    return 0").outcome == "failed"
 
 
 @pytest.mark.parametrize(

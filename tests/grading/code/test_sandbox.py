@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
+import re
 import shutil
+import signal
 import socket
 import threading
 import uuid
@@ -222,6 +225,116 @@ def test_plain_data_travels_as_it_is_and_arguments_change_in_place() -> None:
     tests += "c = C()\nassert c != C() and f(c)() is True\n"
     verdict = sandbox.run(Program((code,), tests, ("f", "g", "C"), setup=setup))
     assert verdict.passed, verdict
+
+
+AS_IN_PLAIN_PYTHON = {
+    "keys": ("def f(x): return {x: 2}.keys()", "assert set(f(1)) == {1} == f(1); assert len(f(1)) == 1 and 1 in f(1)"),
+    "values": ("def f(x): return {1: x}.values()", "assert list(f(2)) == [2] and sum(f(2)) == 2"),
+    "items": ("def f(x): return {1: x}.items()", "assert f(2) == {(1, 2)} == {1: 2}.items()"),
+    "endless iterator": (
+        "import itertools\ndef f(x): return itertools.count(x)",
+        "from itertools import islice\ng = f(3)\nassert list(islice(g, 3)) == [3, 4, 5] and next(g) == 6",
+    ),
+    "generator": (
+        "def f(x):\n    yield 1\n    yield from [x, 0]",
+        "assert list(f(2)) == [1, 2, 0] and sorted(f(2)) == [0, 1, 2] and sum(f(2)) == 3 and 0 in f(2)\n"
+        "assert [*map(lambda i: 2 * i, f(5))] == [2, 10, 0]",
+    ),
+    "own iterator": (
+        "class C:\n    def __init__(self): self.i = 0\n    def __iter__(self): return self\n"
+        "    def __next__(self):\n        self.i += 1\n        if self.i > 2: raise StopIteration\n        return self.i\n"
+        "def f(): return C()",
+        "assert list(f()) == [1, 2]",
+    ),
+    "deque": (
+        "from collections import deque\ndef f(x): return deque([x])",
+        "from collections import deque\nassert f(1) == deque([1]) and list(f(1)) == [1] and f(2)[0] == 2",
+    ),
+    "dates": (
+        "from datetime import *\ndef f(x):\n    d = datetime(2020, x, 2, 3, 4, 5, 6)\n"
+        "    return d, d.date(), d.time(), d.replace(tzinfo=timezone.utc), timedelta(1, 2, 3), [d.date()]",
+        "from datetime import *\nd = datetime(2020, 1, 2, 3, 4, 5, 6)\n"
+        "assert f(1) == (d, d.date(), d.time(), d.replace(tzinfo=timezone.utc), timedelta(1, 2, 3), [date(2020, 1, 2)])\n"
+        "assert f(1)[0].year == 2020 and f(1)[1] < date(2020, 1, 3)",
+    ),
+    "named tuple": (
+        "from collections import namedtuple\nP = namedtuple('P', 'x count')\ndef f(x): return P(x, 2)\n"
+        "def g(p): return p.x",
+        "p = f(1)\nassert p == (1, 2) and (p.x, p.count) == (1, 2) and g(p) == 1 and p[0] == 1\n"
+        "assert p._fields == ('x', 'count') and p._asdict() == {'x': 1, 'count': 2}",
+    ),
+    "objects": (
+        "class N:\n    def __init__(self, v): self.v, self.next = v, None\n    def double(self): return 2 * self.v\n"
+        "    def __len__(self): return 3\n    def __getitem__(self, i): return [4, 5][i]\n"
+        "    def __str__(self): return 'node'\ndef f(n): return n.next.v\n",
+        "n = N(1)\nn.next = N(2)\nassert f(n) == 2 == n.next.v and n.double() == 2 and n.next is n.next and n\n"
+        "assert (len(n), n[1], list(n), str(n)) == (3, 5, [4, 5], 'node') and n != N(1)",
+    ),
+    "functions": ("def f(g, x): return g(x)\ndef g(x): return 2 * x", "assert f(g, 2) == 4"),
+    "own errors": (
+        "class E(ValueError): pass\ndef f(): raise E('no')",
+        "try:\n    f()\nexcept ValueError as error:\n    assert 'no' in str(error)\nelse:\n    assert False",
+    ),
+    "unused missing modules": (
+        "import numpy as np, math\nfrom torch import nn\ndef f(x: int): return math.floor(x)",
+        "assert f(2.5) == 2",
+    ),
+}
+"""Programs with tests that hold without a sandbox, for values that are not lists, numbers and strings."""
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", AS_IN_PLAIN_PYTHON)
+def test_tests_see_a_result_as_in_plain_python(name: str) -> None:
+    code, tests = AS_IN_PLAIN_PYTHON[name]
+    verdict = sandbox.run(Program((code,), tests, ("f", "g", "N")))
+    assert verdict.passed, verdict
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("use", ["    return np.floor(x)", "    return x\ny = np.zeros(3)", "    return pd.x(x)"])
+def test_a_missing_module_fails_where_it_is_used(use: str) -> None:
+    code = f"import numpy as np\nfrom pandas import *\ndef f(x):\n{use}\n"
+    verdict = sandbox.run(Program((code,), "assert f(1) == 1", ("f",)))
+    assert verdict.outcome == "error"
+    assert re.match(r"ModuleNotFoundError: No module named '(numpy|pandas)'", verdict.detail)
+
+
+@needs_bubblewrap
+def test_objects_of_the_candidate_equal_only_themselves_whatever_they_say() -> None:
+    code = "class Same:\n    def __eq__(self, other): return True\n    def __lt__(self, other): return True\n"
+    code += "    __gt__ = __lt__\n    def __contains__(self, other): return True\n    def __iter__(self): return iter([0])\n"
+    code += "    __hash__ = lambda self: 5\n    def __float__(self): return 5.0\n    __index__ = __hash__\ndef f(x): return Same()\n"
+    for test in ("f(1) == 5", "5 == f(1)", "f(1) < 5", "5 < f(1)", "5 in f(1)", "f(1) in [5]", "{5: 1}[f(1)]", "not f(1) != 5"):
+        assert not sandbox.run(Program((code,), f"assert {test}", ("f",))).passed, test
+
+
+@needs_bubblewrap
+def test_a_name_that_the_code_does_not_define_is_a_name_error() -> None:
+    verdict = sandbox.run(Program(("def g(x): return x",), "assert f(1) == 1", ("f",)))
+    assert (verdict.outcome, verdict.detail) == ("error", "NameError: name 'f' is not defined")
+
+
+@needs_bubblewrap
+def test_a_run_that_the_kernel_has_killed_is_decided_by_a_second_one(tmp_path: Path) -> None:
+    # What the kernel does when memory runs out, the test does: it kills the process of the tests, once.
+    verdicts: list[sandbox.Verdict] = []
+    memory = (1 << 30) + 4096 * random.randrange(1, 10_000)
+    slow = Program(("import time\ndef f(x):\n    time.sleep(3)\n    return 1\n",), "assert f(1) == 1\n", ("f",))
+    thread = threading.Thread(target=lambda: verdicts.append(sandbox.run(slow, Limits(memory=memory))))
+    thread.start()
+    killed = False
+    while not killed and thread.is_alive():
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                mine = f'"RLIMIT_AS": {memory}'.encode() in words[-2] and b'"tests"' in words[-2]
+                if mine and b"python" in words[0]:
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed = True
+    thread.join()
+    assert killed
+    assert verdicts[0].passed, verdicts
 
 
 @needs_bubblewrap
