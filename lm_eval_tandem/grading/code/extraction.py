@@ -1,7 +1,7 @@
 """Finds the code in a response: in a fence or without one, as a whole module or as the body of a given function.
 
-Only the text after the last `</think>` counts; if a thought was never closed, there is no answer. (A tag in a comment or
-a string of valid code is not one.) In that text, the first of these that exists decides:
+Only the text after the last `</think>` counts; if a thought was never closed, there is no answer. (A tag in a comment
+or a string of valid code is not one.) In that text, the first of these that exists decides:
 
 1. The last fenced block that defines a requested name, with what it needs of the other blocks, such as helpers shown
    separately. Blocks whose fences name another language than Python count only if no block of Python does.
@@ -83,7 +83,7 @@ def extract(response: str, names: Sequence[str], prompt: str = "") -> tuple[str,
 
 
 def runnable(prompt: str) -> str:
-    """Return the prompt with a body for its function, if it has none; "" if that is not valid Python either.
+    r"""Return the prompt with a body for its function, if it has none; "" if that is not valid Python either.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def called_names(tests: str, setup: str = "", solution: str = "") -> tuple[str, 
 
 
 def borrowed_imports(names: Sequence[str], solution: str) -> str:
-    """Return the imports of a problem's solution that define names which its tests use.
+    r"""Return the imports of a problem's solution that define names which its tests use.
 
     Examples
     --------
@@ -143,8 +143,8 @@ def complete(prompt: str, text: str, names: Sequence[str]) -> str | None:
     """Join prompt and text to one source if the text is the body of the function at the prompt's end.
 
     The text may have lost the indentation of its first line (a stripped response) or of all lines (a block of its own).
-    Indentation is added only to a body that returns, yields or raises something, because prose may parse as Python. What
-    follows the function stays only where the function needs it.
+    Indentation is added only to a body that returns, yields or raises something, because prose may parse as Python.
+    What follows the function stays only where the function needs it.
 
     Parameters
     ----------

@@ -110,7 +110,7 @@ def encode(value: Any, other: Callable[[Any], Any]) -> Any:
             return {name: [getattr(value, part) for part in parts]}
     for kind in TEXTS:
         if isinstance(value, kind):
-            return {kind.__name__: value.isoformat() if hasattr(kind, "isoformat") else str(value)}
+            return {kind.__name__: str(value)}
     return other(value)
 
 
@@ -144,7 +144,7 @@ class Record(tuple[Any, ...]):
         return dict(zip(vars(self)["_fields"], self, strict=True))
 
 
-CONTAINERS: dict[str, type] = {
+CONTAINERS: dict[str, Any] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
@@ -220,7 +220,7 @@ class Candidate:
         self.module = types.ModuleType("candidate")
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}
-        self.missing: dict[str, ModuleNotFoundError] = {}
+        self.missing: dict[str | None, BaseException] = {}
         sys.modules["candidate"] = self.module  # dataclasses and pickle find the module of a class by its name
 
     def load(self, sources: list[str]) -> dict[str, Any]:

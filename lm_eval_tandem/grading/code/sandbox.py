@@ -13,9 +13,9 @@ The sandbox stops, at the isolation level `bubblewrap`:
 - Reading. The candidate sees the system's and the interpreter's libraries (read-only), a few devices such as /dev/null,
   and its own empty /tmp: no home, /etc, /proc, environment, other process or network, not even the loopback device.
 - Writing. Only its own /tmp can be written to; it lies in memory and is gone after the run.
-- Using up the machine. CPU time and address space of each process, number of processes and of open files, and the size
-  of each file and of /tmp are limited (see `Limits`). Output is read to its end, but only its start is kept. When memory
-  runs out nevertheless, the kernel is asked to kill sandboxed processes first.
+- Using up the machine. CPU time and address space of each process, number of processes and of open files, and the
+  size of each file and of /tmp are limited (see `Limits`). Output is read to its end, but only its start is kept. When
+  memory runs out nevertheless, the kernel is asked to kill sandboxed processes first.
 - Outliving the run. A run's process namespace ends with the run or when this process dies, and with it every process
   inside, whatever signals it ignores.
 - Gaining privileges. There are no capabilities, no setuid programs and no terminal. A filter of system calls (on x86_64
@@ -23,8 +23,9 @@ The sandbox stops, at the isolation level `bubblewrap`:
 
 No verdict depends on the load of the machine. The time limit of a program is the CPU time of its processes, which the
 kernel enforces. A program that uses none, because it sleeps or waits, is given up after `Limits.idle_seconds` in which
-nothing of the run was running or waiting for a CPU; a busy machine only makes this longer. Only programs that evade both
-limits, by starting ever new processes with CPU time of their own, are ended by the clock, after `Limits.wall_seconds`.
+nothing of the run was running or waiting for a CPU; a busy machine only makes this longer. Only programs that evade
+both limits, by starting ever new processes with CPU time of their own, are ended by the clock, after
+`Limits.wall_seconds`. Where the kernel kills a process because the machine has no memory left, a second run decides.
 
 The sandbox does not stop:
 
@@ -272,7 +273,7 @@ def run(program: Program, limits: Limits | None = None) -> Verdict:
             verdict = _run(program, limits, level)
         except SandboxError:
             return _run(program, limits, level)
-        # A program can kill itself, but where the machine's memory has run out, it was the kernel: a second run decides.
+        # The program may have killed itself, or the kernel has, because the machine's memory had run out.
         return _run(program, limits, level) if verdict.detail == KILLED else verdict
 
 
@@ -313,9 +314,7 @@ def _run(program: Program, limits: Limits, level: str) -> Verdict:
         return Verdict(outcome, detail, reader.output, time.monotonic() - start, level)
 
 
-def _judge(
-    reader: Reader, candidate: SandboxedProcess, tests: SandboxedProcess, limits: Limits
-) -> tuple[str, str]:
+def _judge(reader: Reader, candidate: SandboxedProcess, tests: SandboxedProcess, limits: Limits) -> tuple[str, str]:
     """Wait for the end of a run that has started; return its outcome and its detail.
 
     Where a process has ended early, its exit status says whether its CPU time was used up.
@@ -493,6 +492,7 @@ class SandboxedProcess:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.cleanup.close()

@@ -151,7 +151,8 @@ def _used(node: ast.stmt) -> set[str]:
 
 def _reads_input(node: ast.stmt) -> bool:
     return any(
-        (isinstance(part, ast.Name) and part.id == "input") or (isinstance(part, ast.Attribute) and part.attr == "stdin")
+        (isinstance(part, ast.Name) and part.id == "input")
+        or (isinstance(part, ast.Attribute) and part.attr == "stdin")
         for part in ast.walk(node)
     )
 

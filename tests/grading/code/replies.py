@@ -17,7 +17,9 @@ def fence(code: str, language: str = "python") -> str:
 RIGHT = {
     "example in the docstring": fence(WITH_EXAMPLE) + "Done",
     "example in a docstring that is indented by two": fence(WITH_EXAMPLE.replace("    ", "  ")) + "Done",
-    "example in a docstring that is not indented": fence(WITH_EXAMPLE.replace(f"    {F}", F)) + "Then:\n" + fence("4\n", ""),
+    "example in a docstring that is not indented": fence(WITH_EXAMPLE.replace(f"    {F}", F))
+    + "Then:\n"
+    + fence("4\n", ""),
     "example in the module's docstring": fence(f'"""\n{fence("f(2)")}"""\n{CODE}') + fence("4\n", ""),
     "example in the docstring, in a list": f"1. So:\n{indent(fence(WITH_EXAMPLE), '   ')}2. Done.",
     "end glued to the code": f"{F}\n{CODE.rstrip()}{F}",
@@ -33,7 +35,8 @@ RIGHT = {
     "the constant in another block": fence("K = 2\n") + fence("def f(n):\n    return K * n\n"),
     "the helper beside an example": fence("def g(n):\n    return 2 * n\nprint(g(1))\nx = int(input())\n")
     + fence("def f(n):\n    return g(n)\n"),
-    "the import after a docstring": fence('"""Doc."""\nimport math\n') + fence("def f(n):\n    return math.prod([2, n])\n"),
+    "the import after a docstring": fence('"""Doc."""\nimport math\n')
+    + fence("def f(n):\n    return math.prod([2, n])\n"),
     "a star import in another block": fence("from math import *\n") + fence("def f(n):\n    return prod([2, n])\n"),
     "the helper in a later block": fence("def f(n):\n    return g(n)\n")
     + fence("def g(n):\n    return 2 * n\nresult = f(3)\nassert result == 7\n"),
@@ -49,12 +52,15 @@ RIGHT = {
         "T = {}\ndef f(n):\n    return T[n]\nfor i in range(100):\n    T[i] = 2 * i\nassert f(1) == 3\n"
     ),
     "a table that is filled by calls": fence(
-        "T = []\ndef f(n):\n    return T[n]\nfor i in range(100):\n    T.append(2 * i)\nT.append(int(200))\nprint(1 / 0)\n"
+        "T = []\ndef f(n):\n    return T[n]\nfor i in range(100):\n    T.append(2 * i)\nT.append(200)\nprint(1 / 0)\n"
     ),
-    "a decorator that is applied later": fence(f"{CODE}def twice(g):\n    return lambda n: 2 * n\nf = twice(f)\nf(0) / 0\n"),
+    "a decorator that is applied later": fence(
+        f"{CODE}def twice(g):\n    return lambda n: 2 * n\nf = twice(f)\nf(0) / 0\n"
+    ),
     "a constant, without a fence": "K = 2\ndef f(n):\n    return K * n",
     "a typed constant, without a fence": "K: int = 2\n\ndef f(n):\n    return K * n",
-    "pieces, without a fence": "A helper:\n\ndef g(n):\n    return 2 * n\n\nIt doubles. Now:\n\ndef f(n):\n    return g(n)\n\nSo.",
+    "pieces, without a fence": "A helper:\n\ndef g(n):\n    return 2 * n\n\nIt doubles.\n\n"
+    "def f(n):\n    return g(n)\n\nSo it is.",
     "python:a.py": fence(CODE, "python:a.py"),
     "{.python}": fence(CODE, "{.python}"),
     "Python 3": fence(CODE, "Python 3"),
@@ -66,6 +72,7 @@ RIGHT = {
     "in a Markdown block of four marks": f"{F}`markdown\n# Title\n{fence(CODE)}Done\n{F}`\nHope this helps",
     "an interactive session": fence(">>> def f(n):\n...     return 2 * n\n...\n>>> f(2)\n4\n"),
     "a tag in a comment": fence("def f(n):\n    # after </think> or <think>\n    return 2 * n\n"),
-    "a tag in a comment, after a thought": "<think>Hm</think>\n" + fence("def f(n):\n    # </think>\n    return 2 * n\n"),
+    "a tag in a comment, after a thought": "<think>Hm</think>\n"
+    + fence("def f(n):\n    # </think>\n    return 2 * n\n"),
     "a tag in a string, without a fence": "def f(n):\n    tags = '<think>', '</think>'\n    return 2 * n\n",
 }

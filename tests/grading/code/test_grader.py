@@ -56,16 +56,13 @@ def broken(source: str) -> str:
 
 
 @needs_bubblewrap
-def test_all_canonical_solutions_pass_each_in_one_of_the_styles_under_40_seconds() -> None:
+def test_all_canonical_solutions_pass_each_in_one_of_the_styles() -> None:
     docs = rows("humaneval.jsonl")
     replies = [style(doc) for doc, style in zip(docs, itertools.cycle(STYLES.values()), strict=False)]
-    start = time.monotonic()
     grades = graded(docs, replies, "mixed styles")
     assert [doc["task_id"] for doc, grade in zip(docs, grades, strict=True) if grade.outcome != "passed"] == []
     assert len(docs) == 164
     assert {grade.isolation for grade in grades} == {sandbox.isolation_level()}
-    if sandbox.CORES >= 2:
-        assert time.monotonic() - start < 40
 
 
 @needs_bubblewrap
@@ -150,7 +147,9 @@ def test_a_function_may_have_the_name_of_a_built_in_one() -> None:
 
 
 @needs_bubblewrap
-@pytest.mark.parametrize("imports", ["import sys, json as js", "from sys import getsizeof\nimport sys\nimport json as js"])
+@pytest.mark.parametrize(
+    "imports", ["import sys, json as js", "from sys import getsizeof\nimport sys\nimport json as js"]
+)
 def test_tests_may_use_what_only_the_solution_imports(imports: str) -> None:
     code = f"{imports}\ndef size(x):\n    return sys.getsizeof(x)"
     doc = {"code": code, "test_list": ["assert size((1, 2)) == sys.getsizeof((1, 2)) and js.dumps(1) == '1'"]}
@@ -225,7 +224,7 @@ def test_code_that_hangs_or_crashes_costs_no_other_reply_its_grade() -> None:
     wanted = ["passed" if i % 2 else "failed" for i in range(40)]
     replies[20], wanted[20] = "    while True:\n        pass", "timeout"
     replies[21], wanted[21] = "    import os\n    os._exit(0)", "error"
-    grades = grader.grade_all([problem] * 40, replies, sandbox.Limits(seconds=2.0))
+    grades = grader.grade_all([problem] * 40, replies, sandbox.Limits(seconds=1.0))
     assert [grade.outcome for grade in grades] == wanted
 
 

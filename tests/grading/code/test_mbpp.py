@@ -15,7 +15,7 @@ from shared_data import rows
 
 Doc = dict[str, Any]
 SPECIAL = (18, 123, 126, 223, 596)
-"""A constant before the function; slow; called `sum`; with a function it calls; tests use what only the code imports."""
+"""A constant before the function; slow; called `sum`; with a helper; tests that use what only the code imports."""
 
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None and not os.environ.get("CI"),
