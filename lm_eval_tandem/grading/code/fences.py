@@ -7,11 +7,12 @@ Where the rules would end a block within a string of its code, such as a docstri
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from typing import NamedTuple
 
-from lm_eval_tandem.grading.code.statements import MAX_ATTEMPTS, parse, split_lines
+from lm_eval_tandem.grading.code.statements import MAX_ATTEMPTS, ends_in_string, parse, split_lines
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
 _GLUED_START = re.compile(r"(?P<indent>[ \t]*)[^`~]*(?P<marks>`{3,}|~{3,})(?P<info>py(?:thon)?3?)\s*$", re.IGNORECASE)
@@ -38,11 +39,11 @@ class _Opening(NamedTuple):
         return not self.language or self.language.startswith(("py", "ipy"))
 
 
-def split_fences(text: str) -> tuple[str, list[Block]]:
+def split_fences(text: str, in_markdown: bool = False) -> tuple[str, list[Block]]:
     """Split a text into what precedes the first fence and the contents of all fenced blocks that are not empty.
 
     A block that is never closed extends to the end of the text, because a response may have been cut off at its token
-    limit.
+    limit. The blocks in a Markdown block (but not in a Markdown block in it) take its place.
     """
     lines = split_lines(text)
     before: list[str] = []
@@ -54,8 +55,8 @@ def split_fences(text: str) -> tuple[str, list[Block]]:
             seen = True
             content, i = _content(lines, i + 1, opening)
             code = _clean(content)
-            if opening.language in ("markdown", "md"):
-                blocks += split_fences(code)[1]
+            if opening.language in ("markdown", "md") and not in_markdown:
+                blocks += split_fences(code, in_markdown=True)[1]
             elif code.strip():
                 blocks.append(Block(code, opening.python))
             continue
@@ -110,11 +111,13 @@ def _closes(line: str, opening: _Opening) -> bool:
 
 
 def _in_string(found: list[str], rest: list[str], opening: _Opening) -> bool:
-    """Whether a fence, the first line of the rest, stands in a string: the code is valid only with a later end."""
-    if parse(_join(found, opening)) or not "".join(found).strip():
-        return False
-    ends = [i for i, line in enumerate(rest) if i and _closes(line, opening)]
-    return any(parse(_join([*found, *rest[:i]], opening)) for i in ends[:MAX_ATTEMPTS])
+    """Whether a fence, the first line of the rest, stands in a string, and the code is valid up to a later fence."""
+    ends = itertools.islice((i for i, line in enumerate(rest) if _closes(line, opening)), MAX_ATTEMPTS)
+    for i in ends:
+        code = _join([*found, *rest[:i]], opening)
+        if not ends_in_string(code):
+            return i > 0 and parse(code) is not None
+    return False
 
 
 def _join(lines: list[str], opening: _Opening) -> str:

@@ -38,6 +38,17 @@ def parse(source: str) -> ast.Module | None:
         return None
 
 
+def ends_in_string(source: str) -> bool:
+    """Whether the source ends within a triple-quoted string."""
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return str(error.msg).startswith("unterminated triple-quoted")
+    except (ValueError, RecursionError, MemoryError):
+        return False
+    return False
+
+
 def longest_valid(text: str, head: str = "") -> str:
     """Return `head` and as many lines of the text as make valid Python; "" if none do within `MAX_ATTEMPTS`."""
     lines = split_lines(text)
@@ -61,9 +72,15 @@ def longest_valid(text: str, head: str = "") -> str:
 
 
 def defines(source: str, names: Sequence[str]) -> bool:
-    """Whether a source defines, imports or assigns one of the names."""
-    tree = parse(source)
-    return tree is not None and any(name in names for node in tree.body for name in _defined(node))
+    """Whether a source defines or assigns one of the names. To import it, as examples do, is not to define it."""
+    remaining = list(tree.body) if (tree := parse(source)) else []
+    while remaining:
+        node = remaining.pop()
+        if isinstance(node, (ast.If, ast.Try)):
+            remaining += [*node.body, *node.orelse]
+        elif isinstance(node, (*_DEFINITIONS, ast.Assign, ast.AnnAssign)) and not set(names).isdisjoint(_defined(node)):
+            return True
+    return False
 
 
 def needed(sources: Sequence[str], main: int, names: Sequence[str]) -> list[str]:
@@ -92,17 +109,20 @@ def needed(sources: Sequence[str], main: int, names: Sequence[str]) -> list[str]
     own = {name for node in bodies[main] for name in _defined(node)} - {"*"}
     first = next((i for i, node in enumerate(bodies[main]) if own & set(names) & set(_defined(node))), 0)
     kept = {node for node in bodies[main][: first + 1] if isinstance(node, _DEFINITIONS) or not _reads_input(node)}
+    makers: dict[str, list[tuple[int, ast.stmt]]] = {}
+    for i, body in enumerate(bodies):
+        for node in body:
+            for name in {*_defined(node), *_changed(node)}:
+                makers.setdefault(name, []).append((i, node))
     wanted = {*names, "*"}.union(*map(_used, kept))  # "*": what a star import defines is not known
-    grows = True
-    while grows:
-        grows = False
-        for i, body in enumerate(bodies):
-            relevant = wanted if i == main else wanted - own
-            for node in body:
-                if node not in kept and relevant & {*_defined(node), *_changed(node)}:
-                    kept.add(node)
-                    wanted |= _used(node)
-                    grows = True
+    remaining = list(wanted)
+    while remaining:
+        name = remaining.pop()
+        for i, node in makers.get(name, []):
+            if node not in kept and (i == main or name not in own):
+                kept.add(node)
+                remaining += _used(node) - wanted
+                wanted |= _used(node)
     return [_without(source, body, kept) for source, body in zip(sources, bodies, strict=True)]
 
 

@@ -57,6 +57,9 @@ RIGHT = {
     "a decorator that is applied later": fence(
         f"{CODE}def twice(g):\n    return lambda n: 2 * n\nf = twice(f)\nf(0) / 0\n"
     ),
+    "an example that imports it": fence(CODE) + fence("from solution import f\nprint(f(1))\n"),
+    "an example that loops over it": fence(CODE) + fence("for f in [f, f]:\n    print(f(1))\n"),
+    "defined by cases": fence(f"import sys\nif sys.version_info > (3,):\n{indent(CODE, '    ')}") + fence("f(2)\n"),
     "a constant, without a fence": "K = 2\ndef f(n):\n    return K * n",
     "a typed constant, without a fence": "K: int = 2\n\ndef f(n):\n    return K * n",
     "pieces, without a fence": "A helper:\n\ndef g(n):\n    return 2 * n\n\nIt doubles.\n\n"

@@ -184,11 +184,53 @@ def test_code_that_defines_nothing_requested_is_an_answer() -> None:
     assert extract("```python\ndef f(x:\n```", ("f",)) == ("def f(x:\n",)
 
 
-@given(st.text() | st.text(alphabet="`~ \n:()defrtun x<thi/k>#\t'\"\\").map(lambda text: f"def f(x):\n{text}"))
+PARTS = (
+    "```",
+    "~~~",
+    "python",
+    "markdown",
+    "\n",
+    " ",
+    "    ",
+    "> ",
+    ">>> ",
+    "[BEGIN]",
+    "[DONE]",
+    "def f(x):",
+    "return x",
+)
+PARTS += ("K = 1", '"""', "'", "#", "</think>", "<think>", "import", "for", "(", "\\", "T[0] = 1", "@f", "lambda: f")
+
+
+@given(
+    st.text()
+    | st.text(alphabet="`~ \n:()defrtun x<thi/k>#\t'\"\\").map(lambda text: f"def f(x):\n{text}")
+    | st.lists(st.sampled_from(PARTS)).map("".join)
+)
 def test_no_reply_breaks_the_extraction(reply: str) -> None:
     for prompt in ("", PROMPT):
         sources = extract(reply, ("f",), prompt)
         assert sources is None or all(isinstance(source, str) for source in sources)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "x(\n```\n" * 3000,
+        '```python\n"""\n' + "```\n" * 3000,
+        "```markdown\n" * 3000,
+        "".join(f"{'`' * (3000 - i)}markdown\n" for i in range(2990)),
+        "def g(x):\n    return x\nand\n" * 2000,
+        "".join(f"```python\ndef g{i}():\n    return g{i + 1}()\n```\n" for i in range(1000))
+        + "```python\nf = g0\n```",
+        "```python\nf = " + "(" * 5000,
+    ],
+    ids=["fences", "in a string", "markdown", "nested markdown", "pieces", "chain of helpers", "brackets"],
+)
+def test_a_reply_that_is_written_to_be_slow_is_not(reply: str) -> None:
+    start = time.process_time()
+    extract(reply, ("f",), PROMPT)
+    assert time.process_time() - start < 10  # of CPU time; each takes less than one
 
 
 def test_the_longest_valid_python_is_kept() -> None:
