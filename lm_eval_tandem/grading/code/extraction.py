@@ -28,7 +28,7 @@ from lm_eval_tandem.grading.code.fences import split_fences
 from lm_eval_tandem.grading.code.statements import (
     FUNCTIONS,
     MAX_ATTEMPTS,
-    defines,
+    defined_names,
     longest_valid,
     needed,
     parse,
@@ -107,7 +107,7 @@ def called_names(tests: str, setup: str = "", solution: str = "") -> tuple[str, 
     ('sum',)
     """
     used: dict[str, None] = {}
-    defined: set[str] = set(dir(builtins)) - {name for name in dir(builtins) if defines(solution, (name,))}
+    defined = set(dir(builtins)) - defined_names(solution)
     for node in ast.walk(ast.parse(f"{setup}\n{tests}")):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             used[node.id] = None
@@ -183,7 +183,7 @@ def _answer(sources: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     """The last source that defines a requested name, among what it needs of the others; () if none does."""
     valid = [longest_valid(source) for source in sources]
     for i in reversed(range(len(valid))):
-        if defines(valid[i], names):
+        if not defined_names(valid[i]).isdisjoint(names):
             return tuple(source for source in needed(valid, i, names) if source)
     return ()
 
@@ -213,7 +213,7 @@ def _final_part(response: str) -> str | None:
         if (OPEN in code or CLOSE in code) and parse(code):
             for line in map(str.strip, split_lines(code)):
                 hidden = line.replace(OPEN, " " * len(OPEN)).replace(CLOSE, " " * len(CLOSE))
-                masked = masked.replace(line, hidden) if line != hidden else masked
+                masked = masked.replace(line, hidden) if hidden.strip() else masked
     part = final_part(masked)
     return part if part is None else response[len(response) - len(part) :]
 

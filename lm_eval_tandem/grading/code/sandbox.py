@@ -63,7 +63,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +71,7 @@ from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading import GradingError
 from lm_eval_tandem.grading.code import bubblewrap
 from lm_eval_tandem.grading.code.pipes import Pipe, Reader
+from lm_eval_tandem.grading.code.watch import LOOK_SECONDS, Watch, is_gone
 
 VARIABLE = "TANDEM_SANDBOX"
 """Environment variable that chooses the isolation level."""
@@ -83,8 +83,6 @@ START_SECONDS = 30.0
 """Longest time until both processes report that their limits are set; the time limits of the run start after it."""
 END_SECONDS = 5.0
 """Longest wait for the kernel to end a killed sandbox."""
-LOOK_SECONDS = 0.25
-"""Seconds between two looks at whether a run is idle."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 KILLED = "a process of the run was killed"
@@ -319,7 +317,7 @@ def _judge(reader: Reader, candidate: SandboxedProcess, tests: SandboxedProcess,
 
     Where a process has ended early, its exit status says whether its CPU time was used up.
     """
-    watch = Watch([candidate, tests], limits)
+    watch = Watch([candidate.first, tests.first], limits.idle_seconds, limits.wall_seconds)
     reported = {"outcome": "ended", "detail": "the tests ended without a verdict"}
     if given_up := watch.wait(lambda seconds: reader.wait(lambda: reader.lines >= 2, seconds) or reader.closed):
         return "timeout", given_up
@@ -335,63 +333,6 @@ def _judge(reader: Reader, candidate: SandboxedProcess, tests: SandboxedProcess,
     if ended.signal == signal.SIGKILL:
         return "error", KILLED
     return "error", reported["detail"]
-
-
-class Watch:
-    """Waits for a run, and gives it up when it is idle for too long or evades its limits.
-
-    Parameters
-    ----------
-    processes
-        The processes of the run.
-    limits
-        What the run may use.
-    """
-
-    def __init__(self, processes: list[SandboxedProcess], limits: Limits) -> None:
-        self.processes, self.limits = processes, limits
-        self.end = time.monotonic() + limits.wall_seconds
-        self.idle = 0.0
-
-    def wait(self, ended: Callable[[float], bool]) -> str:
-        """Call `ended` with the seconds that it may wait, until it is true; return why the run was given up, or ""."""
-        while not ended(LOOK_SECONDS):
-            if not any(is_active(process.first) for process in self.processes):
-                self.idle += LOOK_SECONDS  # not the time that has passed: a busy machine delays this process too
-            if self.idle >= self.limits.idle_seconds:
-                return f"idle for {self.limits.idle_seconds:g} s"
-            if time.monotonic() >= self.end:
-                return f"no verdict after {self.limits.wall_seconds:g} s"
-        return ""
-
-
-def is_active(pid: int) -> bool:
-    """Whether a process or one of its descendants runs or waits for a CPU.
-
-    Where the system does not say this (macOS), each process counts as idle; where it does not tell the descendants
-    (Linux without CONFIG_PROC_CHILDREN), as active.
-    """
-    pids = [pid]
-    while pids:
-        for thread in Path(f"/proc/{pids.pop()}/task").glob("*"):
-            try:
-                if (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "R":
-                    return True
-                pids += map(int, (thread / "children").read_text().split())
-            except ProcessLookupError:
-                continue
-            except FileNotFoundError:
-                if thread.exists():
-                    return True
-    return False
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; its parent may not have noticed yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 class SandboxedProcess:

@@ -21,6 +21,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 _SCOPES = (*_DEFINITIONS, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _BUILTINS = frozenset(dir(builtins))
+_ENDS = ("exit", "_exit", "main")
+"""Methods that end a program, such as those of `sys`, `os` and `unittest`."""
 
 
 def split_lines(text: str) -> list[str]:
@@ -71,22 +73,23 @@ def longest_valid(text: str, head: str = "") -> str:
     return ""
 
 
-def defines(source: str, names: Sequence[str]) -> bool:
-    """Whether a source defines or assigns one of the names. To import it, as examples do, is not to define it."""
+def defined_names(source: str) -> set[str]:
+    """Names that a source defines or assigns. To import a name, as examples do, is not to define it."""
+    found: set[str] = set()
     remaining = list(tree.body) if (tree := parse(source)) else []
     while remaining:
         node = remaining.pop()
         if isinstance(node, (ast.If, ast.Try)):
             remaining += [*node.body, *node.orelse]
-        elif isinstance(node, (*_DEFINITIONS, ast.Assign, ast.AnnAssign)) and not set(names).isdisjoint(_defined(node)):
-            return True
-    return False
+        elif isinstance(node, (*_DEFINITIONS, ast.Assign, ast.AnnAssign)):
+            found.update(_defined(node))
+    return found
 
 
 def needed(sources: Sequence[str], main: int, names: Sequence[str]) -> list[str]:
     """Reduce each source to the statements that the definitions of `names` need.
 
-    In the main source, everything up to the first definition of a name stays, except for what reads input. Of what
+    In the main source, everything up to the first definition of a name stays, unless it only reads input. Of what
     follows, and of the other sources, only statements stay that define or change something that is needed: helpers,
     imports, constants, tables. Examples, tests, `input()` and `sys.exit()` go. A name that the main source defines is
     not taken from the others. They stay in the order in which they are given, so the later of two definitions counts.
@@ -148,6 +151,8 @@ def _changed(node: ast.stmt) -> Iterator[str]:
         target: ast.AST | None = part if stored else None
         if isinstance(part, ast.Expr) and isinstance(part.value, ast.Call):
             target = part.value.func
+            if isinstance(target, ast.Attribute) and target.attr in _ENDS:
+                target = None
         while isinstance(target, (ast.Subscript, ast.Attribute)):
             target = target.value
             if isinstance(target, ast.Name):

@@ -47,6 +47,9 @@ RIGHT = {
     "a wrong assertion": fence(f"{CODE}\nassert f(1) == 3\n"),
     "input and exit": fence(f"{CODE}print(f(int(input())))\nimport sys\nsys.exit(0)\n"),
     "input before the function": fence(f"import sys\nn = int(input())\nm = sys.stdin.read()\n{CODE}print(f(n))\n"),
+    "exit of a module that the function uses": fence(
+        "import sys, unittest\ndef f(n):\n    return 2 * n if sys and unittest else 0\nunittest.main()\nsys.exit(0)\n"
+    ),
     "a main function": fence(f"{CODE}def main():\n    print(f(int(input())))\nmain()\n"),
     "a table that is filled after the function": fence(
         "T = {}\ndef f(n):\n    return T[n]\nfor i in range(100):\n    T[i] = 2 * i\nassert f(1) == 3\n"
