@@ -302,7 +302,7 @@ def _run(program: Program, limits: Limits, level: str) -> Verdict:
         for pipe in (to_candidate, to_tests, verdict, output):
             pipe.close_writing()
         reader = Reader(verdict.reading, output.reading, limits.output)
-        started = reader.wait(lambda: reader.lines >= 1, START_SECONDS)
+        started = reader.wait(lambda: reader.lines >= 1 or reader.closed, START_SECONDS) and reader.lines >= 1
         outcome, detail = _judge(reader, candidate, tests, limits) if started else ("", "")
         stop_all.close()
         reader.drain(END_SECONDS)
@@ -317,16 +317,16 @@ def _judge(reader: Reader, candidate: SandboxedProcess, tests: SandboxedProcess,
 
     Where a process has ended early, its exit status says whether its CPU time was used up.
     """
-    watch = Watch([candidate.first, tests.first], limits.idle_seconds, limits.wall_seconds)
+    watch = Watch([candidate.first, tests.first], reader, limits.idle_seconds, limits.wall_seconds)
     reported = {"outcome": "ended", "detail": "the tests ended without a verdict"}
-    if given_up := watch.wait(lambda seconds: reader.wait(lambda: reader.lines >= 2, seconds) or reader.closed):
+    if given_up := watch.wait(lambda: reader.lines >= 2 or reader.closed):
         return "timeout", given_up
     if reader.lines >= 2:
         reported = json.loads(reader.verdict.splitlines()[1])
     if reported["outcome"] != "ended":
         return reported["outcome"], reported["detail"]
     ended = candidate if reader.lines >= 2 else tests
-    if given_up := watch.wait(ended.wait):
+    if given_up := watch.wait(lambda: ended.process.poll() is not None):
         return "timeout", given_up
     if ended.signal == signal.SIGXCPU:
         return "timeout", f"more than {limits.seconds:g} s of CPU time"

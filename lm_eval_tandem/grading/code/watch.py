@@ -6,8 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lm_eval_tandem.grading.code.pipes import Reader
+
 LOOK_SECONDS = 0.25
 """Seconds between two looks at whether a run is idle."""
+ASK_SECONDS = 0.05
+"""Longest time until the end of a process is noticed."""
 
 
 class Watch:
@@ -17,19 +21,21 @@ class Watch:
     ----------
     pids
         Ids of the first process of each sandbox of the run.
+    reader
+        Reads what the run prints. A program that waits for this process to read is not idle.
     idle_seconds, wall_seconds
         See `sandbox.Limits`.
     """
 
-    def __init__(self, pids: list[int], idle_seconds: float, wall_seconds: float) -> None:
-        self.pids, self.idle_seconds, self.wall_seconds = pids, idle_seconds, wall_seconds
+    def __init__(self, pids: list[int], reader: Reader, idle_seconds: float, wall_seconds: float) -> None:
+        self.pids, self.reader, self.idle_seconds, self.wall_seconds = pids, reader, idle_seconds, wall_seconds
         self.end = time.monotonic() + wall_seconds
         self.idle = 0.0
 
-    def wait(self, ended: Callable[[float], bool]) -> str:
-        """Call `ended` with the seconds that it may wait, until it is true; return why the run was given up, or ""."""
-        while not ended(LOOK_SECONDS):
-            if not any(map(is_active, self.pids)):
+    def wait(self, ended: Callable[[], bool]) -> str:
+        """Read until `ended()` is true; return why the run was given up before that, or ""."""
+        while not self.reader.wait(ended, LOOK_SECONDS, step=ASK_SECONDS):
+            if not any(map(is_active, self.pids)) and not self.reader.unread:
                 self.idle += LOOK_SECONDS  # not the time that has passed: a busy machine delays this process too
             if self.idle >= self.idle_seconds:
                 return f"idle for {self.idle_seconds:g} s"

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import pytest
 from grading.code.attacks import ENDS, EXPECTED, FORGES, REACHES_OUT, SUCCEEDS_IF, USES_UP
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading.code import sandbox, seccomp
+from lm_eval_tandem.grading.code.pipes import Reader
 from lm_eval_tandem.grading.code.sandbox import Limits, Program, SandboxError
 
 LIMITS = {"seconds": 1.0, "idle_seconds": 1.0, "wall_seconds": 120.0}
@@ -183,6 +185,21 @@ def test_a_busy_machine_changes_no_verdict() -> None:
 
 
 @needs_bubblewrap
+def test_a_program_whose_output_is_read_late_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a busy machine: between two reads of this process, the program has long filled the pipe and waits.
+    read = Reader._read
+
+    def late(reader: Reader, seconds: float) -> None:
+        read(reader, seconds)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(Reader, "_read", late)
+    code = "def f(x):\n    for _ in range(1000):\n        print('x' * 1000)\n    return x\n"
+    verdict = sandbox.run(Program((code,), "assert f(1) == 1\n", ("f",)), Limits(idle_seconds=1.0))
+    assert verdict.passed, verdict
+
+
+@needs_bubblewrap
 def test_a_program_may_sleep_for_less_than_the_limit_of_idle_time() -> None:
     program = Program(("import time\ndef f(x):\n    time.sleep(1)\n    return 1\n",), "assert f(1) == 1\n", ("f",))
     assert sandbox.run(program, Limits(idle_seconds=30.0)).passed
@@ -331,7 +348,7 @@ def test_a_run_that_the_kernel_has_killed_is_decided_by_a_second_one(tmp_path: P
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (process / "cmdline").read_bytes().split(b"\0")
-                mine = f'"RLIMIT_AS": {memory}'.encode() in words[-2] and b'"tests"' in words[-2]
+                mine = any(f'"RLIMIT_AS": {memory}'.encode() in word and b'"tests"' in word for word in words)
                 if mine and b"python" in words[0]:
                     os.kill(int(process.name), signal.SIGKILL)
                     killed = True
