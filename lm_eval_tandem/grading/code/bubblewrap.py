@@ -125,17 +125,19 @@ def _mounts() -> tuple[str, ...]:
     """Options that mount, read-only, the system's libraries, the interpreter with its library, and a few devices."""
     python, prefix = os.path.realpath(sys.executable), sys.base_prefix
     paths = [*LIBRARY_FOLDERS, *SYSTEM_FILES, *(os.path.join(prefix, name) for name in ("lib", "lib64")), python]
+    devices = [f"/dev/{name}" for name in DEVICES]
     parts: list[str] = []
-    for parent in dict.fromkeys(parent for path in paths[::-1] for parent in list(Path(path).parents)[-2::-1]):
-        if not parent.is_symlink():  # bubblewrap would create the parents of a private folder as private ones
+    parents = (parent for path in [*devices, *paths[::-1]] for parent in list(Path(path).parents)[-2::-1])
+    for parent in dict.fromkeys(parents):
+        if not parent.is_symlink():  # bubblewrap itself would create them so that only root can enter them
             parts += ["--perms", "0755", "--dir", str(parent)]
     for path in dict.fromkeys(paths):
         if os.path.islink(path):
             parts += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             parts += ["--ro-bind", path, path]
-    for device in DEVICES:
-        parts += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    for device in devices:
+        parts += ["--dev-bind", device, device]
     return tuple(parts)
 
 

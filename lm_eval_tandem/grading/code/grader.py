@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lm_eval_tandem.grading.code import sandbox
-from lm_eval_tandem.grading.code.extraction import called_names, extract
+from lm_eval_tandem.grading.code.extraction import borrowed_imports, called_names, extract, runnable
 from lm_eval_tandem.grading.code.sandbox import Limits, Program, SandboxError
 
 PAUSES = (0.5, 2.0, 8.0)
@@ -76,14 +76,19 @@ class Grade:
 def humaneval(doc: Mapping[str, Any]) -> Problem:
     """Make a problem from a row of openai/openai_humaneval; its tests may use helpers that the prompt defines."""
     name = doc["entry_point"]
-    return Problem((name,), f"{doc['test']}\ncheck({name})\n", prompt=doc["prompt"], setup=doc["prompt"])
+    return Problem((name,), f"{doc['test']}\ncheck({name})\n", prompt=doc["prompt"], setup=runnable(doc["prompt"]))
 
 
 def mbpp(doc: Mapping[str, Any]) -> Problem:
-    """Make a problem from a row of google-research-datasets/mbpp, of its sanitized or its full configuration."""
+    """Make a problem from a row of google-research-datasets/mbpp, of its sanitized or its full configuration.
+
+    Some tests use a module that only the row's own solution imports.
+    """
     setup = "\n".join(doc["test_imports"]) if "test_imports" in doc else doc.get("test_setup_code", "")
-    tests = "\n".join(doc["test_list"])
-    return Problem(called_names(tests, setup), tests, setup=setup)
+    tests, solution = "\n".join(doc["test_list"]), doc.get("code", "")
+    if imports := borrowed_imports(called_names(tests, setup), solution):
+        setup = f"{setup}\n{imports}"
+    return Problem(called_names(tests, setup, solution), tests, setup=setup)
 
 
 def grade(problem: Problem, response: str, limits: Limits | None = None) -> Grade:
@@ -98,7 +103,8 @@ def grade(problem: Problem, response: str, limits: Limits | None = None) -> Grad
     if sources is None:
         return Grade("no_answer", "the response holds no code", sandbox.isolation_level(), 0.0, None)
     verdict = _run_with_retries(Program(sources, problem.tests, problem.names, problem.setup), limits)
-    return Grade(verdict.outcome, verdict.detail, verdict.isolation, round(verdict.seconds, 3), sources[-1])
+    code = "\n".join(source for source in sources if source != runnable(problem.prompt))
+    return Grade(verdict.outcome, verdict.detail, verdict.isolation, round(verdict.seconds, 3), code)
 
 
 def _run_with_retries(program: Program, limits: Limits | None) -> sandbox.Verdict:

@@ -85,11 +85,16 @@ class Reader:
         """The start of what the program printed."""
         return self._output.decode(errors="replace")
 
-    def wait(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Read until `done()` is true, the verdict's pipe ends or the time is over; return `done()`."""
+    @property
+    def unread(self) -> bool:
+        """Whether something has arrived that is not read yet; the program may be waiting for that."""
+        return bool(self._selector.select(0))
+
+    def wait(self, done: Callable[[], bool], seconds: float, step: float = 60.0) -> bool:
+        """Read until `done()` is true or the time is over; return `done()`, which is asked at least every `step`."""
         end = time.monotonic() + seconds
-        while not done() and not self.closed and (left := end - time.monotonic()) > 0:
-            self._read(left)
+        while not done() and (left := end - time.monotonic()) > 0:
+            self._read(min(left, step))
         return done()
 
     def drain(self, seconds: float) -> None:

@@ -13,13 +13,19 @@ The sandbox stops, at the isolation level `bubblewrap`:
 - Reading. The candidate sees the system's and the interpreter's libraries (read-only), a few devices such as /dev/null,
   and its own empty /tmp: no home, /etc, /proc, environment, other process or network, not even the loopback device.
 - Writing. Only its own /tmp can be written to; it lies in memory and is gone after the run.
-- Using up the machine. Wall clock, CPU time, address space per process, number of processes and of open files, and the
+- Using up the machine. CPU time and address space of each process, number of processes and of open files, and the
   size of each file and of /tmp are limited (see `Limits`). Output is read to its end, but only its start is kept. When
   memory runs out nevertheless, the kernel is asked to kill sandboxed processes first.
 - Outliving the run. A run's process namespace ends with the run or when this process dies, and with it every process
   inside, whatever signals it ignores.
 - Gaining privileges. There are no capabilities, no setuid programs and no terminal. A filter of system calls (on x86_64
   and aarch64; see `seccomp.py`) refuses namespaces, tracing, key rings, bpf, io_uring and memory that no limit counts.
+
+No verdict depends on the load of the machine. The time limit of a program is the CPU time of its processes, which the
+kernel enforces. A program that uses none, because it sleeps or waits, is given up after `Limits.idle_seconds` in which
+nothing of the run was running or waiting for a CPU; a busy machine only makes this longer. Only programs that evade
+both limits, by starting ever new processes with CPU time of their own, are ended by the clock, after
+`Limits.wall_seconds`. Where the kernel kills a process because the machine has no memory left, a second run decides.
 
 The sandbox does not stop:
 
@@ -36,10 +42,11 @@ and a cleared environment. That stops accidents, not malice: the program can rea
 network, leave a daemon behind, and kill or trace the user's other processes, so it can also forge its verdict. For root
 the number of processes is then not limited.
 
-Differences from running program and tests in one process: only the standard library can be imported. A result that is
-not plain data (an instance of the candidate's own class, a function) reaches the tests as a reference, equal only to
-itself. Lists, dicts and sets that the tests pass to the candidate are updated in place after each call. The
-interpreter's hash seed is fixed, so that a verdict can be reproduced.
+Differences from running program and tests in one process: only the standard library can be imported; an import of
+another module fails where the program first uses it. A result that is not plain data (a generator, a function, an
+instance of the candidate's own class) stays in its process: the tests can call it, iterate it and read its attributes,
+but it is equal only to itself. Lists, dicts and sets that the tests pass to the candidate are updated in place after
+each call. The interpreter's hash seed is fixed, so that a verdict can be reproduced.
 """
 
 from __future__ import annotations
@@ -48,6 +55,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -63,6 +71,7 @@ from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading import GradingError
 from lm_eval_tandem.grading.code import bubblewrap
 from lm_eval_tandem.grading.code.pipes import Pipe, Reader
+from lm_eval_tandem.grading.code.watch import LOOK_SECONDS, Watch, is_gone
 
 VARIABLE = "TANDEM_SANDBOX"
 """Environment variable that chooses the isolation level."""
@@ -71,10 +80,12 @@ LEVELS = ("bubblewrap", "process")
 INSIDE = Path(__file__).with_name("inside.py")
 """The program that runs in the sandbox."""
 START_SECONDS = 30.0
-"""Longest time until both processes report that their limits are set; the time limit of the run starts after it."""
+"""Longest time until both processes report that their limits are set; the time limits of the run start after it."""
 END_SECONDS = 5.0
 """Longest wait for the kernel to end a killed sandbox."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+KILLED = "a process of the run was killed"
 
 _slots = threading.BoundedSemaphore(CORES)
 _sandbox_numbers = itertools.count(os.getpid())
@@ -91,7 +102,11 @@ class Limits:
     Attributes
     ----------
     seconds
-        Wall clock of the tests. The CPU time of each process is limited to these seconds, rounded down, plus two.
+        CPU time of each process, rounded up to whole seconds.
+    idle_seconds
+        Time in which no process of the run runs or waits for a CPU.
+    wall_seconds
+        Wall clock of the run: the last resort, see the head of this file.
     memory
         Address space of each process, in bytes.
     processes
@@ -107,6 +122,8 @@ class Limits:
     """
 
     seconds: float = 10.0
+    idle_seconds: float = 30.0
+    wall_seconds: float = 600.0
     memory: int = 1 << 30
     processes: int = 8
     file_size: int = 16 << 20
@@ -118,7 +135,7 @@ class Limits:
         """Return the limits that the kernel enforces per process, under the names of the module `resource`."""
         return {
             "RLIMIT_AS": self.memory,
-            "RLIMIT_CPU": int(self.seconds) + 2,
+            "RLIMIT_CPU": math.ceil(self.seconds),
             "RLIMIT_FSIZE": self.file_size,
             "RLIMIT_NOFILE": self.open_files,
             "RLIMIT_NPROC": self.processes,
@@ -251,9 +268,11 @@ def run(program: Program, limits: Limits | None = None) -> Verdict:
     limits, level = limits or Limits(), isolation_level()
     with _slots:
         try:
-            return _run(program, limits, level)
+            verdict = _run(program, limits, level)
         except SandboxError:
             return _run(program, limits, level)
+        # The program may have killed itself, or the kernel has, because the machine's memory had run out.
+        return _run(program, limits, level) if verdict.detail == KILLED else verdict
 
 
 def _run(program: Program, limits: Limits, level: str) -> Verdict:
@@ -272,32 +291,48 @@ def _run(program: Program, limits: Limits, level: str) -> Verdict:
                 "verdict": verdict.writing,
             },
         }
-        processes = [
-            stack.enter_context(SandboxedProcess(role, inherited, output.writing, limits, level))
+        stop_all = stack.enter_context(ExitStack())
+        candidate, tests = (
+            stop_all.enter_context(SandboxedProcess(role, inherited, output.writing, limits, level))
             for role, inherited in descriptors.items()
-        ]
+        )
         # A pipe ends only when nobody holds its writing end, so this process gives up its copies.
         for pipe in (to_candidate, to_tests):
             pipe.close_reading()
         for pipe in (to_candidate, to_tests, verdict, output):
             pipe.close_writing()
         reader = Reader(verdict.reading, output.reading, limits.output)
-        started = reader.wait(lambda: reader.lines >= 1, START_SECONDS)
-        ended = started and reader.wait(lambda: reader.lines >= 2, limits.seconds)
-        timed_out = not ended and not reader.closed
-        for process in processes:
-            process.kill()
+        started = reader.wait(lambda: reader.lines >= 1 or reader.closed, START_SECONDS) and reader.lines >= 1
+        outcome, detail = _judge(reader, candidate, tests, limits) if started else ("", "")
+        stop_all.close()
         reader.drain(END_SECONDS)
         if not started:
             messages = reader.output.strip().splitlines() or ["it did not start in time"]
             raise SandboxError(messages[-1][:300])
-        outcome, detail = "error", "the tests ended without a verdict"
-        if timed_out:
-            outcome, detail = "timeout", f"no verdict after {limits.seconds:g} s"
-        elif ended:
-            reported = json.loads(reader.verdict.splitlines()[1])
-            outcome, detail = reported["outcome"], reported["detail"]
         return Verdict(outcome, detail, reader.output, time.monotonic() - start, level)
+
+
+def _judge(reader: Reader, candidate: SandboxedProcess, tests: SandboxedProcess, limits: Limits) -> tuple[str, str]:
+    """Wait for the end of a run that has started; return its outcome and its detail.
+
+    Where a process has ended early, its exit status says whether its CPU time was used up.
+    """
+    watch = Watch([candidate.first, tests.first], reader, limits.idle_seconds, limits.wall_seconds)
+    reported = {"outcome": "ended", "detail": "the tests ended without a verdict"}
+    if given_up := watch.wait(lambda: reader.lines >= 2 or reader.closed):
+        return "timeout", given_up
+    if reader.lines >= 2:
+        reported = json.loads(reader.verdict.splitlines()[1])
+    if reported["outcome"] != "ended":
+        return reported["outcome"], reported["detail"]
+    ended = candidate if reader.lines >= 2 else tests
+    if given_up := watch.wait(lambda: ended.process.poll() is not None):
+        return "timeout", given_up
+    if ended.signal == signal.SIGXCPU:
+        return "timeout", f"more than {limits.seconds:g} s of CPU time"
+    if ended.signal == signal.SIGKILL:
+        return "error", KILLED
+    return "error", reported["detail"]
 
 
 class SandboxedProcess:
@@ -359,18 +394,42 @@ class SandboxedProcess:
             self.information.close_writing()
         return self
 
+    @functools.cached_property
+    def first(self) -> int:
+        """Id of the first process of the sandbox, or of the process itself where there is no sandbox (yet).
+
+        When it dies, the kernel kills all others of its namespace, and delays its own end until they are gone.
+        """
+        if not self.information:
+            return self.process.pid
+        os.set_blocking(self.information.reading, False)
+        with contextlib.suppress(BlockingIOError):
+            return bubblewrap.first_process(os.read(self.information.reading, 1 << 10)) or self.process.pid
+        return self.process.pid
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the process to end by itself; return whether it has."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode is not None
+
+    @property
+    def signal(self) -> int:
+        """Number of the signal that has ended the process (bubblewrap adds 128 to it); 0 or less if none has."""
+        status = self.process.returncode
+        return -status if status < 0 else status - 128
+
     def kill(self) -> None:
         """Kill everything that the process has started, and wait until it is gone.
 
-        With bubblewrap, the first process of its namespace is killed: bubblewrap ends when the kernel has ended all
-        others. Where there is no such process (yet), the process group is killed.
+        With bubblewrap, that is when the first process of its namespace is gone. Bubblewrap itself may end before.
         """
-        if self.process.poll() is None and self.information:
-            os.set_blocking(self.information.reading, False)
-            with contextlib.suppress(BlockingIOError, ProcessLookupError, subprocess.TimeoutExpired):
-                if first := bubblewrap.first_process(os.read(self.information.reading, 1 << 10)):
-                    os.kill(first, signal.SIGKILL)
-                    self.process.wait(END_SECONDS)
+        if self.first != self.process.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.first, signal.SIGKILL)
+            end = time.monotonic() + END_SECONDS
+            while not (self.wait(LOOK_SECONDS) and is_gone(self.first)) and time.monotonic() < end:
+                time.sleep(0.001)
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

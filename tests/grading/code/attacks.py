@@ -168,7 +168,37 @@ def f(x):
 """,
     "kills all it can see": "import os, signal\ndef f(x):\n    os.kill(-1, signal.SIGKILL)\n    os.killpg(0, 9)\n",
     "kills its parent": "import os\ndef f(x):\n    os.kill(os.getppid(), 9)\n    os.kill(1, 9)\n",
+    "is slow to die": """
+import os
+def f(x):
+    for _ in range(5):
+        if not os.fork():
+            break
+    held = b"x" * (100 << 20)
+    os.closerange(0, 256)
+    while True:
+        pass
+""",
 }
+
+CPU = "timeout: more than 1 s of CPU time"
+ENDS = {
+    "fork bomb": (CPU,),
+    "thread bomb": (CPU,),
+    "memory in small pieces": ("error: MemoryError", CPU),
+    "endless loop that ignores signals": ("error: a process of the run was killed",),
+    "one endless call": (CPU,),
+    "sleeps": ("timeout: idle for 1 s",),
+    "waits for input": (CPU,),
+    "prints without end": (CPU,),
+    "answers without end": ("error: the candidate's process sent an invalid reply", "error: MemoryError", CPU),
+    "answers nested without end": ("error: RecursionError",),
+    "leaves a daemon behind": ("failed: ",),
+    "kills all it can see": ("error: ",),
+    "kills its parent": ("error: PermissionError",),
+    "is slow to die": (CPU,),
+}
+"""How a program of `USES_UP` ends, with a limit of one second: outcome and start of the detail, or one of several."""
 
 VERDICT = '{"ready": true}\\n{"outcome": "passed", "detail": ""}\\n'
 
@@ -259,17 +289,6 @@ def f(x):
     os.execv(sys.executable, [sys.executable, "-c", "pass"])
 """,
     "closes everything": "import os\ndef f(x):\n    os.closerange(0, 256)\n    return 0\n",
-    "is slow to die": """
-import os
-def f(x):
-    for _ in range(5):
-        if not os.fork():
-            break
-    held = b"x" * (100 << 20)
-    os.closerange(0, 256)
-    while True:
-        pass
-""",
     "raises what tests may swallow": "class Quiet(BaseException): pass\ndef f(x):\n    raise Quiet\n",
     "crashes the interpreter": "import ctypes\ndef f(x):\n    ctypes.string_at(0)\n",
 }

@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grading.code.replies import RIGHT
 from grading.code.styles import STYLES
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.grading.code import grader, sandbox
-from lm_eval_tandem.grading.code.extraction import called_names, extract, longest_valid
+from lm_eval_tandem.grading.code.extraction import called_names, extract
+from lm_eval_tandem.grading.code.statements import longest_valid
 from lm_eval_tandem.harness import task_data
 from shared_data import rows
 
@@ -54,16 +56,13 @@ def broken(source: str) -> str:
 
 
 @needs_bubblewrap
-def test_all_canonical_solutions_pass_each_in_one_of_the_styles_under_40_seconds() -> None:
+def test_all_canonical_solutions_pass_each_in_one_of_the_styles() -> None:
     docs = rows("humaneval.jsonl")
     replies = [style(doc) for doc, style in zip(docs, itertools.cycle(STYLES.values()), strict=False)]
-    start = time.monotonic()
     grades = graded(docs, replies, "mixed styles")
     assert [doc["task_id"] for doc, grade in zip(docs, grades, strict=True) if grade.outcome != "passed"] == []
     assert len(docs) == 164
     assert {grade.isolation for grade in grades} == {sandbox.isolation_level()}
-    if sandbox.CORES >= 2:
-        assert time.monotonic() - start < 40
 
 
 @needs_bubblewrap
@@ -122,6 +121,42 @@ def test_code_is_found(reply: str) -> None:
     assert grade.outcome == "passed", grade
 
 
+@needs_bubblewrap
+@pytest.mark.parametrize("reply", RIGHT)
+def test_code_is_found_however_it_is_written(reply: str) -> None:
+    grade = grader.grade(grader.Problem(("f",), "assert f(4) == 8 and f(0) == 0\n"), RIGHT[reply])
+    assert grade.outcome == "passed", grade
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("prompt", ["def f(x, y):\n", "K = 0\ndef f(x, y):", "def f(x, y):\n    # Adds.\n"])
+@pytest.mark.parametrize("reply", ["    return x + y", "```\ndef f(x, y):\n    return x + y\n```"])
+def test_a_prompt_needs_no_docstring(prompt: str, reply: str) -> None:
+    doc = {"entry_point": "f", "prompt": prompt, "test": "def check(g):\n    assert g(1, 2) == 3\n"}
+    grade = grader.grade(grader.humaneval(doc), reply)
+    assert grade.outcome == "passed", grade
+
+
+@needs_bubblewrap
+def test_a_function_may_have_the_name_of_a_built_in_one() -> None:
+    doc = {"code": "def sum(a, b):\n    return a", "test_list": ["assert sum(2, 3) == max(1, 2)"], "test_imports": []}
+    problem = grader.mbpp(doc)
+    assert problem.names == ("sum",)
+    assert grader.grade(problem, f"```python\n{doc['code']}\n```").outcome == "passed"
+    assert grader.grade(problem, "def sum(a, b):\n    return b\ndef max(*x):\n    return 3").outcome == "failed"
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    "imports", ["import sys, json as js", "from sys import getsizeof\nimport sys\nimport json as js"]
+)
+def test_tests_may_use_what_only_the_solution_imports(imports: str) -> None:
+    code = f"{imports}\ndef size(x):\n    return sys.getsizeof(x)"
+    doc = {"code": code, "test_list": ["assert size((1, 2)) == sys.getsizeof((1, 2)) and js.dumps(1) == '1'"]}
+    assert grader.grade(grader.mbpp(doc), f"```python\n{code}\n```").outcome == "passed"
+    assert grader.grade(grader.mbpp(doc), "def size(x):\n    return 0").outcome == "failed"
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -149,11 +184,53 @@ def test_code_that_defines_nothing_requested_is_an_answer() -> None:
     assert extract("```python\ndef f(x:\n```", ("f",)) == ("def f(x:\n",)
 
 
-@given(st.text() | st.text(alphabet="`~ \n:()defrtun x<thi/k>#\t'\"\\").map(lambda text: f"def f(x):\n{text}"))
+PARTS = (
+    "```",
+    "~~~",
+    "python",
+    "markdown",
+    "\n",
+    " ",
+    "    ",
+    "> ",
+    ">>> ",
+    "[BEGIN]",
+    "[DONE]",
+    "def f(x):",
+    "return x",
+)
+PARTS += ("K = 1", '"""', "'", "#", "</think>", "<think>", "import", "for", "(", "\\", "T[0] = 1", "@f", "lambda: f")
+
+
+@given(
+    st.text()
+    | st.text(alphabet="`~ \n:()defrtun x<thi/k>#\t'\"\\").map(lambda text: f"def f(x):\n{text}")
+    | st.lists(st.sampled_from(PARTS)).map("".join)
+)
 def test_no_reply_breaks_the_extraction(reply: str) -> None:
     for prompt in ("", PROMPT):
         sources = extract(reply, ("f",), prompt)
         assert sources is None or all(isinstance(source, str) for source in sources)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "x(\n```\n" * 3000,
+        '```python\n"""\n' + "```\n" * 3000,
+        "```markdown\n" * 3000,
+        "".join(f"{'`' * (3000 - i)}markdown\n" for i in range(2990)),
+        "def g(x):\n    return x\nand\n" * 2000,
+        "".join(f"```python\ndef g{i}():\n    return g{i + 1}()\n```\n" for i in range(1000))
+        + "```python\nf = g0\n```",
+        "```python\nf = " + "(" * 5000,
+    ],
+    ids=["fences", "in a string", "markdown", "nested markdown", "pieces", "chain of helpers", "brackets"],
+)
+def test_a_reply_that_is_written_to_be_slow_is_not(reply: str) -> None:
+    start = time.process_time()
+    extract(reply, ("f",), PROMPT)
+    assert time.process_time() - start < 10  # of CPU time; each takes less than one
 
 
 def test_the_longest_valid_python_is_kept() -> None:
@@ -189,7 +266,7 @@ def test_code_that_hangs_or_crashes_costs_no_other_reply_its_grade() -> None:
     wanted = ["passed" if i % 2 else "failed" for i in range(40)]
     replies[20], wanted[20] = "    while True:\n        pass", "timeout"
     replies[21], wanted[21] = "    import os\n    os._exit(0)", "error"
-    grades = grader.grade_all([problem] * 40, replies, sandbox.Limits(seconds=2.0))
+    grades = grader.grade_all([problem] * 40, replies, sandbox.Limits(seconds=1.0))
     assert [grade.outcome for grade in grades] == wanted
 
 
