@@ -31,11 +31,14 @@ from lm_eval_tandem.judge.estimators import BoostingJudge, LogisticJudge
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, PROBE_FEATURE_NAMES, Probe
 from lm_eval_tandem.judge.splits import stratified_order
+from lm_eval_tandem.training.choose_inputs import InputChoice
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.cross_fitting import FOLDS, cross_fitted_outcomes, out_of_fold
 from lm_eval_tandem.training.dataset import Collected
-from lm_eval_tandem.training.recipes import FINE_GRID, RECIPES
-from lm_eval_tandem.training.thresholds import GRID, Outcomes, centre_thresholds, choose_thresholds, simulate
+from lm_eval_tandem.training.labels import checked_labels
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.recipes import INPUTS, RECIPES, Recipe
+from lm_eval_tandem.training.thresholds import best_index, parse_objective
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -44,8 +47,10 @@ MakeEstimator = Callable[[], Any]
 
 QUESTIONS = 2000
 """Number of questions to use, unless the command says otherwise."""
-DEFAULT_PROBE = Probe(MAX_PROBE_TOKENS, 0.7)
+FIXED_PROBE = Probe(MAX_PROBE_TOKENS, 0.7)
 """The probe of variants that do not vary it."""
+UNREACHED = "no thresholds meet the objective"
+"""The note of a variant that the objective is out of reach for."""
 SKIP_BELOW = 0.3
 """A stage is skipped without a probe if the estimated probability that it is sufficient is at most this."""
 ANSWER_VALUES = np.logspace(-1, 4, 60)
@@ -66,15 +71,15 @@ class Variant:
         Returns the classifier's inputs, float64 (Q, T, F), of collected questions.
     probe
         The probe that its inputs come from; None without one.
-    grid
-        The values that thresholds may take.
+    recipe
+        How its thresholds are chosen.
     """
 
     name: str
     make: MakeEstimator
     inputs: Callable[[Collected], Floats]
     probe: Probe | None = None
-    grid: tuple[float, ...] = FINE_GRID
+    recipe: Recipe = RECIPES["default"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def variants(data: Collected) -> Iterator[Variant]:
     long_mlp, paper_mlp = (
         partial(SufficiencyClassifier, **RECIPES[recipe].parameters["mlp"]) for recipe in ("default", "paper")
     )
-    yield Variant("18 statistics, the paper's MLP and grid", paper_mlp, statistics, grid=GRID)
+    yield Variant("18 statistics, the paper's MLP and grid", paper_mlp, statistics, recipe=RECIPES["paper"])
     yield Variant("18 statistics, MLP trained to convergence", long_mlp, statistics)
     yield Variant("18 statistics, logistic regression", LogisticJudge, statistics)
     yield Variant("18 statistics, boosting", boosting, statistics)
@@ -136,11 +141,11 @@ def variants(data: Collected) -> Iterator[Variant]:
     for limit in (0.7, 1.0, 2.0):
         probe = Probe(MAX_PROBE_TOKENS, limit)
         yield with_probe(f"+ probe up to a token of more than {limit:g} nats", boosting, probe)
-    yield with_probe("+ probe up to 0.7 nats, logistic regression", LogisticJudge, DEFAULT_PROBE)
-    yield with_probe("+ probe up to 0.7 nats, MLP trained to convergence", long_mlp, DEFAULT_PROBE)
-    yield Variant("probe and stage only, boosting", boosting, probe_only, DEFAULT_PROBE)
-    yield Variant("probe and stage only, logistic regression", LogisticJudge, probe_only, DEFAULT_PROBE)
-    yield Variant("18 statistics, probe, and the previous stage's probe", boosting, with_previous_probe, DEFAULT_PROBE)
+    yield with_probe("+ probe up to 0.7 nats, logistic regression", LogisticJudge, FIXED_PROBE)
+    yield with_probe("+ probe up to 0.7 nats, MLP trained to convergence", long_mlp, FIXED_PROBE)
+    yield Variant("probe and stage only, boosting", boosting, probe_only, FIXED_PROBE)
+    yield Variant("probe and stage only, logistic regression", LogisticJudge, probe_only, FIXED_PROBE)
+    yield Variant("18 statistics, probe, and the previous stage's probe", boosting, with_previous_probe, FIXED_PROBE)
 
 
 def with_probe(name: str, make: MakeEstimator, probe: Probe) -> Variant:
@@ -167,12 +172,12 @@ def with_change(data: Collected) -> Floats:
 
 def probe_only(data: Collected) -> Floats:
     """Return the probe's statistics and the stage."""
-    return data.inputs(input_schemas.PROBE, DEFAULT_PROBE)
+    return data.inputs(input_schemas.PROBE, FIXED_PROBE)
 
 
 def with_previous_probe(data: Collected) -> Floats:
     """Return the 18 statistics, the probe, the previous stage's probe (0 at stage 0) and the difference of both."""
-    probed = data.probe_all(DEFAULT_PROBE)[0]
+    probed = data.probe_all(FIXED_PROBE)[0]
     previous = np.concatenate([np.zeros_like(probed[:, :1]), probed[:, :-1]], axis=1)
     return np.concatenate([data.features, probed, previous, probed - previous], axis=2)
 
@@ -182,8 +187,8 @@ def with_previous_probe(data: Collected) -> Floats:
 
 def ablation(
     collected: Sequence[Path], transfer: Sequence[Path], objective: str, questions: int = QUESTIONS, seed: int = 42
-) -> list[Result]:
-    """Evaluate every variant, and two other stopping rules on the scores of the default probe with boosting.
+) -> tuple[list[Result], int]:
+    """Evaluate every variant, the default recipe, and two other stopping rules on the default recipe's scores.
 
     Parameters
     ----------
@@ -198,22 +203,46 @@ def ablation(
     seed
         Seed of folds and of thinning.
 
+    Returns
+    -------
+    tuple of list of Result, int
+        The rows of the table, and the number of training questions used.
+
     Raises
     ------
     ClassifierError
-        The collected questions cannot be read.
+        The collected questions cannot be read or fitted on.
     """
-    data, _ = read(*collected)
-    labels = (np.asarray(data.correct, dtype=np.float64) >= 0.5).astype(np.int64)
+    data, _ = read(*collected, objective=objective)
+    labels = checked_labels(data)
     by_difficulty = stratified_order(labels.sum(axis=1), seed)
-    rows = np.sort(by_difficulty[:: max(1, len(labels) // questions)][:questions])
+    even = np.linspace(0, len(labels) - 1, min(questions, len(labels))).round().astype(int)
+    rows = np.sort(by_difficulty[even])
     data, labels = data.subset(rows), labels[rows]
-    other = read(*transfer)[0] if transfer else None
+    other = read(*transfer, objective=objective)[0] if transfer else None
     results = [evaluate(variant, data, labels, other, objective, seed) for variant in variants(data)]
     if data.entropy is not None:
-        scores = out_of_fold(BoostingJudge, data.inputs(input_schemas.BOTH, DEFAULT_PROBE), labels, FOLDS, seed)
-        results.append(stop_by_expected_value(data, data.outcomes(scores, DEFAULT_PROBE), objective))
-        results.append(skip_unpromising_probes(data, labels, scores, objective, seed))
+        results += of_default_recipe(data, labels, other, objective, seed)
+    return results, len(labels)
+
+
+def of_default_recipe(
+    data: Collected, labels: Labels, other: Collected | None, objective: str, seed: int
+) -> list[Result]:
+    """Evaluate the judge that `lm-eval-tandem fit` makes of these questions, and other stopping rules on its scores."""
+    choosing = InputChoice(data, labels, RECIPES["default"].inputs, objective, seed)
+    try:
+        inputs, probe = choosing.best(np.ones(len(labels), dtype=np.bool_))
+    except ClassifierError:
+        return [Result("the default recipe", math.nan, None, None, UNREACHED)]
+    limits = "" if probe is None else f" of {probe.tokens} tokens or {probe.max_entropy:g} nats"
+    name = f"the default recipe: {inputs}{limits}, logistic regression"
+    default = Variant(name, LogisticJudge, lambda given: given.inputs(INPUTS[inputs], probe), probe)
+    results = [evaluate(default, data, labels, other, objective, seed)]
+    scores = out_of_fold(LogisticJudge, default.inputs(data), labels, FOLDS, seed)
+    results.append(stop_by_expected_value(data, data.outcomes(scores, probe), objective))
+    if probe is not None:
+        results.append(skip_unpromising_probes(data, labels, scores, probe, objective, seed))
     return results
 
 
@@ -225,11 +254,12 @@ def evaluate(
     scores = out_of_fold(variant.make, inputs, labels, FOLDS, seed)
     outcomes = data.outcomes(scores, variant.probe)
     auc = mean_auc(labels, scores)
+    choose = partial(variant.recipe.choose, objective=objective)
     try:
-        grades, cost = cross_fitted_outcomes(outcomes, objective, variant.grid, seed)
-        thresholds = centre_thresholds(outcomes, choose_thresholds(outcomes, objective, variant.grid), variant.grid)
+        grades, cost = cross_fitted_outcomes(outcomes, choose, seed)
+        thresholds = choose(outcomes)
     except ClassifierError:
-        return Result(variant.name, auc, None, None, "no thresholds meet the objective")
+        return Result(variant.name, auc, None, None, UNREACHED)
     transfer = None
     if other is not None:
         fitted = variant.make().fit(inputs.reshape(-1, inputs.shape[2]), labels.ravel())
@@ -258,20 +288,23 @@ def mean_auc(labels: Labels, scores: Floats) -> float:
 def stop_by_expected_value(data: Collected, outcomes: Outcomes, objective: str) -> Result:
     """Evaluate stopping where answering now is worth more than what is expected of the next stage.
 
-    The only free number is what a correct answer is worth; of those that meet the objective's accuracy the one with the
-    lowest cost is reported. It is chosen on the questions that it is evaluated on.
+    The only free number is what a correct answer is worth; the one that serves the objective best is reported. It is
+    chosen on the questions that it is evaluated on.
     """
     always_high = data.cost[:, -1].mean()
-    target = data.correct[:, -1].mean() - float(objective.partition("-")[2] or 0)
-    points = []
+    grades, costs = [], []
     for value in ANSWER_VALUES * always_high:
         stages = expected_value_stages(outcomes, value)
         taken = np.arange(len(stages)), stages
-        points.append(point(data, np.asarray(outcomes.correct)[taken], outcomes.cost[taken]))
-    reaching = [one for one in points if one.accuracy >= target - 1e-9]
-    best = min(reaching, key=lambda one: one.cost, default=None)
+        grades.append(np.asarray(outcomes.correct)[taken])
+        costs.append(outcomes.cost[taken])
+    accuracy, cost = np.mean(grades, axis=1), np.mean(costs, axis=1)
+    best, lack = best_index(parse_objective(objective), accuracy, cost, float(outcomes.correct[:, -1].mean()))
+    reached = None if lack > 0 else point(data, grades[best], costs[best])
     note = "in sample: one number (the value of an answer) instead of one threshold per stage"
-    return Result("the default's scores, stopping by expected value", math.nan, best, None, note)
+    if reached is None:
+        note = "no value of an answer meets the objective"
+    return Result("the default recipe, stopping by expected value", math.nan, reached, None, note)
 
 
 def expected_value_stages(outcomes: Outcomes, answer_value: float) -> NDArray[np.intp]:
@@ -292,23 +325,29 @@ def expected_value_stages(outcomes: Outcomes, answer_value: float) -> NDArray[np
     return stops.argmax(axis=1)
 
 
-def skip_unpromising_probes(data: Collected, labels: Labels, scores: Floats, objective: str, seed: int) -> Result:
+def skip_unpromising_probes(
+    data: Collected, labels: Labels, scores: Floats, probe: Probe, objective: str, seed: int
+) -> Result:
     """Evaluate skipping a stage without a probe where the last probe leaves it little chance to be sufficient."""
-    probed = last_probe_chances(data, labels, seed) > SKIP_BELOW
-    lengths = data.probe_all(DEFAULT_PROBE)[1].astype(np.int64) * probed
-    outcomes = Outcomes(np.where(probed, scores, 0.0), np.asarray(data.correct, dtype=np.float64), *data.costs(lengths))
-    grades, cost = cross_fitted_outcomes(outcomes, objective, FINE_GRID, seed)
+    probed = last_probe_chances(data, labels, probe, seed) > SKIP_BELOW
+    lengths = data.probe_all(probe)[1].astype(np.int64) * probed
+    outcomes = data.outcomes_with_probes(np.where(probed, scores, 0.0), lengths)
     note = f"a stage is skipped if the last probe leaves it a chance of {SKIP_BELOW:g} or less"
-    return Result("the default, unpromising stages skipped", math.nan, point(data, grades, cost), None, note)
+    try:
+        grades, cost = cross_fitted_outcomes(outcomes, partial(RECIPES["default"].choose, objective=objective), seed)
+        reached = point(data, grades, cost)
+    except ClassifierError:
+        reached, note = None, UNREACHED
+    return Result("the default recipe, unpromising stages skipped", math.nan, reached, None, note)
 
 
-def last_probe_chances(data: Collected, labels: Labels, seed: int) -> Floats:
+def last_probe_chances(data: Collected, labels: Labels, probe: Probe, seed: int) -> Floats:
     """Return the estimated chance that each stage is sufficient before it is probed, (Q, T); 1 at stage 0.
 
     A second classifier estimates it from the stage's statistics and the last probe that was made, which depends on the
     stages that were skipped before.
     """
-    probed = data.probe_all(DEFAULT_PROBE)[0]
+    probed = data.probe_all(probe)[0]
     questions, stages = labels.shape
     pairs = [(stage, last) for stage in range(1, stages) for last in range(stage)]
     inputs = [
@@ -370,10 +409,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a `TandemError` ends it with its sentence and exit code 1."""
     given = parser().parse_args(arguments)
     try:
-        results = ablation(given.collected, given.transfer, given.objective, given.questions)
+        results, used = ablation(given.collected, given.transfer, given.objective, given.questions)
     except TandemError as error:
         sys.exit(f"ablation: error: {error}")
-    text = markdown(results, given.objective, given.questions, given.title)
+    text = markdown(results, given.objective, used, given.title)
     if given.output is None:
         print(text, end="")
     else:

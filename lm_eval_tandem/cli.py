@@ -16,7 +16,8 @@ from lm_eval_tandem import __version__
 from lm_eval_tandem.errors import INTERRUPTED, INTERRUPTED_CODE, ArgumentError, TandemError
 
 DESCRIPTION = "From two models and a training task to a fitted classifier, and from runs to a report."
-OBJECTIVE = "accuracy, accuracy@cost<=X (TFLOPs), or cost@accuracy>=always_high-D (0.005 is half a point)"
+OBJECTIVE = "accuracy, accuracy@cost<=X (unit: --cost), or cost@accuracy>=always_high-D (0.005 is half a point)"
+COST = "unit of costs: tflops, dollars or tokens (default: the first that is known for both models)"
 COLLECTED = "folders that collect wrote, all of one pair"
 
 Commands = Any
@@ -117,6 +118,7 @@ def add_fit(commands: Commands) -> None:
     )
     fit.add_argument("--per", default="all", help="all (one classifier), or task (one each, in folders)")
     fit.add_argument("--objective", default="accuracy", help=OBJECTIVE)
+    fit.add_argument("--cost", default=None, help=COST)
     fit.add_argument("--seed", type=int, default=42, help="of folds, splits and networks")
     fit.add_argument("--device", default=None, help="of the intern, for --inputs lora")
     fit.add_argument("--batch_size", type=int, default=8, help="prompts per batch, for --inputs lora")
@@ -127,10 +129,10 @@ def run_fit(given: argparse.Namespace) -> None:
     """`lm-eval-tandem fit`."""
     from lm_eval_tandem.training.tradeoff import fit
 
-    names = ("recipe", "inputs", "model", "labels", "seed", "device", "batch_size")
+    names = ("cost", "recipe", "inputs", "model", "labels", "seed", "device", "batch_size")
     how = {name: getattr(given, name) for name in names}
     for folder, report in fit(given.collected, given.output, given.per, given.objective, **how):
-        print(json.dumps(report["cascade"] | {name: report[name] for name in ("thresholds", "probe")}))
+        print(json.dumps(report["cascade"] | {name: report[name] for name in ("cost_unit", "thresholds", "probe")}))
         print(f"fitted: {folder}")
 
 
@@ -140,6 +142,7 @@ def add_thresholds(commands: Commands) -> None:
     thresholds.add_argument("collected", type=Path, nargs="+", help=COLLECTED)
     thresholds.add_argument("--classifier", type=Path, required=True, help="folder that fit wrote")
     thresholds.add_argument("--objective", default="accuracy", help=OBJECTIVE)
+    thresholds.add_argument("--cost", default=None, help=COST)
     thresholds.add_argument("--labels", default="truth", help="truth, or mentor")
     thresholds.add_argument("--points", type=int, default=15, help="points of the trade-off to print")
     thresholds.add_argument("--output", type=Path, default=None, help="JSON file for the same figures")
@@ -150,7 +153,7 @@ def run_thresholds(given: argparse.Namespace) -> None:
     """`lm-eval-tandem thresholds`."""
     from lm_eval_tandem.training.tradeoff import format_points, thresholds, write_points
 
-    found = thresholds(given.collected, given.classifier, given.objective, given.points, given.labels)
+    found = thresholds(given.collected, given.classifier, given.objective, given.points, given.labels, given.cost)
     print(format_points(found))
     if given.output is not None:
         write_points(found, given.output)

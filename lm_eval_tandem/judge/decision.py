@@ -1,8 +1,8 @@
 """The decision rule of the cascade: when a stage passes, and which stage answers when none does (paper, Algorithm 1).
 
-`cascade.algorithm` applies it to one question at a time, `training.thresholds.simulate` to arrays of collected
+`cascade.algorithm` applies it to one question at a time, `training.outcomes.simulate` to arrays of collected
 questions; both call the two functions below, so the package has the rule here and nowhere else.
-(`thresholds.evaluate_grid` counts which scores pass in histograms, for speed, and calls `fallback_stage`.) The tests
+(`threshold_grid.evaluate` counts which scores pass in histograms, for speed, and calls `fallback_stage`.) The tests
 repeat the rule in words of their own: `tests/judge/test_decision.py`, `tests/cascade/test_algorithm.py`,
 `tests/training/test_thresholds.py`.
 """

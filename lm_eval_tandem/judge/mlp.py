@@ -106,7 +106,9 @@ class SufficiencyClassifier(JudgeClassifier):
         self.log_features = log_features
         self.seed = seed
 
-    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> SufficiencyClassifier:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, held_out: ArrayLike | None = None
+    ) -> SufficiencyClassifier:
         """Learn from features and labels; the epoch with the best validation accuracy is kept.
 
         Among epochs of equal accuracy the one with the lower validation loss is kept.
@@ -120,6 +122,8 @@ class SufficiencyClassifier(JudgeClassifier):
         groups
             The question of each row, shape (N,): all rows of a question fall on one side of the split. None if every
             row is a question of its own.
+        held_out
+            The validation part, bool (N,), in the place of a split by `validation_fraction` and `groups`.
 
         Raises
         ------
@@ -134,7 +138,13 @@ class SufficiencyClassifier(JudgeClassifier):
         check_classification_targets(checked[1])
         self.classes_, labels = np.unique(checked[1], return_inverse=True)
         check_two_classes(self.classes_)
-        held_out = validation_rows(labels, groups, self.validation_fraction, self.seed)
+        if held_out is None:
+            held_out = validation_rows(labels, groups, self.validation_fraction, self.seed)
+        held_out = np.asarray(held_out, dtype=np.bool_)
+        if held_out.shape != labels.shape:
+            raise ClassifierError(
+                f"{held_out.shape} marks of the validation part were given for {labels.shape} labels; give one per row."
+            )
         if len(np.unique(labels[~held_out])) != 2 or not held_out.any():
             raise ClassifierError(
                 f"Split by question, {len(labels)} rows leave one class only to fit on or nothing to validate on; "

@@ -20,7 +20,8 @@ from lm_eval_tandem.pair import problems as pb
 
 OPEN, CLOSE = " Insights:", " Steps:"
 """The words that request insights, and those after which the intern answers."""
-EFFORTS = (18, 27, 40)
+EFFORTS: list[int] = json.loads((Path(__file__).parent / "profile.json").read_text(encoding="utf-8"))["efforts"]
+"""Numbers of mentor tokens: those of the pair's profile, which the harness runs with."""
 MAX_ANSWER_TOKENS = 200
 TASKS = Path(__file__).parents[2] / "task_configs" / "pair"
 _STEP = re.compile(r" \d\) (\w+) (\d+): (\d+) ([-+]) (\d+) = (\d+)")

@@ -7,7 +7,6 @@ first (`digits.without_last_bits`), so that the last bits of a float, which diff
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +14,12 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from lm_eval_tandem.digits import mean, subtract, without_last_bits
+from lm_eval_tandem.training.bootstrap import Interval, central_interval, resampled_means
 
 Floats = NDArray[np.float64]
-Interval = tuple[float, float]
 
 Z = float(norm.ppf(0.975))
 """Half the width of a normal 95 % interval, in standard deviations: 1.96."""
-RESAMPLES = 10_000
-"""Bootstrap resamples behind every interval."""
-_BATCH = 500
-"""Resamples drawn at a time, which bounds the memory that drawing takes."""
 
 
 def wilson(correct: float, n: int) -> Interval:
@@ -59,42 +54,6 @@ def wilson(correct: float, n: int) -> Interval:
     return max(0.0, float(subtract(centre, half))), min(1.0, centre + half)
 
 
-def resampled_means(columns: Floats, seed: int = 0) -> Floats:
-    """Return the means of several per-question figures over bootstrap resamples of the questions.
-
-    Parameters
-    ----------
-    columns
-        Float64 (Q, K): K figures of the same Q questions.
-    seed
-        Seed of the resampling. The resamples depend on Q and the seed alone, so results of several calls on the same
-        questions are paired with each other.
-
-    Returns
-    -------
-    ndarray
-        Float64 (`RESAMPLES`, K).
-    """
-    counts = _resample_counts(len(columns), seed)
-    means = np.empty((RESAMPLES, columns.shape[1]))
-    for start in range(0, RESAMPLES, _BATCH):
-        means[start : start + _BATCH] = counts[start : start + _BATCH].astype(np.float64) @ columns
-    return means / len(columns)
-
-
-@lru_cache(maxsize=2)
-def _resample_counts(n: int, seed: int) -> NDArray[np.uint8]:
-    """Return how many times each resample draws each of n questions: (`RESAMPLES`, n)."""
-    rng = np.random.default_rng(seed)
-    # uint8 suffices: that one question is drawn more than 255 times in a resample does not happen
-    counts = np.empty((RESAMPLES, n), dtype=np.uint8)
-    row_offsets = n * np.arange(_BATCH)[:, None]
-    for start in range(0, RESAMPLES, _BATCH):
-        drawn = rng.integers(0, n, (_BATCH, n)) + row_offsets
-        counts[start : start + _BATCH] = np.bincount(drawn.ravel(), minlength=n * _BATCH).reshape(_BATCH, n)
-    return counts
-
-
 def difference(a: Floats, b: Floats) -> Interval:
     """Return the 95 % interval of mean(a) - mean(b), for two figures (Q,) of the same questions."""
     means = resampled_means(np.stack([a, b], axis=1))
@@ -105,12 +64,6 @@ def ratio(a: Floats, b: Floats) -> Interval:
     """Return the 95 % interval of mean(a) / mean(b), for two figures (Q,) of the same questions."""
     means = resampled_means(np.stack([a, b], axis=1))
     return central_interval(means[:, 0] / means[:, 1])
-
-
-def central_interval(values: Floats) -> Interval:
-    """Return the central 95 % of some values: their quantiles at 2.5 % and 97.5 %."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def mcnemar(a: Floats, b: Floats) -> float | None:

@@ -48,9 +48,14 @@ def _facts(name: str, description: dict[str, Any], report: dict[str, Any]) -> li
         f"- lm-eval-tandem {description['version']}",
         "",
         f"Out of sample, on {report['questions_out_of_sample']} of these questions: cascade "
-        f"{100 * cascade['accuracy']:.1f} % at {cascade['cost']:.3g} TFLOPs a question (Eq. 12), "
+        f"{100 * cascade['accuracy']:.1f} % at {cascade['cost']:.3g} {_unit(report)} a question, "
         f"always-high {100 * high['accuracy']:.1f} % at {high['cost']:.3g}.",
     ]
+
+
+def _unit(report: dict[str, Any]) -> str:
+    unit: str = report["cost_unit"]
+    return f"{unit} (Eq. 12)" if unit == "TFLOPs" else unit
 
 
 def _probe(probe: dict[str, Any] | None) -> str:

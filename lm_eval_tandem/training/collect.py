@@ -146,6 +146,7 @@ def collect(
     if hidden:
         lm.record_hidden()
     run = HarnessRun(lm, list(tasks), manager, metric, evaluation)
+    print_unknown_sizes(lm)
     print_estimate(run, limit, mentor)
     rows = run.rows(limit, mentor)
     description = _description(lm, tasks, hidden)
@@ -178,6 +179,17 @@ def _description(lm: TandemLM, tasks: Sequence[str], hidden: bool) -> dict[str, 
     return description
 
 
+def print_unknown_sizes(lm: TandemLM) -> None:
+    """Print which models' sizes are not known, so that `fit` will not have costs in TFLOPs."""
+    unsized = [role for role, engine in lm.engines.items() if engine is not None and engine.parameters is None]
+    if unsized:
+        print(
+            f"collect: the number of parameters of {' and '.join(unsized)} is not known, so costs in TFLOPs are not "
+            f"either; give {', '.join(f'{role}_parameters=N' for role in unsized)}.",
+            file=sys.stderr,
+        )
+
+
 def print_estimate(run: HarnessRun, limit: float | None, mentor: bool) -> None:
     """Print what collecting will cost, from a pilot of the first questions of each task.
 
@@ -202,7 +214,9 @@ def print_estimate(run: HarnessRun, limit: float | None, mentor: bool) -> None:
     mentor_size, intern_size = (
         None if engine is None else engine.parameters for engine in (run.lm.cascade.mentor, run.lm.cascade.intern)
     )
-    flops = f", {tflops(whole, mentor_size, intern_size, 0):.3g} TFLOPs" if mentor_size and intern_size else ""
+    flops = ""
+    if mentor_size is not None and intern_size is not None:
+        flops = f", {tflops(whole, mentor_size, intern_size, 0):.3g} TFLOPs"
     print(
         f"collect: {total:,} questions at {len(stages)} stages{' and the mentor alone' * mentor}: about "
         f"{whole.mentor_new:,} mentor and {whole.intern_new:,} intern tokens{flops}, "

@@ -7,16 +7,17 @@ tasks, versions) is JSON in the file's metadata, under `tandem`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
+from lm_eval_tandem.training.costs import ROLES, CostUnit, choose_unit
 from lm_eval_tandem.training.dataset import Collected, concatenate
 from lm_eval_tandem.training.rows import Row
 
@@ -24,18 +25,26 @@ FORMAT = "tandem-collected/1"
 NAME = "collected.parquet"
 _REQUIRED = {"task", "doc_id", "stage", "judged", "correct", "features", "mentor_tokens", "intern_tokens"}
 _LARGE = ("hidden", "prompt_ids")
-"""Columns that are left out when empty, and read without passing through Python's lists."""
+"""Columns that are read without passing through Python's lists."""
+_OPTIONAL = (*_LARGE, "dollars")
+"""Columns that are left out when empty."""
 
 
 def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
-    """Write the rows and the description of the run, atomically; returns the path."""
+    """Write the rows and the description of the run, atomically; returns the path.
+
+    The lines are sorted by task, document and stage: rows come in the order in which questions were finished, which
+    differs from run to run, and folds depend on the order of the questions.
+    """
     import pyarrow
     import pyarrow.parquet
 
+    rows = sorted(rows, key=lambda row: (row.task, row.doc_id, row.stage))
     floats, integers = pyarrow.list_(pyarrow.float32()), pyarrow.list_(pyarrow.int32())
     types = {"agrees": pyarrow.float64(), "answer_logprob": floats, "answer_entropy": floats, "parts": floats}
     types |= {"answer_ids": integers, "prompt_end": integers, "hidden": floats, "prompt_ids": integers}
-    left_out = {name for name in _LARGE if all(getattr(row, name) is None for row in rows)}
+    types |= {"dollars": pyarrow.float64()}
+    left_out = {name for name in _OPTIONAL if all(getattr(row, name) is None for row in rows)}
     columns = {
         name: pyarrow.array([getattr(row, name) for row in rows], types.get(name))
         for name in Row.__annotations__
@@ -48,13 +57,15 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
     return path
 
 
-def read(*paths: Path) -> tuple[Collected, dict[str, Any]]:
+def read(*paths: Path, cost: str | None = None, objective: str = "accuracy") -> tuple[Collected, dict[str, Any]]:
     """Read one or several collections of the same pair.
 
     Parameters
     ----------
     *paths
         Folders that `collect` wrote, or the files in them.
+    cost, objective
+        The unit of the costs, and what they are needed for (see `costs.choose_unit`).
 
     Returns
     -------
@@ -65,21 +76,25 @@ def read(*paths: Path) -> tuple[Collected, dict[str, Any]]:
     ------
     ClassifierError
         A file is missing, was not written by `collect`, has another feature schema, or was collected with other models,
-        efforts or prompts than the first.
+        efforts or prompts than the first; or costs are not known in the unit.
     """
-    collections = [_read_one(path) for path in paths]
-    description = collections[0][1]
-    for path, (_, other) in zip(paths, collections, strict=True):
-        _check_same_setting(path, other, paths[0], description)
-    tasks = list(dict.fromkeys(task for _, other in collections for task in other["tasks"]))
-    return concatenate([data for data, _ in collections]), {**description, "tasks": tasks}
+    files = [_read_one(path) for path in paths]
+    descriptions = [description for _, description in files]
+    for path, other in zip(paths, descriptions, strict=True):
+        _check_same_setting(path, other, paths[0], descriptions[0])
+    unit = choose_unit(descriptions, all("dollars" in columns.columns for columns, _ in files), cost, objective)
+    tasks = list(dict.fromkeys(task for other in descriptions for task in other["tasks"]))
+    return concatenate([columns.collected(unit) for columns, _ in files]), {**descriptions[0], "tasks": tasks}
+
+
+def _setting(description: dict[str, Any]) -> dict[str, Any]:
+    """What collections that are fitted on together have in common."""
+    models = {role: description[role]["model"] for role in ROLES}
+    return models | {name: description[name] for name in ("efforts", "insights", "guidance")}
 
 
 def _check_same_setting(path: Path, other: dict[str, Any], first_path: Path, first: dict[str, Any]) -> None:
-    for entry in ("mentor", "intern", "efforts", "insights", "guidance"):
-        mine, theirs = (
-            each[entry]["model"] if entry in ("mentor", "intern") else each[entry] for each in (first, other)
-        )
+    for (entry, mine), theirs in zip(_setting(first).items(), _setting(other).values(), strict=True):
         if mine != theirs:
             raise ClassifierError(
                 f"{path} was collected with {entry} {theirs}, but {first_path} with {mine}; "
@@ -87,14 +102,14 @@ def _check_same_setting(path: Path, other: dict[str, Any], first_path: Path, fir
             )
 
 
-def _read_one(path: Path) -> tuple[Collected, dict[str, Any]]:
+def _read_one(path: Path) -> tuple[_Columns, dict[str, Any]]:
     import pyarrow.parquet
 
     file = path / NAME if path.is_dir() else path
     try:
         table = pyarrow.parquet.read_table(file)
         description = json.loads((table.schema.metadata or {})[b"tandem"])
-        efforts, sizes = description["efforts"], [description[role]["parameters"] for role in ("mentor", "intern")]
+        efforts = _setting(description)["efforts"]
         large = {name: table.column(name) for name in _LARGE if name in table.column_names}
         columns = {**table.drop_columns(list(large)).to_pydict(), **large}
         schema = description.get("schema")
@@ -109,20 +124,24 @@ def _read_one(path: Path) -> tuple[Collected, dict[str, Any]]:
         )
     if not set(columns) >= _REQUIRED:
         raise ClassifierError(f"{file} lacks columns that `lm-eval-tandem collect` writes; collect again.")
-    return _Columns(columns, len(efforts) + 1).collected(sizes), description
+    return _Columns(file, columns, len(efforts) + 1), description
 
 
 class _Columns:
     """The columns of a file, to be arranged by question (Q) and stage (T)."""
 
-    def __init__(self, columns: dict[str, Any], stages: int) -> None:
-        self.columns = columns
+    def __init__(self, file: Path, columns: dict[str, Any], stages: int) -> None:
+        self.file, self.columns = file, columns
         names = list(zip(columns["task"], columns["doc_id"], strict=True))
         self.questions = {name: row for row, name in enumerate(dict.fromkeys(names))}
         self.shape = len(self.questions), stages
         question = np.array([self.questions[name] for name in names], dtype=int)
         self.cells = question, np.asarray(columns["stage"], dtype=int)
         """Where each line of the file belongs."""
+        if not np.isin(self.cells[1], np.arange(stages)).all():
+            raise ClassifierError(
+                f"{file} holds stage {self.cells[1].max()}, but its efforts make {stages} stages; collect again."
+            )
 
     def array(self, name: str, width: int | None = None, dtype: Any = np.float64, missing: float = np.nan) -> Any:
         """A column as an array (Q, T), or (Q, T, width) for lists; None if it is absent or a line has no value.
@@ -137,28 +156,35 @@ class _Columns:
             array[self.cells] = values
             return array
         for q, t, entries in zip(*self.cells, values, strict=True):
+            if not all(entry < math.inf for entry in entries):  # A log-probability may be -inf; a NaN is never less.
+                task, doc_id = list(self.questions)[q]
+                raise ClassifierError(
+                    f"{self.file} holds no finite `{name}` of question '{task}/{doc_id}' at stage {t}; check the "
+                    "intern's logits for NaN (often a dtype that overflows), and collect again."
+                )
             array[q, t, : len(entries)] = entries
         return array
 
-    def collected(self, parameters: Sequence[int | None]) -> Collected:
-        """All columns; `parameters` are those of mentor and intern, 1 in the place of an unknown number."""
+    def collected(self, unit: CostUnit) -> Collected:
+        """All columns, with costs in a unit."""
         longest = max(map(len, self.columns.get("answer_entropy", [])), default=0)
         parts = self.columns.get("parts")
         mentor, intern = self.array("mentor_tokens"), self.array("intern_tokens")
-        known = [1 if size is None else size for size in parameters]
+        cost, fallback_cost, token_cost = unit.costs(mentor, intern, self.array("dollars"))
         judged = np.ones(self.shape, dtype=bool)
         judged[self.cells] = self.columns["judged"]
         return Collected(
             ids=[f"{task}/{doc_id}" for task, doc_id in self.questions],
             features=self.array("features", len(FEATURE_NAMES)),
             correct=self.array("correct"),
-            cost=_tflops(mentor, intern, known),
-            fallback_cost=_tflops(mentor[:, -1:], intern, known),
+            cost=cost,
+            fallback_cost=fallback_cost,
             judged=judged,
             logprob=self.array("answer_logprob", longest, np.float32) if longest else None,
             entropy=self.array("answer_entropy", longest, np.float32) if longest else None,
             answer_tokens=np.nan_to_num(intern, nan=-1).astype(np.int64),
-            token_cost=float(_tflops(0, 1, known)),
+            token_cost=token_cost,
+            cost_unit=unit.name,
             agrees=self.array("agrees"),
             tasks=[task for task, _ in self.questions],
             parts=self.array("parts", len(parts[0])) if parts and parts[0] else None,
@@ -187,8 +213,3 @@ class _Columns:
         for q, t, tokens in zip(*self.cells, column, strict=True):
             array[q, t] = tokens.values.to_numpy(zero_copy_only=False)
         return array
-
-
-def _tflops(mentor_tokens: Any, intern_tokens: Any, parameters: Sequence[int]) -> Any:
-    """Eq. 12 for numbers or arrays of generated tokens."""
-    return tflops(Tokens(mentor_new=mentor_tokens, intern_new=intern_tokens), parameters[0], parameters[1])

@@ -11,9 +11,13 @@ from sklearn.utils.validation import has_fit_parameter
 
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.splits import stratified_folds
-from lm_eval_tandem.training.thresholds import Outcomes, centre_thresholds, choose_thresholds, simulate
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
 
 Floats = NDArray[np.float64]
+Choose = Callable[[Outcomes], Sequence[float]]
+"""Chooses thresholds, one per stage."""
+Judge = Callable[[NDArray[np.bool_]], Outcomes]
+"""The outcomes of all questions, under a judge that was chosen without those of the mask (Q,)."""
 
 FOLDS = 5
 
@@ -75,7 +79,7 @@ def out_of_fold(
 
 
 def cross_fitted_outcomes(
-    outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int
+    outcomes: Outcomes, choose: Choose, seed: int, judge_without: Judge | None = None
 ) -> tuple[Floats, Floats]:
     """Grade and cost of each question, under thresholds chosen on the questions of the other folds.
 
@@ -83,10 +87,12 @@ def cross_fitted_outcomes(
     ----------
     outcomes
         The questions, their scores out of sample.
-    objective, grid
-        As for `choose_thresholds`.
+    choose
+        Chooses the thresholds (`Recipe.choose` for some objective).
     seed
-        Of the split.
+        Of the split; with that of `out_of_fold` the folds are the same.
+    judge_without
+        Gives the outcomes under what else is chosen without a fold; None if nothing is, and `outcomes` hold everywhere.
 
     Returns
     -------
@@ -99,12 +105,13 @@ def cross_fitted_outcomes(
         No thresholds reach the objective on some of the folds.
     """
     questions = len(outcomes.scores)
-    fold = stratified_folds(outcomes.correct.sum(axis=1), FOLDS, seed)
+    fold = stratified_folds((outcomes.correct >= 0.5).sum(axis=1), FOLDS, seed)
     correct, cost = np.empty(questions), np.empty(questions)
-    for held_out in range(FOLDS):
-        train, test = _subset(outcomes, fold != held_out), fold == held_out
-        chosen = centre_thresholds(train, choose_thresholds(train, objective, grid), grid)
-        _, correct[test], cost[test] = simulate(_subset(outcomes, test), chosen)
+    for number in range(FOLDS):
+        held_out = fold == number
+        judged = outcomes if judge_without is None else judge_without(held_out)
+        thresholds = choose(_subset(judged, ~held_out))
+        _, correct[held_out], cost[held_out] = simulate(_subset(judged, held_out), thresholds)
     return correct, cost
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.probe import PROBE_FEATURE_NAMES, Probe, ProbeTokens, count_probe_tokens, probe_features
-from lm_eval_tandem.training.thresholds import Outcomes
+from lm_eval_tandem.training.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
 _ARRAYS = (
@@ -65,6 +65,8 @@ class Collected:
         float32 (Q, T, D): the intern's hidden states at the prompts' last tokens; None if they were not collected.
     prompts
         (Q, T) of integer arrays: the prompts' tokens; None if they were not collected.
+    cost_unit
+        The unit of all costs: TFLOPs, dollars or tokens.
     """
 
     ids: list[str]
@@ -84,6 +86,7 @@ class Collected:
     prompt_ends: NDArray[np.int32] | None = None
     hidden: NDArray[np.float32] | None = None
     prompts: NDArray[np.object_] | None = None
+    cost_unit: str = "TFLOPs"
 
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
         """Some of the questions, by a mask (Q,) or by their indices."""
@@ -180,12 +183,16 @@ class Collected:
         correct
             Grades (Q, T) in the place of the data's own.
         """
+        lengths = np.zeros(np.shape(scores)) if probe is None else self.probe_all(probe)[1]
+        return self.outcomes_with_probes(scores, lengths.astype(np.int64), correct)
+
+    def outcomes_with_probes(
+        self, scores: Floats, lengths: NDArray[np.int64], correct: Floats | None = None
+    ) -> Outcomes:
+        """As `outcomes`, where the number of tokens of each stage's probe, int (Q, T), is known."""
         judged = np.ones(np.shape(scores), dtype=bool) if self.judged is None else self.judged
-        lengths = np.zeros(np.shape(scores), dtype=np.int64)
-        if probe is not None:
-            lengths = self.probe_all(probe)[1].astype(np.int64) * judged
         grades = np.asarray(self.correct if correct is None else correct, dtype=np.float64)
-        costs = self.costs(lengths)
+        costs = self.costs(lengths * judged)
         # A stage that is not judged gets the score 0: it never passes, and of equal scores the earlier stage answers.
         return Outcomes(np.where(judged, scores, 0.0), grades, *costs)
 

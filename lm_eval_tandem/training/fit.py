@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.validation import has_fit_parameter
 
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import input_schemas
@@ -20,12 +21,13 @@ from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.judge.registry import MODELS, Estimator
 from lm_eval_tandem.judge.splits import validation_rows
 from lm_eval_tandem.training import fit_report
-from lm_eval_tandem.training.choose_inputs import choose_inputs
+from lm_eval_tandem.training.choose_inputs import Choice, InputChoice
 from lm_eval_tandem.training.cross_fitting import FOLDS, fit_by_question, out_of_fold
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.labels import checked_labels, with_mentor_labels
+from lm_eval_tandem.training.outcomes import Outcomes
 from lm_eval_tandem.training.recipes import HIDDEN_INPUTS, INPUTS, LABELS, RECIPES, Recipe
-from lm_eval_tandem.training.thresholds import centre_thresholds, choose_thresholds, parse_objective
+from lm_eval_tandem.training.thresholds import parse_objective
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -73,14 +75,31 @@ class Finetune(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The inputs of one fit: their name in `--inputs`, their schema, the probe, and the vectors (Q, T, F)."""
+class _OutOfSample:
+    """Classifiers and scores out of sample of the same questions, by the inputs and the probe; each is fitted once."""
 
-    name: str
-    schema: str
-    probe: Probe | None
-    vectors: Floats
+    def __init__(self, data: Collected, labels: Labels, make: Callable[[], Any], holds_out: bool, seed: int) -> None:
+        self.data, self.labels, self.make, self.holds_out, self.seed = data, labels, make, holds_out, seed
+        self._fitted: dict[Choice, tuple[Estimator, Floats]] = {}
+
+    def schema(self, inputs: str) -> str:
+        """The schema of some inputs."""
+        if inputs in HIDDEN_INPUTS:
+            return input_schemas.hidden(self.data.hidden_states().shape[2], inputs == "lora")
+        return INPUTS[inputs]
+
+    def fit(self, choice: Choice) -> tuple[Estimator, Floats]:
+        """A fitted classifier, and scores (Q, T) of questions that it, or one like it, has not seen; else NaN."""
+        if choice not in self._fitted:
+            vectors = self.data.inputs(self.schema(choice[0]), choice[1])
+            self._fitted[choice] = _fit_out_of_sample(self.make, vectors, self.labels, self.holds_out, self.seed)
+        return self._fitted[choice]
+
+    def outcomes(self, choice: Choice) -> tuple[NDArray[np.bool_], Outcomes]:
+        """The questions that have scores, as a mask (Q,), and their outcomes."""
+        scores = self.fit(choice)[1]
+        scored = np.asarray(~np.isnan(scores[:, 0]), dtype=np.bool_)
+        return scored, self.data.subset(scored).outcomes(scores[scored], choice[1])
 
 
 def fit_sufficiency(
@@ -127,12 +146,14 @@ def fit_sufficiency(
     Fitted
         Its report holds plain JSON values, measured on out-of-sample scores, costs in the unit of `data`:
 
-        - recipe, inputs, model, labels, probe, objective, seed, questions, questions_out_of_sample, thresholds;
+        - recipe, inputs, model, labels, probe, objective, cost_unit, seed, questions, questions_out_of_sample,
+          thresholds;
         - stages: per stage share_correct, precision, recall and f1 (of scores above 0.5), auc (None if all answers are
           alike), and share_answered (of the questions, from that stage);
         - cascade: accuracy and mean cost with the thresholds. accuracy_cross_fitted and cost_cross_fitted are the same
-          with thresholds chosen on four fifths of the questions and applied to the rest, which is free of the optimism
-          of choosing and measuring on the same questions (None if four fifths cannot meet the objective);
+          with inputs, probe and thresholds chosen for each fifth of the questions on the other four, which is free of
+          the optimism of choosing and measuring on the same questions (None if four fifths cannot be fitted on, or
+          cannot meet the objective).;
         - fixed: accuracy and mean cost of always answering from each stage; always_high: the last of those;
         - calibration: brier, ece and bins (see `fit_report.calibration`).
 
@@ -152,22 +173,30 @@ def fit_sufficiency(
     if labels == "mentor":
         data = with_mentor_labels(data)
     truth = checked_labels(data)
-    judged = _prepare_inputs(data, truth, chosen, inputs, objective, seed, finetune)
+    if inputs == "lora":
+        data = _finetuned(data, truth, finetune, seed)
     holds_out = chosen.holds_out or inputs == "lora"
-    estimator, scores = _fit_out_of_sample(_constructor(model, chosen, seed), judged.vectors, truth, holds_out, seed)
+    fits = _OutOfSample(data, truth, _constructor(model, chosen, seed), holds_out, seed)
+    choosing = InputChoice(data, truth, (inputs,) if inputs else chosen.inputs, objective, seed)
+    choice = choosing.best(np.ones(len(truth), dtype=np.bool_))
+    estimator, scores = fits.fit(choice)
+    scored, outcomes = fits.outcomes(choice)
+    thresholds = chosen.choose(outcomes, objective)
 
-    scored = ~np.isnan(scores[:, 0])
-    outcomes = data.subset(scored).outcomes(scores[scored], judged.probe)
-    thresholds = choose_thresholds(outcomes, objective, chosen.grid)
-    if chosen.centred:
-        thresholds = centre_thresholds(outcomes, thresholds, chosen.grid)
+    def judge_without(held_out: NDArray[np.bool_]) -> Outcomes:
+        rest = np.ones(len(truth), dtype=np.bool_)
+        rest[np.flatnonzero(scored)[held_out]] = False
+        return fits.outcomes(choosing.best(rest, must_reach=False))[1]
+
+    probe = choice[1]
     report = {
         "recipe": recipe,
-        "inputs": judged.name,
+        "inputs": choice[0],
         "model": model,
         "labels": labels,
-        "probe": None if judged.probe is None else judged.probe.to_json(),
+        "probe": None if probe is None else probe.to_json(),
         "objective": objective,
+        "cost_unit": data.cost_unit,
         "seed": seed,
         "questions": len(data.ids),
         "questions_out_of_sample": int(scored.sum()),
@@ -175,8 +204,10 @@ def fit_sufficiency(
         **fit_report.performance(outcomes, truth[scored], thresholds, data.cost[scored]),
         "calibration": fit_report.calibration(outcomes.scores, truth[scored]),
     }
-    report["cascade"] |= fit_report.cross_fitted(outcomes, objective, chosen.grid, seed)
-    return Fitted(estimator, thresholds, report, judged.schema, judged.probe, scores)
+    report["cascade"] |= fit_report.cross_fitted(
+        outcomes, partial(chosen.choose, objective=objective), seed, None if choosing.is_fixed else judge_without
+    )
+    return Fitted(estimator, thresholds, report, fits.schema(choice[0]), probe, scores)
 
 
 def _checked_recipe(name: str) -> Recipe:
@@ -193,29 +224,11 @@ def _check_options(inputs: str | None, model: str, labels: str, objective: str) 
     parse_objective(objective)
 
 
-def _prepare_inputs(
-    data: Collected,
-    truth: Labels,
-    recipe: Recipe,
-    inputs: str | None,
-    objective: str,
-    seed: int,
-    finetune: Finetune | None,
-) -> _Inputs:
-    """The input vectors: hidden states if requested, after finetuning for "lora", otherwise the best of the others."""
-    if inputs == "lora":
-        if finetune is None:
-            raise ClassifierError("inputs=lora needs what finetunes the intern; fit with `lm-eval-tandem fit`.")
-        held_out = _held_out(truth, seed)[:, 0]
-        data = replace(data, hidden=finetune(data.prompt_tokens(), truth, held_out, seed))
-    probe = None
-    if inputs in HIDDEN_INPUTS:
-        schema = input_schemas.hidden(data.hidden_states().shape[2], inputs == "lora")
-    else:
-        inputs, probe = choose_inputs(data, truth, (inputs,) if inputs else recipe.inputs, objective, seed)
-        schema = INPUTS[inputs]
-    assert inputs is not None
-    return _Inputs(inputs, schema, probe, data.inputs(schema, probe))
+def _finetuned(data: Collected, truth: Labels, finetune: Finetune | None, seed: int) -> Collected:
+    """The data with the hidden states of an intern that has learned from the questions not held out."""
+    if finetune is None:
+        raise ClassifierError("inputs=lora needs what finetunes the intern; fit with `lm-eval-tandem fit`.")
+    return replace(data, hidden=finetune(data.prompt_tokens(), truth, _held_out(truth, seed)[:, 0], seed))
 
 
 def _constructor(model: str, recipe: Recipe, seed: int) -> Callable[[], Any]:
@@ -233,7 +246,7 @@ def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
 def _fit_out_of_sample(
     make: Callable[[], Any], vectors: Floats, labels: Labels, holds_out: bool, seed: int
 ) -> tuple[Estimator, Floats]:
-    """A fitted classifier, and scores (Q, T) of questions that it, or one like it, has not seen (NaN for others)."""
+    """See `_OutOfSample.fit`."""
     questions, stages = labels.shape
     groups = np.repeat(np.arange(questions), stages)
     rows = vectors.reshape(-1, vectors.shape[2])
@@ -242,8 +255,8 @@ def _fit_out_of_sample(
         return fitted, out_of_fold(make, vectors, labels, FOLDS, seed)
     held_out = _held_out(labels, seed).ravel()
     estimator = make()
-    if hasattr(estimator, "epochs"):  # The MLP splits off the same 30 % itself, to choose its epoch.
-        estimator.fit(rows, labels.ravel(), groups)
+    if has_fit_parameter(estimator, "held_out"):  # The MLP validates its epochs on them.
+        estimator.fit(rows, labels.ravel(), held_out=held_out)
     else:
         fit_by_question(estimator, rows[~held_out], labels.ravel()[~held_out], groups[~held_out])
     scores = np.full(labels.shape, np.nan)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.training.cross_fitting import cross_fitted_outcomes
-from lm_eval_tandem.training.thresholds import Outcomes, simulate
+from lm_eval_tandem.training.cross_fitting import Choose, Judge, cross_fitted_outcomes
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
 
 Floats = NDArray[np.float64]
 
@@ -99,10 +99,10 @@ def calibration(scores: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
     return {"brier": float(((flat_scores - flat_labels) ** 2).mean()), "ece": gap, "bins": bins}
 
 
-def cross_fitted(outcomes: Outcomes, objective: str, grid: Sequence[float], seed: int) -> dict[str, float | None]:
-    """Accuracy and mean cost under cross-fitted thresholds; None where a fold cannot meet the objective."""
+def cross_fitted(outcomes: Outcomes, choose: Choose, seed: int, judge_without: Judge | None) -> dict[str, float | None]:
+    """Accuracy and mean cost of `cross_fitted_outcomes`; None where four fifths cannot be fitted on, or not so well."""
     try:
-        correct, cost = cross_fitted_outcomes(outcomes, objective, grid, seed)
+        correct, cost = cross_fitted_outcomes(outcomes, choose, seed, judge_without)
     except ClassifierError:
         return {"accuracy_cross_fitted": None, "cost_cross_fitted": None}
     return {"accuracy_cross_fitted": float(correct.mean()), "cost_cross_fitted": float(cost.mean())}

@@ -44,7 +44,7 @@ def checked_labels(data: Collected) -> NDArray[np.int64]:
         There are too few questions, some twice or incomplete, or all labels are equal.
     """
     _check_questions(data)
-    _check_values(data)
+    check_values(data)
     labels = (np.asarray(data.correct, dtype=np.float64) >= 0.5).astype(np.int64)
     if labels.min() == labels.max():
         raise ClassifierError(
@@ -73,11 +73,19 @@ def _check_questions(data: Collected) -> None:
         )
 
 
-def _check_values(data: Collected) -> None:
-    """Check that every stage of every question has finite features, grades and costs."""
+def check_values(data: Collected) -> None:
+    """Check that every stage of every question has finite features, grades and costs, and hidden states if any have.
+
+    Raises
+    ------
+    ClassifierError
+        One lacks them.
+    """
     shape = np.shape(data.correct)
-    for name in ("features", "correct", "cost", "fallback_cost"):
-        values = np.asarray(getattr(data, name), dtype=np.float64)
+    for name in ("features", "correct", "cost", "fallback_cost", "hidden"):
+        if getattr(data, name) is None:
+            continue
+        values = np.asarray(getattr(data, name))
         if values.shape[:2] != shape:
             raise ClassifierError(
                 f"`{name}` has shape {values.shape}, but the grades have {shape}; collect all stages."
@@ -88,5 +96,5 @@ def _check_values(data: Collected) -> None:
             incomplete = int(np.count_nonzero(missing.any(axis=1)))
             raise ClassifierError(
                 f"Question {data.ids[question]!r} has no finite `{name}` at stage {stage} ({incomplete} question(s) "
-                "lack one); collect every stage of every question, or leave those questions out."
+                "lack one); collect every stage of every question."
             )

@@ -9,7 +9,9 @@ import numpy as np
 
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS, Probe
-from lm_eval_tandem.training.thresholds import GRID
+from lm_eval_tandem.training.outcomes import Outcomes
+from lm_eval_tandem.training.threshold_grid import GRID
+from lm_eval_tandem.training.thresholds import centre_thresholds, choose_thresholds
 
 FINE_GRID = (*GRID, 0.96, 0.97, 0.98, 0.985, 0.99, 0.993, 0.995, 0.997, 0.998, 0.999)
 """The paper's grid, with finer steps near 1, where the scores of a confident classifier lie."""
@@ -42,6 +44,11 @@ class Recipe:
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     centred: bool = True
     holds_out: bool = False
+
+    def choose(self, outcomes: Outcomes, objective: str) -> tuple[float, ...]:
+        """The thresholds for an objective; raises ClassifierError if none reach it."""
+        thresholds = choose_thresholds(outcomes, objective, self.grid)
+        return centre_thresholds(outcomes, thresholds, self.grid) if self.centred else thresholds
 
 
 _OWN_MLP = {"dropout": 0.1, "lr": 3e-3, "epochs": 150, "patience": 25, "batch_size": 128, "log_features": True}

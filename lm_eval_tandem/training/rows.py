@@ -49,6 +49,8 @@ class Row:
     """The intern's hidden state at the prompt's last token, float32 (D,); None if it was not collected."""
     prompt_ids: list[int] | None = None
     """The prompt's tokens; None as for `hidden`."""
+    dollars: float | None = None
+    """What the question cost when it was answered from this stage; None without prices."""
 
 
 def final_answers(samples: Samples) -> dict[QuestionId, str]:
@@ -119,6 +121,7 @@ def rows_of_stage(
                 prompt_end=judgement.prompt_end,
                 hidden=judgement.hidden,
                 prompt_ids=judgement.prompt_ids,
+                dollars=record.dollars,
             )
         )
     return rows

@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.judge.decision import fallback_stage, passes
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.threshold_grid import GRID, MAX_COMBINATIONS, Grids, checked_grid, combinations, evaluate
 
 Floats = NDArray[np.float64]
 
-GRID: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""The values that a threshold may take: 0.05, 0.10, ..., 0.95 (paper, section 3.1)."""
-
-MAX_COMBINATIONS = 20_000_000
-"""Combinations of thresholds that `evaluate_grid` may hold at once: a table of float64 then takes 160 MB."""
+SEARCH_COMBINATIONS = 1_000_000
+"""Combinations for each step of the search that takes the place of all combinations where those are too many."""
+SEARCH_ROUNDS = 20
+"""Rounds after which that search ends at the latest; two or three are usual."""
 
 _NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)"
 _OBJECTIVES = {
@@ -35,162 +35,9 @@ _TIE = 1e-9
 """Relative difference up to which two means count as equal."""
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """What happens to Q questions at each of T stages, stage 0 (the question alone) included; float64 (Q, T) each.
-
-    Parameters
-    ----------
-    scores
-        s_t in [0, 1].
-    correct
-        The grade in [0, 1] of the intern's answer under the insight of stage t.
-    cost
-        What the question costs when the cascade stops at stage t, everything up to there, in any one unit.
-    fallback_cost
-        What it costs when no stage passed and stage t is answered from, every mentor stage included.
-
-    Raises
-    ------
-    ClassifierError
-        The arrays differ in shape, or hold values that are not finite or out of range.
-    """
-
-    scores: Floats
-    correct: Floats
-    cost: Floats
-    fallback_cost: Floats
-
-    def __post_init__(self) -> None:
-        for name in ("scores", "correct", "cost", "fallback_cost"):
-            values = np.asarray(getattr(self, name), dtype=np.float64)
-            object.__setattr__(self, name, values)
-            if values.ndim != 2 or values.shape != np.shape(self.scores) or not values.size:
-                raise ClassifierError(
-                    f"Outcomes got `{name}` of shape {values.shape} beside scores of shape {np.shape(self.scores)}; "
-                    "all four must be (questions, stages), one of each at least; collect all stages of all questions."
-                )
-            if not np.isfinite(values).all():
-                raise ClassifierError(f"Outcomes got a NaN or infinite `{name}`; every entry must be a finite number.")
-            if name in ("scores", "correct") and (values.min() < 0 or values.max() > 1):
-                raise ClassifierError(
-                    f"Outcomes got `{name}` from {values.min():g} to {values.max():g}; pass values from 0 to 1."
-                )
-
-
-def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """The decisions of the cascade (paper, Algorithm 1): stop at the first stage that passes, else at the fallback.
-
-    Parameters
-    ----------
-    outcomes
-        The questions.
-    thresholds
-        One per stage, stage 0 first.
-
-    Returns
-    -------
-    tuple[NDArray[numpy.int64], NDArray[numpy.float64], NDArray[numpy.float64]]
-        For each question the stage that answers, the grade, and the cost; shape (Q,) each.
-
-    Raises
-    ------
-    ClassifierError
-        There is not one threshold per stage.
-    """
-    limits = np.asarray(thresholds, dtype=np.float64)
-    if limits.shape != outcomes.scores.shape[1:]:
-        raise ClassifierError(
-            f"{limits.size} threshold(s) were given for {outcomes.scores.shape[1]} stages (stage 0 included); "
-            "give one each."
-        )
-    passed = passes(outcomes.scores, limits)
-    stopped = passed.any(axis=1)
-    stage = np.where(stopped, passed.argmax(axis=1), fallback_stage(outcomes.scores))
-    rows = np.arange(len(stage))
-    cost = np.where(stopped, outcomes.cost[rows, stage], outcomes.fallback_cost[rows, stage])
-    return stage, outcomes.correct[rows, stage], cost
-
-
-def evaluate_grid(outcomes: Outcomes, grid: Sequence[float] = GRID) -> tuple[Floats, Floats]:
-    """Mean accuracy and mean cost under every combination of thresholds from a grid.
-
-    Parameters
-    ----------
-    outcomes
-        The questions.
-    grid
-        G strictly increasing values in [0, 1].
-
-    Returns
-    -------
-    tuple[NDArray[numpy.float64], NDArray[numpy.float64]]
-        Accuracy and cost, shape (G,) * T each; entry [i, j, ...] is the mean of what `simulate` returns for the
-        thresholds (grid[i], grid[j], ...).
-
-    Raises
-    ------
-    ClassifierError
-        The grid is not increasing, or makes too many combinations.
-
-    Notes
-    -----
-    A question passes a stage exactly under the grid values below its score. So one histogram per stage, and cumulative
-    sums over it, replace G**T simulations, and the time hardly depends on the number of questions.
-    """
-    values = _checked_grid(grid)
-    questions, stages = outcomes.scores.shape
-    if (len(values) + 1) ** stages > MAX_COMBINATIONS:
-        raise ClassifierError(
-            f"A grid of {len(values)} values for {stages} stages makes more than {MAX_COMBINATIONS:,} combinations; "
-            f"give a coarser grid of at most {int(MAX_COMBINATIONS ** (1 / stages)) - 1} values."
-        )
-    # A score passes only above its threshold (`decision.passes`): "left" leaves out a grid value equal to the score.
-    levels = np.searchsorted(values, outcomes.scores, side="left")
-    best = fallback_stage(outcomes.scores)
-    rows = np.arange(questions)
-
-    def mean(per_stage: Floats, fallback: Floats) -> Floats:
-        table = _summed_weights(levels, fallback[rows, best], len(values), stops=False)
-        for stage in range(stages):
-            stopped = _summed_weights(levels[:, : stage + 1], per_stage[:, stage], len(values), stops=True)
-            table += stopped.reshape(stopped.shape + (1,) * (stages - stage - 1))
-        return table / questions
-
-    return mean(outcomes.correct, outcomes.correct), mean(outcomes.cost, outcomes.fallback_cost)
-
-
-def _summed_weights(levels: NDArray[np.int64], weights: Floats, size: int, stops: bool) -> Floats:
-    """Per combination of thresholds, the summed weight of the questions that it stops, or leaves unstopped.
-
-    Parameters
-    ----------
-    levels
-        (Q, t): the number of grid values below each score of the first t stages.
-    weights
-        (Q,).
-    size
-        The number of grid values.
-    stops
-        True: sum questions that fail every stage but the last, and pass that. False: those that fail every stage.
-
-    Returns
-    -------
-    NDArray[numpy.float64]
-        Shape (size,) * t.
-    """
-    shape = (size + 1,) * levels.shape[1]
-    bins = np.ravel_multi_index(tuple(levels.T), shape)
-    table: Floats = np.bincount(bins, weights=weights, minlength=(size + 1) ** levels.shape[1]).reshape(shape)
-    for axis in range(table.ndim):
-        if stops and axis == table.ndim - 1:
-            table = np.flip(np.flip(table, axis).cumsum(axis), axis).take(range(1, size + 1), axis)
-        else:
-            table = table.cumsum(axis).take(range(size), axis)
-    return table
-
-
-def choose_thresholds(outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID) -> tuple[float, ...]:
+def choose_thresholds(
+    outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID, max_combinations: int = MAX_COMBINATIONS
+) -> tuple[float, ...]:
     """The thresholds of the grid that serve an objective best.
 
     Parameters
@@ -206,6 +53,8 @@ def choose_thresholds(outcomes: Outcomes, objective: str, grid: Sequence[float] 
           answering from the last stage, D being a fraction (0.005 is half a percentage point) or left out.
     grid
         The allowed values, strictly increasing in [0, 1].
+    max_combinations
+        Up to this many combinations all are compared; of more the best is searched for (see `best_thresholds`).
 
     Returns
     -------
@@ -226,32 +75,104 @@ def choose_thresholds(outcomes: Outcomes, objective: str, grid: Sequence[float] 
     >>> choose_thresholds(outcomes, "accuracy")
     (0.05, 0.05)
     """
-    kind, number = parse_objective(objective)
-    accuracy, cost = evaluate_grid(outcomes, grid)
+    goal = parse_objective(objective)
+    best = best_thresholds(outcomes, goal, grid, max_combinations)
+    if best.lack > 0 and goal.kind == "accuracy@cost":
+        raise ClassifierError(
+            f"No thresholds reach a mean cost of {goal.number:g} or less; the cheapest cost {best.cost:.6g}, "
+            "so raise it."
+        )
+    if best.lack > 0:
+        always_high = float(outcomes.correct[:, -1].mean())
+        needed = math.ceil((always_high - best.accuracy - _TIE) * 10_000) / 10_000
+        raise ClassifierError(
+            f"No thresholds reach an accuracy of {always_high - goal.number:.4f} (always_high-{goal.number:g}); the "
+            f"nearest reach {best.accuracy:.4f}, so allow always_high-{needed:.4f} or more."
+        )
+    return best.thresholds
+
+
+class Best(NamedTuple):
+    """The thresholds that serve an objective best, their mean accuracy and cost, and what they lack of the target."""
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    cost: float
+    lack: float
+    """By how much the cost is above its limit, or the accuracy below its target; 0 where the objective is reached."""
+
+
+def best_thresholds(
+    outcomes: Outcomes, goal: Objective, grid: Sequence[float], max_combinations: int = MAX_COMBINATIONS
+) -> Best:
+    """As `choose_thresholds`; where no thresholds reach the objective, those that lack least.
+
+    Notes
+    -----
+    Of more combinations than `max_combinations` the best is searched for: from the best of a coarser grid, the
+    thresholds of a few consecutive stages at a time are replaced by the best of all their values, until none changes.
+    No other value of these few stages is then better, but others of all stages together may be.
+    """
+    values = checked_grid(grid)
+    stages = outcomes.scores.shape[1]
+    if combinations([values] * stages) <= max_combinations:
+        return _best(outcomes, [values] * stages, goal)
+    most = min(max_combinations, SEARCH_COMBINATIONS)
+    size = max(2, int(most ** (1 / stages)) - 1)
+    coarse = values[np.unique(np.linspace(0, len(values) - 1, size).round().astype(int))]
+    best = _best(outcomes, [coarse] * stages, goal)
+    width = 1
+    while width < stages and (len(values) + 1) ** (width + 1) * 2 ** (stages - width - 1) <= most:
+        width += 1
+    for _ in range(SEARCH_ROUNDS):
+        before = best.thresholds
+        for first in range(stages - width + 1):
+            grids = [np.array([threshold]) for threshold in best.thresholds]
+            grids[first : first + width] = [values] * width
+            best = _best(outcomes, grids, goal)
+        if best.thresholds == before:
+            break
+    return best
+
+
+def _best(outcomes: Outcomes, grids: Grids, goal: Objective) -> Best:
+    """The best of all combinations of the grids' values."""
+    accuracy, cost = evaluate(outcomes, grids)
+    index, lack = best_index(goal, accuracy, cost, float(outcomes.correct[:, -1].mean()))
+    first = np.unravel_index(index, accuracy.shape)
+    thresholds = tuple(float(values[i]) for values, i in zip(grids, first, strict=True))
+    return Best(thresholds, float(accuracy[first]), float(cost[first]), lack)
+
+
+def best_index(goal: Objective, accuracy: Floats, cost: Floats, always_high: float) -> tuple[int, float]:
+    """Which of some rules serves an objective best, and what it lacks of the target (see `Best.lack`).
+
+    Parameters
+    ----------
+    goal
+        The objective.
+    accuracy, cost
+        Of each rule, arrays of one shape.
+    always_high
+        The accuracy of always answering from the last stage.
+
+    Returns
+    -------
+    tuple[int, float]
+        The first of the best, as an index of the flattened arrays; and 0 if it reaches the objective.
+    """
+    lack = np.zeros(accuracy.shape)
+    if goal.kind == "accuracy@cost":
+        lack = np.where(cost <= goal.number + _TIE * max(1.0, abs(goal.number)), 0.0, cost - goal.number)
+    elif goal.kind == "cost@accuracy":
+        target = always_high - goal.number
+        lack = np.where(accuracy >= target - _TIE, 0.0, target - accuracy)
     allowed = np.ones(accuracy.shape, dtype=bool)
-    if kind == "accuracy@cost":
-        allowed = cost <= number + _TIE * max(1.0, abs(number))
-        if not allowed.any():
-            raise ClassifierError(
-                f"No thresholds reach a mean cost of {number:g} or less; the cheapest cost {cost.min():.6g}, "
-                "so raise it."
-            )
-    elif kind == "cost@accuracy":
-        target = outcomes.correct[:, -1].mean() - number
-        allowed = accuracy >= target - _TIE
-        if not allowed.any():
-            needed = math.ceil((target + number - accuracy.max()) * 10_000) / 10_000
-            raise ClassifierError(
-                f"No thresholds reach an accuracy of {target:.4f} (always_high-{number:g}); the nearest reach "
-                f"{accuracy.max():.4f}, so allow always_high-{needed:.4f} or more."
-            )
-    keys = [-accuracy, cost] if kind.startswith("accuracy") else [cost, -accuracy]
-    for key in keys:
+    for key in [lack, *([-accuracy, cost] if goal.kind.startswith("accuracy") else [cost, -accuracy])]:
         lowest = key[allowed].min()
         allowed &= key <= lowest + _TIE * max(1.0, abs(lowest))
-    first = np.unravel_index(int(np.flatnonzero(allowed)[0]), allowed.shape)
-    values = _checked_grid(grid)
-    return tuple(float(values[index]) for index in first)
+    first = int(np.flatnonzero(allowed)[0])
+    return first, float(lack.ravel()[first])
 
 
 def centre_thresholds(
@@ -271,7 +192,7 @@ def centre_thresholds(
     grid
         The allowed values.
     """
-    values, chosen = _checked_grid(grid), list(thresholds)
+    values, chosen = checked_grid(grid), list(thresholds)
     for stage in range(len(chosen) - 1):
         stages, _, costs = simulate(outcomes, chosen)
         here = int(np.abs(values - chosen[stage]).argmin())
@@ -289,17 +210,14 @@ def centre_thresholds(
     return tuple(chosen)
 
 
-def _checked_grid(grid: Sequence[float]) -> Floats:
-    """The grid as an array; refused unless it is strictly increasing within [0, 1]."""
-    values = np.asarray(grid, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not (values[0] >= 0 and values[-1] <= 1 and (np.diff(values) > 0).all()):
-        raise ClassifierError(
-            f"The grid {list(grid)} cannot be searched; give strictly increasing values in [0, 1], e.g. 0.05 to 0.95."
-        )
-    return values
+class Objective(NamedTuple):
+    """What thresholds are chosen for: "accuracy", "accuracy@cost" or "cost@accuracy", and its number, 0 without one."""
+
+    kind: str
+    number: float
 
 
-def parse_objective(objective: str) -> tuple[str, float]:
+def parse_objective(objective: str) -> Objective:
     """Split an objective into its kind and its number, which is 0 if it has none.
 
     Raises
@@ -310,11 +228,11 @@ def parse_objective(objective: str) -> tuple[str, float]:
     Examples
     --------
     >>> parse_objective("cost@accuracy>=always_high-0.005")
-    ('cost@accuracy', 0.005)
+    Objective(kind='cost@accuracy', number=0.005)
     """
     for kind, pattern in _OBJECTIVES.items():
         if match := pattern.fullmatch(re.sub(r"\s+", "", objective)):
-            return kind, float(match.group(1) or 0) if match.groups() else 0.0
+            return Objective(kind, float(match.group(1) or 0) if match.groups() else 0.0)
     raise ClassifierError(
         f"The objective {objective!r} is unknown; give accuracy, accuracy@cost<=NUMBER or "
         "cost@accuracy>=always_high-NUMBER."

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,19 @@ from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.harness.arguments import PAIR
 from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.training import card
+from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.cross_fitting import cross_fitted_outcomes
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit import fit_sufficiency
-from lm_eval_tandem.training.recipes import RECIPES
-from lm_eval_tandem.training.thresholds import (
-    Outcomes,
-    centre_thresholds,
-    choose_thresholds,
-    evaluate_grid,
-    simulate,
-)
+from lm_eval_tandem.training.labels import check_values
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.recipes import RECIPES, Recipe
+from lm_eval_tandem.training.threshold_grid import MAX_COMBINATIONS, evaluate_grid
+from lm_eval_tandem.training.thresholds import Objective, best_thresholds
 
 Floats = NDArray[np.float64]
 
-RESAMPLES = 1000
-"""Bootstrap samples for each interval."""
 BUNDLED = f"{PAIR}/intern"
 """The name of the bundled intern in collected files."""
 BATCH_SIZE = 8
@@ -49,7 +46,12 @@ POINTS = 15
 
 
 def fit(
-    paths: Sequence[Path], output: Path, per: str = "all", objective: str = "accuracy", **how: Any
+    paths: Sequence[Path],
+    output: Path,
+    per: str = "all",
+    objective: str = "accuracy",
+    cost: str | None = None,
+    **how: Any,
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Fit on collected questions and write the classifier's folder.
 
@@ -63,6 +65,8 @@ def fit(
         "all" (one classifier for all tasks) or "task" (one each).
     objective
         What thresholds are chosen for.
+    cost
+        The unit of costs, a key of `costs.UNITS`; None for the first that is known for both models.
     **how
         recipe, seed, inputs, model and labels of `fit_sufficiency`; for inputs="lora" also batch_size and device.
 
@@ -80,7 +84,7 @@ def fit(
         raise ArgumentError(f"--per {per} is not known; use all or task.")
     if output.exists() and not output.is_dir():
         raise ArgumentError(f"--output {output} is a file; name a folder for the classifier.")
-    data, description = read(*paths)
+    data, description = read(*paths, cost=cost, objective=objective)
     if per == "all":
         return [(output, _fit_one(data, description, output, per, objective, how))]
     assert data.tasks is not None
@@ -105,7 +109,7 @@ def _fit_one(
     of_fit = {name: value for name, value in how.items() if name not in ("batch_size", "device")}
     fitted = fit_sufficiency(data, objective=objective, finetune=finetune, **of_fit)
     report = fitted.report
-    fitted_on = {name: report[name] for name in ("questions", "objective", "inputs", "model", "labels")}
+    fitted_on = {name: report[name] for name in ("questions", "objective", "cost_unit", "inputs", "model", "labels")}
     fitted_on |= {name: description[name] for name in ("tasks", "efforts", "insights", "guidance")}
     artefact.save(
         output,
@@ -174,6 +178,7 @@ def out_of_sample_outcomes(data: Collected, folder: Path, labels: str = "truth")
     ClassifierError
         The artefact or the data lack what is needed, or no question is left.
     """
+    check_values(data)
     judge = artefact.load(folder, stages=data.features.shape[1])
     stored = artefact.load_out_of_fold(folder)
     if input_schemas.uses_adapter(judge.schema):  # hidden states under the adapter are not in collected files
@@ -211,20 +216,28 @@ class Point:
         One per stage; None for fixed stages and for cross-fitted thresholds, which differ between folds.
     accuracy, cost
         The mean over questions (accuracy as a share), and the ends of its 95 % bootstrap interval.
+    cost_unit
+        The unit of the cost.
     """
 
     name: str
     thresholds: tuple[float, ...] | None
     accuracy: tuple[float, float, float]
     cost: tuple[float, float, float]
+    cost_unit: str = "TFLOPs"
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {"name": self.name, "thresholds": self.thresholds, "accuracy": self.accuracy, "cost": self.cost}
+        return asdict(self)
 
 
 def tradeoff(
-    outcomes: Outcomes, fixed_cost: Floats, objective: str, grid: Sequence[float], points: int = POINTS
+    outcomes: Outcomes,
+    fixed_cost: Floats,
+    objective: str,
+    recipe: Recipe,
+    points: int = POINTS,
+    cost_unit: str = "TFLOPs",
 ) -> list[Point]:
     """The trade-off between accuracy and cost.
 
@@ -234,10 +247,14 @@ def tradeoff(
         The questions, their scores out of sample.
     fixed_cost
         (Q, T): what always answering from a stage costs.
-    objective, grid
+    objective
         As for `choose_thresholds`.
+    recipe
+        Whose grid the thresholds are from, and how they are chosen.
     points
         The largest number of points of the frontier, taken evenly in cost.
+    cost_unit
+        The unit of all costs.
 
     Returns
     -------
@@ -247,28 +264,35 @@ def tradeoff(
 
     Notes
     -----
-    Choosing and measuring on the same questions makes the points look slightly better than they are; the cross-fitted
-    one is free of that.
+    Choosing and measuring on the same questions makes the points look slightly better than they are. The thresholds of
+    the cross-fitted one were chosen for each fifth of the questions on the other four. What `fit` chose besides (inputs
+    and probe) it chose on all questions that it was given; its report has the figures that are free of that too.
     """
-    frontier = _frontier(outcomes, grid, points)
+    frontier = _frontier(outcomes, recipe.grid, points)
     rows: list[tuple[str, tuple[float, ...] | None, Floats, Floats]] = []
     for limits in frontier:
         rows.append(("frontier", limits, *simulate(outcomes, limits)[1:]))
     for stage in range(outcomes.scores.shape[1]):
         rows.append((f"stage:{stage}", None, outcomes.correct[:, stage], fixed_cost[:, stage]))
-    chosen = centre_thresholds(outcomes, choose_thresholds(outcomes, objective, grid), grid)
+    choose = partial(recipe.choose, objective=objective)
+    chosen = choose(outcomes)
     rows.append(("chosen", chosen, *simulate(outcomes, chosen)[1:]))
-    rows.append(("chosen, cross-fitted", None, *cross_fitted_outcomes(outcomes, objective, grid, 42)))
-    questions = len(outcomes.scores)
-    weights = np.random.default_rng(0).multinomial(questions, np.full(questions, 1 / questions), RESAMPLES)
+    rows.append(("chosen, cross-fitted", None, *cross_fitted_outcomes(outcomes, choose, 42)))
+    columns = np.stack([column for _, _, correct, cost in rows for column in (correct, cost)], axis=1)
+    means = [
+        (mean, *central_interval(resampled))
+        for mean, resampled in zip(columns.mean(axis=0).tolist(), resampled_means(columns).T, strict=True)
+    ]
     return [
-        Point(name, limits, _interval(correct, weights), _interval(cost, weights))
-        for name, limits, correct, cost in rows
+        Point(name, limits, accuracy, cost, cost_unit)
+        for (name, limits, _, _), accuracy, cost in zip(rows, means[::2], means[1::2], strict=True)
     ]
 
 
 def _frontier(outcomes: Outcomes, grid: Sequence[float], points: int) -> list[tuple[float, ...]]:
     """Thresholds that no others beat in both accuracy and cost, at most `points` of them, evenly in cost."""
+    if (len(grid) + 1) ** outcomes.scores.shape[1] > MAX_COMBINATIONS:
+        return _searched_frontier(outcomes, grid, points)
     # Rounding makes combinations with equal decisions tie exactly; of those the lowest thresholds are kept.
     accuracy, cost = (without_last_bits(values) for values in evaluate_grid(outcomes, grid))
     order = np.lexsort((-accuracy.ravel(), cost.ravel()))
@@ -285,15 +309,27 @@ def _frontier(outcomes: Outcomes, grid: Sequence[float], points: int) -> list[tu
     ]
 
 
-def _interval(values: Floats, weights: NDArray[np.int64]) -> tuple[float, float, float]:
-    """The mean, and the 2.5th and 97.5th percentile of its bootstrap; `weights` (R, Q) count each question's draws."""
-    means = weights @ values / len(values)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(values.mean()), float(low), float(high)
+def _searched_frontier(outcomes: Outcomes, grid: Sequence[float], points: int) -> list[tuple[float, ...]]:
+    """The frontier of more combinations than can be compared: the most accurate found at each of some costs."""
+    cheapest = best_thresholds(outcomes, Objective("accuracy@cost", 0.0), grid)
+    most_accurate = best_thresholds(outcomes, Objective("accuracy", 0.0), grid)
+    limits = np.linspace(cheapest.cost, most_accurate.cost, max(2, points))[1:-1]
+    between = [best_thresholds(outcomes, Objective("accuracy@cost", limit), grid) for limit in limits.tolist()]
+    frontier = [cheapest]
+    for found in sorted((*between, most_accurate), key=lambda found: (found.cost, -found.accuracy)):
+        accuracies = without_last_bits([found.accuracy, frontier[-1].accuracy])
+        if accuracies[0] > accuracies[1]:
+            frontier.append(found)
+    return [found.thresholds for found in frontier]
 
 
 def thresholds(
-    paths: Sequence[Path], folder: Path, objective: str, points: int = POINTS, labels: str = "truth"
+    paths: Sequence[Path],
+    folder: Path,
+    objective: str,
+    points: int = POINTS,
+    labels: str = "truth",
+    cost: str | None = None,
 ) -> list[Point]:
     """The trade-off of a classifier on collected questions, each scored out of sample.
 
@@ -307,13 +343,15 @@ def thresholds(
         As for `tradeoff`.
     labels
         "truth" or "mentor", as for `out_of_sample_outcomes`.
+    cost
+        As for `fit`.
 
     Raises
     ------
     ClassifierError
         Classifier and questions do not belong to the same pair, or lack what is needed.
     """
-    data, description = read(*paths)
+    data, description = read(*paths, cost=cost, objective=objective)
     judge = artefact.load(folder, stages=data.features.shape[1])
     pair = {role: description[role]["model"] for role in ("mentor", "intern")}
     if pair != judge.pair:
@@ -321,13 +359,14 @@ def thresholds(
             f"{folder} was fitted on the pair {judge.pair}, but the questions were collected with {pair}; "
             "give a classifier and questions of the same pair."
         )
-    grid = RECIPES[judge.recipe].grid if judge.recipe in RECIPES else RECIPES["default"].grid
-    return tradeoff(*out_of_sample_outcomes(data, folder, labels), objective, grid, points)
+    recipe = RECIPES.get(judge.recipe, RECIPES["default"])
+    return tradeoff(*out_of_sample_outcomes(data, folder, labels), objective, recipe, points, data.cost_unit)
 
 
 def format_points(points: Sequence[Point]) -> str:
-    """Points as a table for a terminal; costs in TFLOPs per question."""
-    lines = [f"{'':24}{'thresholds':28}{'accuracy %':>24}{'TFLOPs a question':>38}"]
+    """Points as a table for a terminal; costs per question, in the unit that its head names."""
+    unit = points[0].cost_unit if points else "cost"
+    lines = [f"{'':24}{'thresholds':28}{'accuracy %':>24}{f'{unit} a question':>38}"]
     for point in points:
         limits = ":".join(f"{value:g}" for value in point.thresholds or ())
         accuracy = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in point.accuracy))

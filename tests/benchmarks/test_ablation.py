@@ -66,7 +66,7 @@ def two_variants(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def variants(data: Collected) -> Iterator[object]:
         yield ablation.Variant("statistics", LogisticJudge, ablation.statistics)
-        yield ablation.Variant("probe", LogisticJudge, ablation.probe_only, ablation.DEFAULT_PROBE)
+        yield ablation.Variant("probe", LogisticJudge, ablation.probe_only, ablation.FIXED_PROBE)
 
     monkeypatch.setattr(ablation, "variants", variants)
     monkeypatch.setattr(ablation, "BoostingJudge", LogisticJudge)
@@ -97,7 +97,15 @@ def test_the_command_writes_auc_accuracy_and_cost_of_every_variant(
     assert 60 <= transfer_accuracy <= 100
     assert 0 < cost < 100, "the cascade costs less than always-high"
     assert 0 < transfer_cost < 100
-    expected_value, skipping = list(rows.values())[-2:]
+    default, expected_value, skipping = list(rows)[-3:]
+    assert re.fullmatch(
+        r"the default recipe: (statistics\+)?probe of \d+ tokens or .* nats, logistic regression", default
+    )
+    assert (expected_value, skipping) == (
+        "the default recipe, stopping by expected value",
+        "the default recipe, unpromising stages skipped",
+    )
+    expected_value, skipping = rows[expected_value], rows[skipping]
     assert expected_value[0] == skipping[0] == "", "other stopping rules change no score"
     assert "in sample" in expected_value[-1]
     assert 0 < float(skipping[2]) < 100
@@ -111,6 +119,50 @@ def test_without_an_output_the_table_is_printed_and_fewer_questions_can_be_used(
     page = capsys.readouterr().out
     assert "\n30 training questions, " in page
     assert rows_of(page)["probe"][3:5] == ["", ""], "no other task was given"
+
+
+@pytest.mark.usefixtures("two_variants")
+def test_no_more_questions_are_named_than_there_are(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablation.main([str(folders[0]), "--questions", "70", "--objective", "accuracy"])
+    assert "\n50 training questions, " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("two_variants")
+def test_every_row_is_of_the_objective_that_fit_takes(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit of costs is no margin of accuracy: stopping by expected value keeps to it as well."""
+    data, _ = read(folders[0])
+    always_high = data.cost[:, -1].mean()
+    limit = 0.6 * always_high
+    ablation.main([str(folders[0]), "--objective", f"accuracy@cost<={limit:.6g}"])
+    rows = rows_of(capsys.readouterr().out)
+    expected_value = rows["the default recipe, stopping by expected value"]
+    assert 0 < float(expected_value[2]) <= 60.1
+
+
+@pytest.mark.usefixtures("two_variants")
+def test_an_objective_out_of_reach_leaves_the_other_figures_in_the_table(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablation.main([str(folders[0]), "--objective", "accuracy@cost<=1e-30"])
+    rows = rows_of(capsys.readouterr().out)
+    assert float(rows["probe"][0]) > 0.9
+    assert rows["probe"][1:] == ["", "", "", "", "no thresholds meet the objective"]
+    assert rows["the default recipe"][-1] == "no thresholds meet the objective"
+
+
+@pytest.mark.usefixtures("two_variants")
+def test_a_row_that_alone_cannot_reach_the_objective_says_so(folders: tuple[Path, Path]) -> None:
+    """Skipped stages are not answered from, so an accuracy that the others reach may be out of reach for them."""
+    data, _ = read(folders[0])
+    labels = np.asarray(data.correct).astype(np.int64)
+    probe = ablation.Probe(8)
+    result = ablation.skip_unpromising_probes(data, labels, np.zeros(labels.shape), probe, "accuracy@cost<=1e-30", 42)
+    assert result.in_domain is None
+    assert result.note == "no thresholds meet the objective"
 
 
 def test_a_folder_without_collected_questions_ends_the_command_with_one_sentence(tmp_path: Path) -> None:

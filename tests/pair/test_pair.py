@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lm_eval_tandem import _paths
 from lm_eval_tandem.pair import INTERN, MENTOR
 from lm_eval_tandem.pair import problems as pb
+from lm_eval_tandem.pair.evaluate import EFFORTS
 
 TASKS = _paths.task_configs() / "pair"
 TOKENIZER = AutoTokenizer.from_pretrained(MENTOR)
@@ -192,7 +193,7 @@ def test_metrics_of_a_response_are_reported() -> None:
 def test_no_token_of_the_judges_prompt_is_nearly_impossible_for_the_intern(domain: str) -> None:
     """One token with a loss of 30 nats would dominate every perplexity, and one of 89 nats would overflow it."""
     sampler, intern = pb.ProblemSampler("judge"), AutoModelForCausalLM.from_pretrained(INTERN)
-    for effort in (18, 27, 40):
+    for effort in EFFORTS:
         problem = sampler.draw("test")
         insights = TOKENIZER.decode(token_ids(pb.insights(problem, domain))[:effort])
         ids = torch.tensor([token_ids(pb.question(problem, domain, "Mira") + " Insights:" + insights + " Steps:")])

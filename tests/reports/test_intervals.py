@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from lm_eval_tandem.reports.intervals import auc, difference, mcnemar, ratio, resampled_means, wilson
+from lm_eval_tandem.reports.intervals import auc, difference, mcnemar, ratio, wilson
+from lm_eval_tandem.training.bootstrap import resampled_means
 
 GRADES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 

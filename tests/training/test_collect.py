@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from command_line import ENVIRONMENT, entries, run
+from lm_eval_tandem.training.collect import collect
 from lm_eval_tandem.training.collected_file import NAME, read
 
 PROGRAM = [sys.executable, "-m", "lm_eval_tandem.cli"]
@@ -51,3 +52,12 @@ def test_the_cost_of_collecting_is_estimated_before_it_starts(tmp_path: Path) ->
     assert "collect: 60 questions at 4 stages and the mentor alone: about " in estimate
     assert "TFLOPs" in estimate
     assert "60/60" in rest
+
+
+def test_lines_are_in_the_same_order_whatever_finishes_first(tmp_path: Path) -> None:
+    ids = []
+    for batch_size in (1, 16):
+        arguments = {"dtype": "float32", "device": "cpu", "efforts": "24", "batch_size": batch_size}
+        file = collect(arguments, ["tandem_pair_math_train"], tmp_path / str(batch_size), [], limit=14, mentor=False)
+        ids.append(read(file)[0].ids)
+    assert ids[0] == ids[1] == [f"tandem_pair_math_train/{doc}" for doc in range(14)]

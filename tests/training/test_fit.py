@@ -20,8 +20,8 @@ from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.judge.registry import to_tensors
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.outcomes import simulate
 from lm_eval_tandem.training.recipes import RECIPES
-from lm_eval_tandem.training.thresholds import simulate
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)

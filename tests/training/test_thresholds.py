@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.splits import stratified_order
 from lm_eval_tandem.training.cross_fitting import out_of_fold
-from lm_eval_tandem.training.thresholds import (
-    GRID,
-    Outcomes,
-    choose_thresholds,
-    evaluate_grid,
-    parse_objective,
-    simulate,
-)
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.recipes import FINE_GRID
+from lm_eval_tandem.training.threshold_grid import GRID, evaluate_grid
+from lm_eval_tandem.training.thresholds import Objective, best_thresholds, choose_thresholds, parse_objective
 
 SMALL_GRID = (0.1, 0.5, 0.55, 0.9)
 
@@ -72,6 +68,7 @@ def test_the_cascade_stops_as_the_paper_says(
     assert [float(values[0]) for values in found] == [stage, 0, cost]
 
 
+@settings(deadline=None)
 @given(some_outcomes(), st.randoms(use_true_random=False))
 def test_simulate_is_the_algorithm_written_as_a_loop(data: Outcomes, random: Any) -> None:
     thresholds = [random.choice(GRID) for _ in range(data.scores.shape[1])]
@@ -96,10 +93,10 @@ def test_the_grid_is_simulate_for_every_combination(data: Outcomes) -> None:
         assert cost[index] == pytest.approx(spent.mean())
 
 
-def best_by_brute_force(data: Outcomes, objective: str) -> tuple[float, ...]:
+def best_by_brute_force(data: Outcomes, objective: str, grid: tuple[float, ...] = SMALL_GRID) -> tuple[float, ...]:
     kind, number = parse_objective(objective)
     candidates = []
-    for thresholds in itertools.product(SMALL_GRID, repeat=data.scores.shape[1]):
+    for thresholds in itertools.product(grid, repeat=data.scores.shape[1]):
         _, correct, spent = simulate(data, thresholds)
         accuracy, cost = round(correct.mean(), 9), round(spent.mean(), 9)
         if kind == "accuracy@cost" and cost > number + 1e-9:
@@ -120,6 +117,70 @@ def test_the_choice_is_what_brute_force_finds(data: Outcomes, objective: str) ->
     else:
         with pytest.raises(ClassifierError, match="No thresholds reach"):
             choose_thresholds(data, objective, SMALL_GRID)
+
+
+OBJECTIVES = ["accuracy", "cost@accuracy>=always_high-0.1", "accuracy@cost<=12"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 25), st.integers(0, 9999), st.sampled_from(OBJECTIVES))
+def test_the_choice_for_up_to_eight_efforts_is_what_brute_force_finds(
+    stages: int, questions: int, seed: int, objective: str
+) -> None:
+    data = outcomes(questions, stages, seed)
+    grid = SMALL_GRID if stages <= 3 else (0.3, 0.7)
+    expected = best_by_brute_force(data, objective, grid)
+    if expected:
+        assert choose_thresholds(data, objective, grid) == expected
+
+
+def key_of(data: Outcomes, goal: Objective, thresholds: tuple[float, ...]) -> tuple[float, float]:
+    """What the objective minimises, first what is lacking of its target."""
+    _, correct, cost = simulate(data, thresholds)
+    if goal.kind == "accuracy@cost":
+        return round(max(0.0, cost.mean() - goal.number), 8), -correct.mean()
+    if goal.kind == "cost@accuracy":
+        return round(max(0.0, data.correct[:, -1].mean() - goal.number - correct.mean()), 8), cost.mean()
+    return 0.0, -correct.mean()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 6), st.integers(2, 40), st.integers(0, 9999), st.sampled_from(OBJECTIVES), st.integers(9, 2000))
+def test_a_search_ends_where_no_single_threshold_does_better(
+    stages: int, questions: int, seed: int, objective: str, most: int
+) -> None:
+    data, goal = outcomes(questions, stages, seed), parse_objective(objective)
+    found = best_thresholds(data, goal, GRID, most)
+    lack, reached = key_of(data, goal, found.thresholds)
+    assert found.lack == pytest.approx(lack, abs=1e-7)
+    for stage in range(stages):
+        for value in GRID:
+            other = (*found.thresholds[:stage], value, *found.thresholds[stage + 1 :])
+            assert key_of(data, goal, other) >= (lack, reached - 1e-8)
+
+
+@pytest.mark.parametrize("stages", range(2, 10))
+@pytest.mark.parametrize("grid", [GRID, FINE_GRID])
+def test_one_to_eight_efforts_have_thresholds(stages: int, grid: tuple[float, ...]) -> None:
+    data = outcomes(200, stages, 4)
+    for objective in ("accuracy", "cost@accuracy>=always_high-0.05"):
+        chosen = choose_thresholds(data, objective, grid)
+        assert len(chosen) == stages
+        assert set(chosen) <= set(grid)
+        correct = simulate(data, chosen)[1].mean()
+        always_high = data.correct[:, -1].mean()
+        assert correct >= (always_high if objective == "accuracy" else always_high - 0.05) - 1e-9
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_search_comes_close_to_the_best_of_all(objective: str) -> None:
+    goal = parse_objective(objective)
+    for seed in range(3):
+        data = outcomes(150, 4, seed)
+        searched, best = (best_thresholds(data, goal, GRID, most) for most in (10_000, 20_000_000))
+        assert searched.lack == best.lack == 0
+        lost = best.accuracy - searched.accuracy if goal.kind != "cost@accuracy" else searched.cost / best.cost - 1
+        assert -1e-9 <= lost <= 0.02
 
 
 def test_ties_go_to_the_lower_cost_and_then_to_lower_thresholds() -> None:
@@ -233,6 +294,7 @@ def test_folds_that_cannot_be_made_are_refused() -> None:
         out_of_fold(Memory, np.zeros((3, 18)), np.zeros((3, 2)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=50), st.integers(0, 9))
 def test_a_stratified_order_sorts_by_difficulty_and_loses_nobody(positives: list[int], seed: int) -> None:
     order = stratified_order(positives, seed)

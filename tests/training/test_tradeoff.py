@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.judge.features import SCHEMA
 from lm_eval_tandem.training.collected_file import FORMAT, NAME, read, write
-from lm_eval_tandem.training.recipes import FINE_GRID
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.recipes import RECIPES
 from lm_eval_tandem.training.rows import Row
-from lm_eval_tandem.training.thresholds import Outcomes, centre_thresholds, choose_thresholds, simulate
+from lm_eval_tandem.training.thresholds import centre_thresholds, choose_thresholds
 from lm_eval_tandem.training.tradeoff import fit, format_points, out_of_sample_outcomes, thresholds, tradeoff
 
 OBJECTIVE = "cost@accuracy>=always_high-0.05"
@@ -71,6 +73,43 @@ def test_collected_questions_come_back_by_question_and_stage(tmp_path: Path) -> 
     assert data.agrees is not None
     assert data.token_cost == pytest.approx(2e-10)
     np.testing.assert_allclose(data.entropy[q, 2], row.answer_entropy, rtol=1e-6)
+
+
+def test_the_order_in_which_questions_finished_changes_no_byte(tmp_path: Path) -> None:
+    made = [*rows(30, "b"), *rows(30, "a", 1)]
+    shuffled = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
+    one, other = (saved(tmp_path / name, given, tasks=("a", "b")) for name, given in (("x", made), ("y", shuffled)))
+    assert (one / NAME).read_bytes() == (other / NAME).read_bytes()
+    assert read(other)[0].ids == [f"{task}/{doc}" for task in "ab" for doc in range(30)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("column", ["features", "answer_entropy", "answer_logprob", "hidden"])
+def test_a_number_that_is_not_finite_is_named_in_one_sentence(tmp_path: Path, column: str, value: float) -> None:
+    made = rows(30)
+    for row in made:
+        row.hidden = np.ones(4, dtype=np.float32)
+    broken = made[3 * 7 + 2]
+    if column == "hidden":
+        broken.hidden[1] = value
+    else:
+        setattr(broken, column, [value, *getattr(broken, column)[1:]])
+    folder = saved(tmp_path / "c", made)
+    inputs = "hidden" if column == "hidden" else None
+    with pytest.raises(ClassifierError, match="no finite") as refusal:
+        fit([folder], tmp_path / "judge", inputs=inputs)
+    assert all(words in str(refusal.value) for words in (f"`{column}`", "'train/7'", "stage 2"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_thresholds_refuse_a_question_that_lacks_a_stage(tmp_path: Path) -> None:
+    fit([saved(tmp_path / "a")], tmp_path / "judge", inputs="statistics")
+    other = rows(30, "other")
+    del other[10]
+    with pytest.raises(ClassifierError, match="'other/3' has no finite `features` at stage 1"):
+        thresholds([saved(tmp_path / "b", other, tasks=("other",))], tmp_path / "judge", "accuracy")
+    with pytest.raises(ClassifierError, match="holds stage 2, but its efforts make 2 stages"):
+        read(saved(tmp_path / "c", efforts=[10]))
 
 
 def test_collections_of_several_tasks_are_fitted_together_or_one_by_one(tmp_path: Path) -> None:
@@ -176,11 +215,24 @@ def made_outcomes(questions: int, stages: int, seed: int) -> Outcomes:
 def test_the_trade_off_of_ten_thousand_questions_takes_seconds() -> None:
     outcomes = made_outcomes(10_000, 4, 0)
     began = time.process_time()
-    points = tradeoff(outcomes, outcomes.cost, "cost@accuracy>=always_high-0.01", FINE_GRID)
+    points = tradeoff(outcomes, outcomes.cost, "cost@accuracy>=always_high-0.01", RECIPES["default"])
     assert time.process_time() - began < 10
     frontier = [point for point in points if point.name == "frontier"]
     assert [p.cost[0] for p in frontier] == sorted(p.cost[0] for p in frontier)
     assert [p.accuracy[0] for p in frontier] == sorted(p.accuracy[0] for p in frontier)
+
+
+@pytest.mark.parametrize("stages", [5, 9])
+def test_more_combinations_than_can_be_compared_have_a_trade_off_too(stages: int) -> None:
+    outcomes = made_outcomes(100, stages, 0)
+    points = tradeoff(outcomes, outcomes.cost, "accuracy", RECIPES["default"], points=5)
+    frontier = [point for point in points if point.name == "frontier"]
+    assert 2 <= len(frontier) <= 5
+    for before, after in pairwise(frontier):
+        assert before.cost[0] < after.cost[0]
+        assert before.accuracy[0] < after.accuracy[0]
+    chosen = next(point for point in points if point.name == "chosen")
+    assert chosen.accuracy[0] == pytest.approx(frontier[-1].accuracy[0])
 
 
 @settings(deadline=None, max_examples=40)

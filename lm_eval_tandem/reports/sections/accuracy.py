@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem import digits
-from lm_eval_tandem.reports.intervals import Interval, central_interval, resampled_means
 from lm_eval_tandem.reports.sections.cells import accuracy, accuracy_of, cost, cost_ratio, gap_closed, mean
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import Cell, Number, Part, Table, make_table, percent
+from lm_eval_tandem.training.bootstrap import Interval, central_interval, resampled_means
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ import numpy as np
 
 from lm_eval_tandem import digits
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports.intervals import central_interval, ratio, resampled_means
+from lm_eval_tandem.reports.intervals import ratio
 from lm_eval_tandem.reports.sources.files import describe
 from lm_eval_tandem.reports.sources.grouping import policy_rank
 from lm_eval_tandem.reports.sources.labels import slug
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Floats
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Table, make_table, percent
+from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
 
 FORMAT = "tandem-latency/1"
 

@@ -15,7 +15,7 @@ from lm_eval_tandem.judge.probe import count_probe_tokens
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.judge_scores import scores_at_every_stage, token_ids
 from lm_eval_tandem.training.dataset import costs_with_probes
-from lm_eval_tandem.training.thresholds import Outcomes, simulate
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
 
 if TYPE_CHECKING:
     from lm_eval_tandem.judge.artefact import Sufficiency

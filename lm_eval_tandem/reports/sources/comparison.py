@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.digits import mean, subtract, without_last_bits
-from lm_eval_tandem.reports.intervals import Interval, central_interval, resampled_means
 from lm_eval_tandem.reports.sources.labels import natural_order, run_label, slug
 from lm_eval_tandem.reports.sources.runs import Floats, Run
 from lm_eval_tandem.reports.table import CostUnit, cost_unit
+from lm_eval_tandem.training.bootstrap import Interval, central_interval, resampled_means
 
 ORACLE = "oracle (not a policy)"
 """Name and policy of the oracle's row."""

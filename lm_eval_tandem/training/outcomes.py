@@ -1,0 +1,91 @@
+"""What happens to collected questions at each stage, and what the cascade makes of it under some thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.judge.decision import fallback_stage, passes
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What happens to Q questions at each of T stages, stage 0 (the question alone) included; float64 (Q, T) each.
+
+    Parameters
+    ----------
+    scores
+        s_t in [0, 1].
+    correct
+        The grade in [0, 1] of the intern's answer under the insight of stage t.
+    cost
+        What the question costs when the cascade stops at stage t, everything up to there, in any one unit.
+    fallback_cost
+        What it costs when no stage passed and stage t is answered from, every mentor stage included.
+
+    Raises
+    ------
+    ClassifierError
+        The arrays differ in shape, or hold values that are not finite or out of range.
+    """
+
+    scores: Floats
+    correct: Floats
+    cost: Floats
+    fallback_cost: Floats
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "correct", "cost", "fallback_cost"):
+            values = np.asarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, values)
+            if values.ndim != 2 or values.shape != np.shape(self.scores) or not values.size:
+                raise ClassifierError(
+                    f"Outcomes got `{name}` of shape {values.shape} beside scores of shape {np.shape(self.scores)}; "
+                    "all four must be (questions, stages), one of each at least; collect all stages of all questions."
+                )
+            if not np.isfinite(values).all():
+                raise ClassifierError(f"Outcomes got a NaN or infinite `{name}`; every entry must be a finite number.")
+            if name in ("scores", "correct") and (values.min() < 0 or values.max() > 1):
+                raise ClassifierError(
+                    f"Outcomes got `{name}` from {values.min():g} to {values.max():g}; pass values from 0 to 1."
+                )
+
+
+def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """The decisions of the cascade (paper, Algorithm 1): stop at the first stage that passes, else at the fallback.
+
+    Parameters
+    ----------
+    outcomes
+        The questions.
+    thresholds
+        One per stage, stage 0 first.
+
+    Returns
+    -------
+    tuple[NDArray[numpy.int64], NDArray[numpy.float64], NDArray[numpy.float64]]
+        For each question the stage that answers, the grade, and the cost; shape (Q,) each.
+
+    Raises
+    ------
+    ClassifierError
+        There is not one threshold per stage.
+    """
+    limits = np.asarray(thresholds, dtype=np.float64)
+    if limits.shape != outcomes.scores.shape[1:]:
+        raise ClassifierError(
+            f"{limits.size} threshold(s) were given for {outcomes.scores.shape[1]} stages (stage 0 included); "
+            "give one each."
+        )
+    passed = passes(outcomes.scores, limits)
+    stopped = passed.any(axis=1)
+    stage = np.where(stopped, passed.argmax(axis=1), fallback_stage(outcomes.scores))
+    rows = np.arange(len(stage))
+    cost = np.where(stopped, outcomes.cost[rows, stage], outcomes.fallback_cost[rows, stage])
+    return stage, outcomes.correct[rows, stage], cost
