@@ -54,16 +54,13 @@ def broken(source: str) -> str:
 
 
 @needs_bubblewrap
-def test_all_canonical_solutions_pass_each_in_one_of_the_styles_under_40_seconds() -> None:
+def test_all_canonical_solutions_pass_each_in_one_of_the_styles() -> None:
     docs = rows("humaneval.jsonl")
     replies = [style(doc) for doc, style in zip(docs, itertools.cycle(STYLES.values()), strict=False)]
-    start = time.monotonic()
     grades = graded(docs, replies, "mixed styles")
     assert [doc["task_id"] for doc, grade in zip(docs, grades, strict=True) if grade.outcome != "passed"] == []
     assert len(docs) == 164
     assert {grade.isolation for grade in grades} == {sandbox.isolation_level()}
-    if sandbox.CORES >= 2:
-        assert time.monotonic() - start < 40
 
 
 @needs_bubblewrap
