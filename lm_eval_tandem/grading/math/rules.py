@@ -36,7 +36,7 @@ def same(gold: str, answer: str, equal: Comparison) -> bool:
     """Return whether an answer is the gold answer, by the rules of this module and a comparison of mathematics."""
     gold, answer = respell(gold), respell(answer)
     if gold == answer:
-        return bool(gold)
+        return True
     for rule in (_same_choice, _same_words, _same_time, _same_number_with_base):
         verdict = rule(gold, answer)
         if verdict is not None:
