@@ -175,7 +175,10 @@ def _without_cut_off_box(text: str) -> str:
 
 def _cued(text: str) -> Iterator[Found]:
     """The answers that a cue introduces; those in a box are left to `_boxes`."""
+    boxes = [(start, stop) for start, stop, _ in _single_boxes(text)]
     for cue in list(statement.CUES.finditer(text))[-MOST:]:
+        if any(start < cue.start() < stop for start, stop in boxes):
+            continue
         said = statement.sentence(text, cue.end())
         answer = statement.answer_in(said)
         if answer and not _BOX.search(said):

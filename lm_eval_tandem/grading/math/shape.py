@@ -136,7 +136,14 @@ def is_region(text: str) -> bool:
 
 
 def as_interval(text: str) -> str | None:
-    r"""An inequality of one letter as the interval that it describes: `2 \le x < 5` as `[2, 5)`; None for others."""
+    r"""An inequality of one letter as the interval that it describes, `2 \le x < 5` as `[2, 5)`; None for others.
+
+    Several of them, `x < 2, x > 3`, are the union of their intervals.
+    """
+    parts = split(text, ",")
+    if len(parts) > 1:
+        intervals = [as_interval(part) for part in parts]
+        return None if None in intervals else r" \cup ".join(map(str, intervals))
     signs = list(INEQUALITY.finditer(text))
     sides = [side.strip() for side in INEQUALITY.split(text)]
     if not signs or any(r"\ne" in sign[0] for sign in signs) or "," in text or "=" in text:

@@ -68,7 +68,7 @@ _FILLERS = re.compile(
     r"the (?:number|value|integer|fraction))\b[\s:,]*)+",
     re.IGNORECASE,
 )
-_CHOICE = re.compile(r"(?:option\s+|choice\s+)?(\(?[A-J]\)?)(?=\s*(?:$|[.:,)]))", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:option\s+|choice\s+)?(\([A-J]\)|[A-J](?=\s*(?:$|[.:,)])))", re.IGNORECASE)
 _LINKS = re.compile(rf"\s*(?:\b{_LINK}|[=:：]|\bto be\b)\s*", re.IGNORECASE)
 _CONCLUDES = re.compile(rf"\s*(?:\b{_LINK}|=|\b(?:get|gives?|obtain|yields?|makes|find)\b)\s*", re.IGNORECASE)
 """What a value follows in the last sentence of a reply."""

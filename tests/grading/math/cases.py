@@ -84,6 +84,7 @@ RIGHT = {
         ("[2, 5)", r"2 \le x < 5"),
         (r"(-\infty, 2]", r"x \le 2"),
         (r"2 \le x < 5", "[2, 5)"),
+        (r"(-\infty, 2) \cup (3, \infty)", r"x < 2 \text{ or } x > 3"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1, 2)"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\langle 1, 2\rangle"),
         ("(1, 2)", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),

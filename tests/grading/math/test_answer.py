@@ -25,6 +25,7 @@ BOXED = [
     (r"\boxed{5} and then \boxed{", "5"),
     (r"\boxed{5} and \boxed{}", "5"),
     (r"\boxed{$5$}", "5"),
+    (r"\boxed{\text{The answer is } 5}", r"\text{The answer is } 5"),
     ("\\boxed{18\\ }", "18"),
     (r"\boxed{185\}", "185"),
 ]
@@ -56,6 +57,7 @@ STATED = [
     ("Final Answer: (B)", "(B)"),
     ("The answer is B.", "B"),
     ("The correct option is (C).", "(C)"),
+    ("The correct answer is (A) 5.", "(A)"),
     ("The answer is 3. Wait. The answer is 4", "4"),
     ("The answer is 4:30 p.m.", "4:30 p.m"),
     ("The answer is 5 ft 6 in.", "5 ft 6 in"),
