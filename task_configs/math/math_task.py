@@ -99,7 +99,7 @@ class MathTask(ResponseTask):
         The filtered responses of each instance are a list of `GradedAnswer`.
         """
         instances: list[Instance] = self.instances
-        any_closed = any(thought.CLOSE in (response or "") for instance in instances for response in instance.resps)
+        any_closed = any(thought.closes(response or "") for instance in instances for response in instance.resps)
         pairs = [
             (
                 instance.doc["gold"],
@@ -124,9 +124,9 @@ def process_results(_: dict[str, Any], answers: list[GradedAnswer]) -> dict[str,
 def is_cut_off(prompt: object, response: str | None, any_closed: bool) -> bool:
     """Return whether a response is only part of a thought that the prompt opened.
 
-    Some chat templates end with `<think>`, so the response has no opening tag. If it has no closing tag either, it is a
-    thought that was cut off, except where the backend removes thoughts itself. In that case no response of the run has
-    the closing tag. A tandem never removes thoughts, and marks the answers that reached the token limit.
+    Some chat templates end with `<think>` or another opening tag, so the response has none. If it has no closing tag
+    either, it is a thought that was cut off, except where the backend removes thoughts itself. In that case no response
+    of the run has the closing tag. A tandem never removes thoughts, and marks the answers that reached the token limit.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def is_cut_off(prompt: object, response: str | None, any_closed: bool) -> bool:
     any_closed
         Whether any response of the run has the closing tag.
     """
-    if not isinstance(prompt, str) or prompt.rfind(thought.OPEN) <= prompt.rfind(thought.CLOSE):
+    if not isinstance(prompt, str) or not thought.ends_inside(prompt):
         return False
     truncated = bool(getattr(response, "metrics", {}).get("truncated", 0))
-    return thought.CLOSE not in (response or "") and (any_closed or truncated)
+    return not thought.closes(response or "") and (any_closed or truncated)

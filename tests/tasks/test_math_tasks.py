@@ -38,6 +38,7 @@ MATH = [
     ("Solve $x - 3 = 4$.", r"Adding, $x = \boxed{7}$."),
     ("How wide is the right angle?", r"It has \fbox{90^\circ}."),
     ("Which $x$ satisfy $x^2 = 4$?", r"Both roots: \boxed{2,-2}."),
+    ("Which $x$ satisfy $x^2 + x = 2$?", r"Either $x = \boxed{-2}$ or $x = \boxed{1}$."),
 ]
 GSM8K = [
     ("Ann has 2 apples and buys 3. How many has she?", "2 + 3 = <<2+3=5>>5\n#### 5"),
@@ -282,6 +283,25 @@ def test_the_costs_of_a_tandem_are_reported(questions: list[str], tmp_path: Path
         assert {name: metrics[name] for name in COSTS} == costs
         assert set(metrics) == SCORES | COSTS
         assert metrics["no_answer"] == expected
+
+
+def test_boxes_that_are_neighbours_are_one_gold_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_DATA", str(folder))
+    golds = [doc["gold"] for doc in load("tandem_math_algebra").eval_docs]
+    assert golds == [r"\frac{1}{2}", "7", r"90^\circ", "2,-2", "-2, 1"]
+
+
+@pytest.mark.parametrize("opening", ["<think>", "[THINK]", "◁think▷"])
+def test_a_prompt_that_opens_a_thought_in_any_tag_makes_a_reply_without_its_end_cut_off(
+    questions: list[str], opening: str
+) -> None:
+    task = load("tandem_gsm8k")
+    response = type("Response", (str,), {"metrics": {"truncated": 1.0}})(r"\boxed{5}")
+    instance = Instance("generate_until", task.dataset["test"][0], (f"Q{opening}", {}), 0, ("tandem_gsm8k", 0, 1))
+    instance.resps = [response]
+    task._instances = [instance]
+    task.apply_filters()
+    assert instance.filtered_resps["none"][0].metrics["no_answer"] == 1.0
 
 
 def test_a_missing_file_field_or_gold_answer_is_named_in_one_sentence(

@@ -1,14 +1,12 @@
-r"""The second grader: normalises two answers as strings, as the authors of MATH do, then compares them with sympy.
+r"""The second grader: compares two answers part by part, and their expressions with a parser of its own and sympy.
 
-It shares no code with Math-Verify, so an agreement of both graders is one of two independent implementations.
+It follows the rules of `rules`, as the reported score does, but parses and compares mathematics without Math-Verify, so
+an agreement of both graders is one of two independent comparisons.
 
-- Removed from both answers: dollar, percent and degree signs, units, spacing commands, `\left` and `\right`, thousands
-  separators, fonts, and an `x =` or `x \in` in front.
 - Compared part by part: comma lists, sets and unions (in any order), tuples, intervals and matrices (in order, with
-  their brackets or shape), equations and inequalities (up to a factor), `\pm`.
+  their brackets or shape), equations and inequalities (up to a factor), `\\pm`.
 - Expressions are equal if they agree to 30 digits at every point where they are evaluated. A decimal is the exact
   fraction that it writes, so 0.33 is not 1/3.
-- Words are compared without regard to case.
 """
 
 from __future__ import annotations
@@ -17,93 +15,35 @@ import re
 from collections.abc import Sequence
 
 import sympy
-from sympy import Expr, Rational
+from sympy import Expr, Rational, Symbol
 
+from lm_eval_tandem.grading.math import quantity, rules, shape
 from lm_eval_tandem.grading.math.latex import NotArithmetic, parse
+from lm_eval_tandem.grading.math.quantity import split
+from lm_eval_tandem.grading.math.shape import RELATION
+from lm_eval_tandem.grading.math.spelling import respell
 
-UNICODE_SIGNS = {
-    "−": "-",
-    "–": "-",
-    "×": r"\times ",
-    "·": r"\cdot ",
-    "÷": "/",
-    "π": r"\pi ",
-    "∞": r"\infty ",
-    "√": r"\sqrt",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "±": r"\pm ",
-    "∪": r"\cup ",
-    "∈": r"\in ",
-    "°": "",
-    "≠": r"\ne ",
-    "\u00a0": " ",
-}
-"""LaTeX for characters that models write in its place."""
-FONTS = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname|rm|bf)"
-SHORT_UNITS = "cm|mm|km|m|ft|in|kg|mg|g|s|h|hr|min|mph|mi|L|ml|mL|J|N|W|V|Hz"
-SUBSTITUTIONS: Sequence[tuple[str, str]] = (
-    (r"\\left(?![a-z])|\\right(?![a-z])|\\(?:big|Big|bigg|Bigg)[lr]?(?![A-Za-z])|\\displaystyle", ""),
-    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
-    (r"(?<!\\)\\!", ""),
-    (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-z])", " "),
-    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-z])", ""),
-    (r"\\?[$%]", ""),
-    (r"\\geqslant|\\geq(?![a-z])|>=", r"\\ge"),
-    (r"\\leqslant|\\leq(?![a-z])|<=", r"\\le"),
-    (r"\\gt(?![a-z])", ">"),
-    (r"\\lt(?![a-z])", "<"),
-    (r"\\neq(?![a-z])", r"\\ne"),
-    (r"\\mathbb\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb{\1}"),
-    (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"),
-    (r"\\[lr]vert(?![a-z])|\\vert(?![a-z])", "|"),
-    (rf"{FONTS}\{{\s*(?:and|or|,)\s*\}}|(?<=[\s\d}}])(?:and|or)(?=[\s\d\\-])", ","),
-    (r"(\d)\s+(\d+)\s*/\s*(\d+)", r"\1\\frac{\2}{\3}"),
-)
-"""Patterns and replacements that bring an answer to one way of writing, applied in this order."""
-UNIT = re.compile(
-    rf"(?<=[\d}})\]])\s*(?:{FONTS}\{{[^{{}}]*\}}|(?<=[\d}})\] ])(?:(?:{SHORT_UNITS})|[A-Za-z]{{3,}}(?: [A-Za-z]+)*)"
-    r"(?:\s*/\s*[A-Za-z]+)?\.?)(?:\s*\^\s*\{?\d\}?)?\s*$"
-)
-ASSIGNMENT = re.compile(
-    r"^\s*[A-Za-z](?:_\{?\w+\}?)?(?:\s*\(\s*[a-z](?:\s*,\s*[a-z])*\s*\))?\s*(?:=|\\in(?![a-z]))\s*(?=\S)"
-)
-THOUSANDS = re.compile(r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
-NUMBER_WITH_BASE = re.compile(r"^([0-9A-Za-z]+)_\{?(\d+)\}?$")
-MATRIX = re.compile(r"^\\begin\{([bpvV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}$", re.DOTALL)
-RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|<|>|=")
+MATRIX = re.compile(r"^\\begin\{pmatrix\}(.*)\\end\{pmatrix\}$", re.DOTALL)
 MIRRORED = {r"\ge": r"\le", ">": "<"}
 """Relations that are rewritten as their mirror image, with the sides exchanged."""
-OPENING, CLOSING = "([{", ")]}"
 DIGITS = 30
-"""Decimal digits to which two expressions have to agree."""
+"""Decimal digits to which two expressions have to agree, relative to the larger one."""
 
 
 def normalise(answer: str) -> str:
-    r"""Return the answer in one way of writing; the module's docstring lists what is removed.
+    r"""Return an answer in one way of writing, without units and percent signs.
 
     Examples
     --------
     >>> normalise(r"$\dfrac{1}{2}$ cm")
     '\\frac{1}{2}'
     """
-    for sign, latex in UNICODE_SIGNS.items():
-        answer = answer.replace(sign, latex)
-    for pattern, replacement in SUBSTITUTIONS:
-        answer = re.sub(pattern, replacement, answer)
-    answer = answer.strip().rstrip(".").strip()
-    whole = re.fullmatch(FONTS + r"\{([^{}]*)\}", answer)
-    if whole is None:
-        answer = UNIT.sub("", answer)
-    answer = re.sub(FONTS + r"\s*\{([^{}]*)\}", r"\1", answer).strip()
-    if THOUSANDS.match(answer):
-        answer = answer.replace(",", "")
-    choice = re.fullmatch(r"\(([A-Z])\)", answer)
-    return choice[1] if choice else re.sub(r"\s+", " ", answer)
+    text = respell(answer)
+    return quantity.plain_words(quantity.readings(quantity.percent(text) or text)[0].text)
 
 
 def equal(gold: str, answer: str) -> bool:
-    r"""Return whether a model's answer equals the gold answer by this module's rules.
+    r"""Return whether a model's answer equals the gold answer by this grader's comparison.
 
     There is no bound on its time, because sympy may never return: call it in a `pool.Pool`.
 
@@ -112,14 +52,7 @@ def equal(gold: str, answer: str) -> bool:
     >>> equal(r"\frac{1}{2}", "0.5"), equal(r"\frac{1}{3}", "0.33")
     (True, False)
     """
-    gold, answer = normalise(gold), normalise(answer)
-    with_base = NUMBER_WITH_BASE.match(gold), NUMBER_WITH_BASE.match(answer)
-    if with_base[0] and with_base[1]:
-        return with_base[0][1].upper() == with_base[1][1].upper() and with_base[0][2] == with_base[1][2]
-    gold, answer = (match[1] if match else text for match, text in zip(with_base, (gold, answer), strict=True))
-    if ("=" in gold) != ("=" in answer) or r"\in " in gold + answer:
-        gold, answer = ASSIGNMENT.sub("", gold), ASSIGNMENT.sub("", answer)
-    return _equal(gold, answer)
+    return rules.same(gold, answer, _equal)
 
 
 def _equal(a: str, b: str) -> bool:
@@ -127,18 +60,11 @@ def _equal(a: str, b: str) -> bool:
     a, b = a.strip(), b.strip()
     if _without_spaces(a) == _without_spaces(b):
         return True
-    for parts, compare in (
-        (_union, _same_members),
-        (_items, _same_members),
-        (_set, _same_members),
-        (_tuple, _same_in_order),
-        (_matrix, _same_in_order),
-    ):
+    for parts, compare in ((_union, _same_members), (_matrix, _same_in_order), (_members, _same_list)):
         parts_of_a, parts_of_b = parts(a), parts(b)
-        if parts_of_a is not None and parts_of_b is not None:
-            return compare(parts_of_a, parts_of_b)
         if parts_of_a is not None or parts_of_b is not None:
-            return False
+            both_have = parts is _members or (parts_of_a is not None and parts_of_b is not None)
+            return both_have and compare(parts_of_a or [a], parts_of_b or [b])
     relations = _relation(a), _relation(b)
     if relations[0] and relations[1]:
         return _same_relation(relations[0], relations[1])
@@ -156,54 +82,16 @@ def _without_spaces(text: str) -> str:
     return text.lower() if re.fullmatch(r"[A-Za-z]{2,}", text) else text
 
 
-def split(text: str, separator: str) -> list[str]:
-    """Split a text at the separators that are outside of all brackets and environments."""
-    parts, depth, start, i = [], 0, 0, 0
-    while i < len(text):
-        if text.startswith(r"\begin", i):
-            depth += 1
-        elif text.startswith(r"\end", i):
-            depth -= 1
-        elif text[i] in OPENING:
-            depth += 1
-        elif text[i] in CLOSING:
-            depth -= 1
-        elif depth == 0 and text.startswith(separator, i):
-            parts.append(text[start:i])
-            start = i = i + len(separator)
-            continue
-        i += 1
-    return [*parts, text[start:]]
-
-
 def _union(text: str) -> list[str] | None:
     """The members of a union; None if the text is not one."""
     parts = split(text, r"\cup")
     return parts if len(parts) > 1 else None
 
 
-def _items(text: str) -> list[str] | None:
-    r"""The members of a comma list, where `\pm` stands for two members; None if there is only one."""
-    members = []
-    for part in split(text, ","):
-        if r"\pm" in part and not RELATION.search(part):
-            members += [part.replace(r"\pm", "+").replace(r"\mp", "-"), part.replace(r"\pm", "-").replace(r"\mp", "+")]
-        else:
-            members.append(part)
-    return members if len(members) > 1 else None
-
-
-def _set(text: str) -> list[str] | None:
-    """The members of a set in braces; None if the text is not one."""
-    return split(text[2:-2], ",") if text.startswith(r"\{") and text.endswith(r"\}") else None
-
-
-def _tuple(text: str) -> list[str] | None:
-    """The brackets of a tuple or an interval, then its members; None if the text is neither."""
-    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]":
-        return None
-    members = split(text[1:-1], ",")
-    return ["\0" + text[0] + text[-1], *members] if len(members) > 1 else None
+def _members(text: str) -> list[str] | None:
+    r"""The brackets of a list, a set, a tuple or an interval ("\0" in front), then its members; None for others."""
+    members = shape.members(text)
+    return None if members is None else ["\0" + shape.brackets(text), *members]
 
 
 def _matrix(text: str) -> list[str] | None:
@@ -211,20 +99,29 @@ def _matrix(text: str) -> list[str] | None:
     match = MATRIX.match(text)
     if match is None:
         return None
-    rows = [row.split("&") for row in re.split(r"\\\\", match[2]) if row.strip()]
+    rows = [row.split("&") for row in re.split(r"\\\\", match[1]) if row.strip()]
     shape = "\0" + "x".join(str(len(row)) for row in rows)
     return [shape, *(entry for row in rows for entry in row)]
 
 
 def _same_members(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether both have equal members, in any order."""
+    """Whether both have equal members, in any order; those of the second may be repeated (`shape.same_shape`)."""
     unmatched = list(b)
     for member in a:
         index = next((i for i, other in enumerate(unmatched) if _equal(member, other)), None)
         if index is None:
             return False
         del unmatched[index]
-    return not unmatched
+    return all(any(_equal(member, other) for member in a) for other in unmatched)
+
+
+def _same_list(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Compare two lists, sets or tuples, with their brackets in front: only what has round brackets has an order."""
+    brackets = {parts[0] for parts in (a, b) if parts[0][:1] == "\0"} - {"\0"}
+    a, b = ([part for part in parts if part[:1] != "\0"] for parts in (a, b))
+    if brackets <= {"\0{}"}:
+        return _same_members(a, b)
+    return len(brackets) == 1 and _same_in_order(a, b)
 
 
 def _same_in_order(a: Sequence[str], b: Sequence[str]) -> bool:
@@ -265,18 +162,31 @@ def agree(a: Expr, b: Expr) -> bool:
         return True
     if a.is_infinite or b.is_infinite or a is sympy.nan or b is sympy.nan:
         return False
-    differences = _evaluated(a - b)
-    return bool(differences) and all(abs(difference) < 10**-DIGITS for difference in differences)
+    letters = sorted(a.free_symbols | b.free_symbols, key=str)
+    verdicts = [_agree_at(a.subs(point), b.subs(point)) for point in _points(letters)]
+    return True in verdicts and False not in verdicts
+
+
+def _agree_at(a: Expr, b: Expr) -> bool | None:
+    """Whether two expressions without letters have the same value; None if they have none."""
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b)
+    size, difference = (value.evalf(DIGITS + 20) for value in (a, a - b))
+    if not (difference.is_number and difference.is_finite and size.is_finite):
+        return None
+    rounding = 0 if a.is_Rational else Rational(10) ** -(DIGITS + 15)
+    return bool(abs(difference) <= max(abs(size) * Rational(10) ** -DIGITS, rounding))
+
+
+def _points(letters: Sequence[Symbol]) -> list[dict[Symbol, Rational]]:
+    """Four assignments of a positive fraction to each letter, a different one to each."""
+    return [
+        {letter: Rational(numerator + 7 * k, 11 + 2 * k) for k, letter in enumerate(letters)}
+        for numerator in (3, 8, 19, 31)
+    ]
 
 
 def _evaluated(expression: Expr) -> list[Expr]:
-    """Values of an expression at four points, without those that are not finite numbers.
-
-    A point assigns a positive fraction to each letter, a different one to each.
-    """
-    letters = sorted(expression.free_symbols, key=str)
-    values = []
-    for numerator in (3, 8, 19, 31):
-        point = {letter: Rational(numerator + 7 * k, 11 + 2 * k) for k, letter in enumerate(letters)}
-        values.append(expression.subs(point).evalf(DIGITS + 20))
+    """Values of an expression at those points, without those that are not finite numbers."""
+    values = [expression.subs(point).evalf(DIGITS + 20) for point in _points(sorted(expression.free_symbols, key=str))]
     return [value for value in values if value.is_number and value.is_finite]

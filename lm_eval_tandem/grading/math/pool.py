@@ -28,8 +28,8 @@ BOOTSTRAP = (
 MODULE = "lm_eval_tandem.grading.math.worker"
 MAX_WORKERS = 8
 """Largest number of workers of a pool, whatever the number of cores: each takes about 100 MB."""
-START_SECONDS = 120.0
-"""Seconds that a worker may take to start and prepare."""
+START_SECONDS = 600.0
+"""Seconds that a worker may take to start and prepare; many, since the machine may be busy with the model."""
 MAX_CALLS = 2000
 """Number of calls after which a worker is replaced, so that the caches of the libraries it uses cannot grow forever."""
 
@@ -81,7 +81,7 @@ class Pool:
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
 
-    def call(self, target: str, *arguments: Any, limit: float) -> Any:
+    def call(self, target: str, *arguments: Any, limit: float, wall_limit: float | None = None) -> Any:
         """Call a function in a worker and return its value; wait until a worker is free.
 
         Parameters
@@ -91,7 +91,10 @@ class Pool:
         *arguments
             Its arguments; they and the value have to be what JSON can hold.
         limit
-            Seconds of wall clock, counted from when a prepared worker has the call.
+            Seconds of CPU time.
+        wall_limit
+            Seconds of wall clock, counted from when a prepared worker has the call; by default as `limit`. Give more
+            where the verdict should not depend on what else the machine does.
 
         Raises
         ------
@@ -103,7 +106,8 @@ class Pool:
         with self._slots:
             worker = self._take()
             try:
-                value = worker.request({"target": target, "arguments": arguments, "limit": limit}, limit)
+                call = {"target": target, "arguments": arguments, "limit": limit}
+                value = worker.request(call, wall_limit or limit)
             except BaseException:  # Ctrl-C too: the late reply must not be taken for that of the next call
                 self._discard(worker)
                 raise
@@ -218,6 +222,8 @@ class _Worker:
                 self.process.stdin.write(message)
                 self.process.stdin.flush()
             line = self.process.stdout.readline()
+        except ValueError as error:  # close() has closed the pipes meanwhile
+            raise CallFailed("the pool was closed during the call") from error
         finally:
             timer.cancel()
             timer.join()  # it must not fire during the next call

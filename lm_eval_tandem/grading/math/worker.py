@@ -23,8 +23,8 @@ try:
 except ImportError:  # Windows has no such module; there the pool's time limit alone ends a call
     resource = None  # type: ignore[assignment]
 
-EXTRA_CPU_SECONDS = 2
-"""CPU seconds that a call may use beyond its time limit, before the kernel ends a worker that its pool did not end."""
+EXTRA_CPU_SECONDS = 1
+"""CPU seconds that a call may use beyond its limit, because the kernel counts whole ones."""
 WATCH_SECONDS = 1.0
 """Seconds between two checks whether the parent process still exists."""
 

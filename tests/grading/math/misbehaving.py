@@ -6,16 +6,16 @@ import ctypes
 import os
 import time
 
-from lm_eval_tandem.grading.math import grader
+from lm_eval_tandem.grading.math import library
 
 WAYS = ("hang", "spin", "exit", "abort", "segfault", "memory", "raise")
 
 
 def verify(gold: str, answer: str) -> bool:
-    """As `grader.verify`, but answers that name a way to misbehave do so."""
+    """As `library.verify`, but answers that name a way to misbehave do so."""
     if answer in WAYS:
         misbehave(answer)
-    return grader.verify(gold, answer)
+    return library.verify(gold, answer)
 
 
 def misbehave(way: str) -> None:

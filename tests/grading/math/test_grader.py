@@ -79,7 +79,7 @@ def test_pairs_written_by_hand(right: bool, capsys: pytest.CaptureFixture[str]) 
     for name in ("verified", "normalised"):
         wrong = [pair for pair, grade in zip(pairs, grades, strict=True) if getattr(grade, name) != right]
         report(capsys, f"{'equivalent forms' if right else 'near-misses'} as expected by {name}: {60 - len(wrong)}/60")
-        assert len(wrong) <= 3, wrong
+        assert wrong == []
 
 
 @pytest.fixture
@@ -87,6 +87,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replace Math-Verify by a grader that some answers make hang or crash, with a short limit."""
     monkeypatch.setattr(grader, "VERIFY", "grading.math.misbehaving:verify")
     monkeypatch.setattr(grader, "LIMIT", 2.0)
+    monkeypatch.setattr(grader, "WALL_FACTOR", 5.0)
     return
 
 
@@ -167,7 +168,7 @@ def test_no_signal_of_the_caller_is_touched_on_any_thread() -> None:
         (r"30^\circ", "31°", False),
     ],
 )
-def test_rules_that_apply_before_math_verify(gold: str, answer: str, right: bool) -> None:
+def test_percent_signs_bases_and_degrees(gold: str, answer: str, right: bool) -> None:
     assert grader.grade(gold, rf"\boxed{{{answer}}}").verified is right
 
 

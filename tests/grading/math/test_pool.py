@@ -127,6 +127,20 @@ def test_a_closed_pool_refuses_and_leaves_nothing(pool: Pool) -> None:
         pool.call("operator:add", 1, 2, limit=30)
 
 
+def test_a_call_whose_pipes_are_closed_meanwhile_fails_as_other_calls_do(pool: Pool) -> None:
+    pool.call("operator:add", 1, 2, limit=30)
+    (worker,) = pool._all
+    pool.close()
+    with pytest.raises(CallFailed, match="closed"):
+        worker.request({"target": "operator:add", "arguments": [1, 2], "limit": 30}, 30)
+
+
+def test_a_call_that_waits_has_more_wall_clock_than_cpu_time(pool: Pool) -> None:
+    assert pool.call("time:sleep", 1.5, limit=1.0, wall_limit=60) is None
+    with pytest.raises(CallFailed, match="ended with code"):
+        pool.call("grading.math.misbehaving:misbehave", "spin", limit=1.0, wall_limit=60)
+
+
 def test_a_pool_whose_workers_cannot_start_says_so() -> None:
     with pytest.raises(GradingError, match=r"could not be started: ModuleNotFoundError.*no_such_module"):
         Pool(prepare="no_such_module:prepare").call("operator:add", 1, 2, limit=30)
