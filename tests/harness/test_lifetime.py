@@ -107,7 +107,7 @@ def test_an_interrupt_ends_the_process_before_its_batch(tmp_path: Path, program:
     # A shell shows the signal as 130. What torch runs at exit may hide it from Python, which then exits with 1.
     assert process.returncode in (-signal.SIGINT, 1), err
     assert "terminate called" not in err
-    assert "KeyboardInterrupt" in err
+    assert "tandem: interrupted" in err or "KeyboardInterrupt" in err  # the second without our message
 
 
 def live_threads() -> list[str]:

@@ -292,7 +292,9 @@ class ModelServer(Listener):
         try:
             while True:
                 sampling = Sampling(step, stop, temperature, seed=seed + len(new))
-                found = await self.engine.generate(Prompt("", tuple(ids + new), session), sampling)
+                # As `continued`, the end tokens of earlier turns would end the answer.
+                prompt = Prompt(text, tuple(new), session) if text else Prompt("", tuple(ids + new), session)
+                found = await self.engine.generate(prompt, sampling)
                 new += found.token_ids
                 self.generated += len(found.token_ids)
                 await asyncio.sleep(self.behaviour.seconds_per_token * len(found.token_ids))

@@ -86,7 +86,10 @@ def test_a_broken_reply_fails_its_question_alone(setup: Setup, kind: str) -> Non
     before = len(setup.lm.records)
     with pytest.raises(EngineError) as caught:
         setup.answer(f"{kind}, coins", f"strange: {kind}", f"{kind}, lanterns")
-    assert re.match(rf"1 of 3 questions failed \(t #1\), the first of them because tiny: .*({BROKEN[kind].sentence})", str(caught.value)), caught.value
+    assert re.match(
+        rf"1 of 3 questions failed \(t #1\), the first of them because tiny: .*({BROKEN[kind].sentence})",
+        str(caught.value),
+    ), caught.value
     assert sorted(record.doc_id for record in setup.lm.records[before:]) == [0, 2]
     assert not [text for text in stored(setup.store) if WRONG in text]
 
