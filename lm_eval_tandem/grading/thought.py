@@ -58,6 +58,18 @@ def closes(response: str) -> bool:
     return _CLOSE.search(response) is not None
 
 
+def opens(text: str) -> bool:
+    """Whether a text has a mark that opens a thought."""
+    return _OPEN.search(text) is not None
+
+
+def without_marks(text: str) -> str:
+    """The text with as many blanks in the place of each mark of `TAGS`."""
+    for marks in (_OPEN, _CLOSE):
+        text = marks.sub(lambda mark: " " * len(mark[0]), text)
+    return text
+
+
 def _end_of_last(marks: re.Pattern[str], text: str) -> int:
     """Where the last match of a pattern ends; 0 if there is none."""
     return max((mark.end() for mark in marks.finditer(text)), default=0)

@@ -34,7 +34,7 @@ from lm_eval_tandem.grading.code.statements import (
     parse,
     split_lines,
 )
-from lm_eval_tandem.grading.thought import CLOSE, OPEN, final_part
+from lm_eval_tandem.grading.thought import final_part, opens, without_marks
 
 _MODULE_START = re.compile(r"(?:from|import|def|class|async def)\s|@\w|[A-Za-z_]\w*\s*(?::[^=]+)?=[^=]")
 
@@ -207,12 +207,12 @@ def _final_part(response: str) -> str | None:
     """The text after the thought. A tag that stands in a comment or a string of valid code ends and opens none."""
     before, blocks = split_fences(response)
     codes = [block.code for block in blocks if block.python]
-    codes += [response] if parse(response) else _pieces(before) if OPEN not in before else []
+    codes += [response] if parse(response) else _pieces(before) if not opens(before) else []
     masked = response
     for code in codes:
-        if (OPEN in code or CLOSE in code) and parse(code):
+        if without_marks(code) != code and parse(code):
             for line in map(str.strip, split_lines(code)):
-                hidden = line.replace(OPEN, " " * len(OPEN)).replace(CLOSE, " " * len(CLOSE))
+                hidden = without_marks(line)
                 masked = masked.replace(line, hidden) if hidden.strip() else masked
     part = final_part(masked)
     return part if part is None else response[len(response) - len(part) :]
