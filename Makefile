@@ -170,7 +170,7 @@ test-vllm: vllm
 
 # in a folder of its own: there the package cannot be imported from the checkout by accident
 test: install sandbox
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg "$$folder" && cd "$$folder" && \
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg constraints.txt "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS)
 	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
 

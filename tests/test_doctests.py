@@ -22,7 +22,11 @@ NEEDS_A_MODEL = {
     "lm_eval_tandem.engines.vllm.engine",
 }
 """Modules whose examples load a model from a hub or call a server: they are only compiled."""
-NOT_RUN = {"lm_eval_tandem.grading.math.grader", "lm_eval_tandem.reports.report"}
+NOT_RUN = {
+    "lm_eval_tandem.grading.math.grader",
+    "lm_eval_tandem.grading.math.library",
+    "lm_eval_tandem.reports.report",
+}
 """Modules whose examples carry `+SKIP`, since they need worker processes or runs on disk: compiled too."""
 
 

@@ -40,6 +40,8 @@ class ResponseTask(HarnessTask):
         """
         flat = results[0] if results and isinstance(results[0], list) else results
         compute: Any = self.config.process_results
+        if not callable(compute):  # release 0.4 with --predict_only
+            return super().process_results(doc, results)
         return compute(doc, flat)
 
     def _build_scorers(self) -> list[Any]:

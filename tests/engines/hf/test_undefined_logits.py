@@ -97,7 +97,7 @@ def test_a_mentor_that_writes_nothing_never_guides(tmp_path: Path, value: float,
         finally:
             lm.close()
 
-    with pytest.raises(EngineError, match=rf"3 of 3 questions failed: .*{words}") as failure:
+    with pytest.raises(EngineError, match=rf"3 of 3 questions failed .*{words}") as failure:
         answered("stage:2")
     assert "\n" not in str(failure.value)
     assert answered("stage:0") == answered("intern")
@@ -110,6 +110,6 @@ def test_an_intern_whose_logits_are_nan_is_named_with_what_to_check(tmp_path: Pa
     }
     classifier = {"classifier": "pair", "efforts": "8:16:32", "prompts": "pair"}
     lm = TandemLM(policy="cascade", **folders, **classifier, **COMMON)
-    with pytest.raises(EngineError, match=r"3 of 3 questions failed: the logits of .*/i are NaN.*dtype="):
+    with pytest.raises(EngineError, match=r"3 of 3 questions failed .* the logits of .*/i are NaN.*dtype="):
         lm.generate_until(instances(3, max_gen_toks=8), disable_tqdm=True)
     lm.close()
