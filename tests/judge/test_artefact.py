@@ -192,8 +192,8 @@ def test_a_saved_judge_comes_back_identical(fitted: SufficiencyClassifier, artef
     again = artefact.with_name("again")
     save(again, judge.estimator, judge.thresholds, pair=PAIR, fitted_on={}, recipe="default", card="")
     assert (again / "model.safetensors").read_bytes() == (artefact / "model.safetensors").read_bytes()
-    for features in (X[:2], X[0, :5], np.full(18, np.nan)):
-        with pytest.raises(ClassifierError, match="18 finite numbers"):
+    for features, sentence in ((X[:2], "18 finite"), (X[0, :5], "18 finite"), (np.full(18, np.nan), "logits for NaN")):
+        with pytest.raises(ClassifierError, match=sentence):
             judge.score(features)
 
 
