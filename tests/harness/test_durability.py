@@ -124,7 +124,15 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_run_with_one_sentence_and_keeps_what_is_finished(tmp_path: Path) -> None:
     line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:3"), "--limit", "2000"]
-    run = subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        line,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts its background jobs with interrupts ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while entries(tmp_path / "s.sqlite") < 5:
         assert run.poll() is None, "the run ended by itself"
         time.sleep(0.05)
