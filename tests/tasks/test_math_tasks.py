@@ -297,7 +297,9 @@ def test_a_prompt_that_opens_a_thought_in_any_tag_makes_a_reply_without_its_end_
 ) -> None:
     task = load("tandem_gsm8k")
     response = type("Response", (str,), {"metrics": {"truncated": 1.0}})(r"\boxed{5}")
-    instance = Instance("generate_until", task.dataset["test"][0], (f"Q{opening}", {}), 0, ("tandem_gsm8k", 0, 1))
+    instance = Instance(
+        "generate_until", task.dataset["test"][0], (f"Q{opening}", {}), idx=0, task_name="tandem_gsm8k", doc_id=0
+    )
     instance.resps = [response]
     task._instances = [instance]
     task.apply_filters()
