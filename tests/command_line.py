@@ -36,6 +36,24 @@ def command(task: str, model: str = "tandem", bare: bool = False, **arguments: A
     return [*program, "--model", model, "--model_args", given, "--tasks", task, "--batch_size", "16", *tasks]
 
 
+def save_task(folder: Path, questions: Sequence[str]) -> None:
+    """Save the task `coins`, which asks these questions, into the folder; `--include_path` is its folder `tasks`."""
+    task = {
+        "task": "coins",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "x",
+        "generation_kwargs": {"until": [], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in questions))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "coins.yaml").write_text(json.dumps(task))
+
+
 def run(arguments: Sequence[str], folder: Path, code: int = 0) -> str:
     """What the command printed; it has to end with the exit code."""
     done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)

@@ -45,7 +45,7 @@ def final_part(response: str) -> str | None:
         if messages:
             return response[messages[-1].end() :] if messages[-1][1] == "final" else None
     after = response[_end_of_last(_CLOSE, response) :]
-    return None if _OPEN.search(after) else after
+    return None if opens(after) else after
 
 
 def ends_inside(prompt: str) -> bool:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 import tiny
+from command_line import save_task
 from engines.conformance import THOUGHT, Reference, run, together
 from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, refusal, serving
 from engines.http.strange_replies import whole
@@ -660,20 +661,7 @@ def test_a_thousand_questions_under_fire(folder: Path) -> None:
 
 def test_the_key_appears_nowhere(folder: Path, tmp_path: Path) -> None:
     """In the ledger, store, samples and printed output of a whole run of the harness."""
-    task = {
-        "task": "coins",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "x",
-        "generation_kwargs": {"until": [], "max_gen_toks": 8, "do_sample": False},
-        "metric_list": [{"metric": "exact_match"}],
-    }
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in QUESTIONS[:3]))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "coins.yaml").write_text(json.dumps(task))
+    save_task(tmp_path, QUESTIONS[:3])
     with serving(folder, Behaviour(returns_ids=False), KEY) as server:
         arguments = (
             f"mentor=tiny,mentor_backend=openai,mentor_base_url={server.url},mentor_api_key_env=OPENAI_API_KEY,intern={folder},policy=stage:1,efforts=6:9,"

@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 import tiny
+from command_line import save_task
 from engines.http.openai_server import Behaviour, ModelServer, serving
 from engines.http.strange_replies import BROKEN, ODD, RIGHT, WRONG, Strange
 from lm_eval_tandem.errors import EngineError
@@ -106,20 +107,7 @@ def test_an_answer_in_an_unusual_form_is_read(setup: Setup, kind: str) -> None:
 def test_a_run_of_the_harness_ends_with_the_number_of_failed_questions(folder: Path, tmp_path: Path) -> None:
     """All kinds in one run."""
     questions = [f"kind {n}: how many coins?" for n in range(len(BROKEN))] + [f"well {n}: coins?" for n in range(9)]
-    task = {
-        "task": "coins",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "x",
-        "generation_kwargs": {"until": [], "max_gen_toks": 8, "do_sample": False},
-        "metric_list": [{"metric": "exact_match"}],
-    }
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in questions))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "coins.yaml").write_text(json.dumps(task))
+    save_task(tmp_path, questions)
 
     def run(server: ModelServer) -> subprocess.CompletedProcess[str]:
         arguments = {
