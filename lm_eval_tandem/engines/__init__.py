@@ -83,8 +83,7 @@ class Sampling:
         Of the random numbers, for a temperature above 0. Every call starts its random numbers anew.
     return_token_stats
         Also return log-probability and entropy of each new token (`Completion.logprob`, `Completion.entropy`), under
-        the model's own distribution: before temperature, top_p and the like. For vocabularies of up to
-        `entropy.SMALL_VOCABULARY` tokens both are 0 for near-certain tokens (`entropy.zero_near_certain`).
+        the model's own distribution: before temperature, top_p and the like.
     max_entropy
         In nats, with `return_token_stats`: generation ends with the first token whose entropy is higher.
 

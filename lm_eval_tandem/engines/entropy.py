@@ -1,4 +1,4 @@
-"""Entropies of tokens where an engine does not see the logits, and which tokens count as near-certain.
+"""Entropies of tokens where an engine does not see the logits.
 
 vLLM's workers put exact entropies among the log-probabilities that vLLM returns (`vllm.worker_extension`); from other
 servers an entropy can only be estimated from the K most likely tokens. All values are in nats.
@@ -19,28 +19,6 @@ LOGPROB_COLUMNS = 2
 """Number of logprobs to request where entropies are exact: the entropy takes the place of the second most likely."""
 ENTROPY_TOKEN_ID = -1
 """The token id that marks a column as holding an entropy."""
-SMALL_VOCABULARY = 2**12
-"""Up to this many tokens, finding near-certain tokens by comparing logits is cheaper than a softmax over all of them.
-No model in practical use has so few; the bundled pair has."""
-NEAR_CERTAIN = 0.2
-"""Nats: over a small vocabulary, a generated token with a lower entropy counts as certain, so that few tokens need
-their exact entropy computed."""
-
-
-def zero_near_certain(logprob: Values, entropy: Values, vocabulary: int) -> tuple[Values, Values]:
-    """Log-probabilities and entropies of generated tokens as every engine reports them; both 0 for near-certain ones.
-
-    Parameters
-    ----------
-    logprob, entropy
-        float32 of shape (n,), in nats.
-    vocabulary
-        Number of tokens of the vocabulary. Above `SMALL_VOCABULARY` the values are returned unchanged.
-    """
-    if vocabulary > SMALL_VOCABULARY:
-        return logprob, entropy
-    certain = entropy < NEAR_CERTAIN
-    return np.where(certain, np.float32(0), logprob), np.where(certain, np.float32(0), entropy)
 
 
 @dataclass(frozen=True)

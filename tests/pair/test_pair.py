@@ -1,8 +1,10 @@
 """The bundled pair: its tokenizer, its problems, its weights and its tasks' metrics."""
 
 import importlib.util
+import itertools
 import json
 import random
+import re
 from types import ModuleType
 
 import pytest
@@ -108,6 +110,24 @@ def test_splits_share_no_problem_and_training_draws_none_of_the_others() -> None
     assert len(set.union(*shapes.values())) == sum(map(len, shapes.values()))
     train, test = ({row["question"] for d in pb.DOMAINS for row in documents(d, split)} for split in ("train", "test"))
     assert not train & test
+
+
+def bare(row: dict) -> str:
+    """`Problem.bare` of a row's question in either domain."""
+    start = re.search(r"with (\d+) coins|x = (\d+)", row["question"])
+    deeds = re.findall(r"(buys an?|sells an?|x -=|x \+=) (\w+)", row["question"])
+    steps = ("+" + good if deed.startswith(("sells", "x +")) else "-" + good for deed, good in deeds)
+    return f"{start[1] or start[2]} {' '.join(steps)}"
+
+
+def test_no_test_question_is_asked_elsewhere_or_was_one_of_the_first_draw() -> None:
+    math, code, *train = (
+        [bare(row) for row in documents(domain, split)] for split in ("test", "train") for domain in pb.DOMAINS
+    )
+    assert {"36 -redit +straw +bratug +bradaz -fence", "48 -grape -pitcher -trusiv -stone"} < pb.first_test_problems()
+    groups = [set(math), set(code), set().union(*train), pb.first_test_problems()]
+    assert [len(group) for group in groups[:2]] == [pb.TEST_QUESTIONS] * 2
+    assert all(not a & b for a, b in itertools.combinations(groups, 2))
 
 
 def test_the_training_stream_is_of_the_model_split_only(monkeypatch: pytest.MonkeyPatch) -> None:

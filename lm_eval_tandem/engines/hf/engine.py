@@ -28,7 +28,6 @@ from lm_eval_tandem.engines import (
     ScoringView,
     TokenStats,
 )
-from lm_eval_tandem.engines.entropy import zero_near_certain
 from lm_eval_tandem.engines.hf.batch import Job, resolve
 from lm_eval_tandem.engines.hf.cache_check import check_cache
 from lm_eval_tandem.engines.hf.kv_cache import Network
@@ -85,7 +84,6 @@ class HFEngine(LocalTokenizer):
         if not network.paddable:
             self.max_concurrency = 1
         self.reads_drafts, self.hidden_size = network.stackable, network.hidden_size
-        self._vocabulary = network.vocabulary
         self._worker = Worker(self.name, network, end_tokens, self.max_concurrency, precision, self.window)
         self.work = self._worker.work
         self._submitted: list[Job] = []
@@ -106,7 +104,6 @@ class HFEngine(LocalTokenizer):
         entropy: Any = None
         if job.wants_stats:
             logprob, entropy = np.array(job.stats, dtype=np.float32).T
-            logprob, entropy = zero_near_certain(logprob, entropy, self._vocabulary)
         return Completion(
             text=self.answer_text(tuple(job.new), sampling.stop),
             token_ids=tuple(job.new),

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from lm_eval_tandem.engines import EngineWork
@@ -148,8 +147,7 @@ class Worker:
 
     def _run(self) -> None:
         registered = CPU.registered(self._fill) if self._on_cpu else nullcontext()
-        # numpy would warn of infinities in `generated_token_stats`, which handles them.
-        with np.errstate(over="ignore", invalid="ignore"), registered:
+        with registered:
             while self._wait_for_jobs():
                 self._compute()
         RUNNING.discard(self)

@@ -28,7 +28,7 @@ from lm_eval_tandem.engines import (
     ScoringView,
     TokenStats,
 )
-from lm_eval_tandem.engines.entropy import EntropyMethod, Values, zero_near_certain
+from lm_eval_tandem.engines.entropy import EntropyMethod, Values
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
 from lm_eval_tandem.engines.stopping import StopRule, StopSearch, answer_text
@@ -128,7 +128,7 @@ class VLLMEngine(LocalTokenizer):
             if n < len(new):
                 finish_reason = "max_entropy"
             new = new[:n]
-            logprob, entropy = zero_near_certain(logprob[:n], entropy[:n], self._vocabulary)
+            logprob, entropy = logprob[:n], entropy[:n]
         return Completion(
             text=self.answer_text(new, sampling.stop),
             token_ids=new,

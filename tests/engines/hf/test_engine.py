@@ -18,10 +18,8 @@ from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.hf.token_stats import (
-    CERTAIN_MARGIN,
     generated_token_stats,
     likeliest_tokens,
-    logprob_and_entropy,
 )
 from lm_eval_tandem.errors import EngineError
 
@@ -198,24 +196,20 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("rows", [slice(0, 5), slice(0, 1), slice(2, 3), slice(5, 6), slice(6, 7), slice(0, 7)])
+@pytest.mark.parametrize("rows", [slice(0, 7), slice(2, 3), slice(6, 7)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])
-def test_token_statistics_agree_in_numpy_and_torch(rows: slice, masked: bool, shift: float) -> None:
+def test_token_statistics_are_exact_for_certain_tokens_too(rows: slice, masked: bool, shift: float) -> None:
     """Five tokens that are not the likeliest, one that just is, and one that is far ahead of all others."""
     logits = torch.randn(7, 300, generator=torch.Generator().manual_seed(1)) * 8 + shift
-    for row, lead in ((5, 9.9), (6, 10.1)):
+    for row, lead in ((5, 1.0), (6, 10.1)):
         logits[row, 4] = logits[row].max() + lead
     if masked:
         logits[2, 10:] = -torch.inf
     logits, tokens = logits[rows], [0, 3, 7, 1, 9, 4, 4][rows]
-    expected = torch.cat(logprob_and_entropy(logits, torch.tensor(tokens).unsqueeze(-1)), dim=1)
     exact = torch.log_softmax(logits.double(), -1)
-    np.testing.assert_allclose(expected[:, 1], torch.special.entr(exact.exp()).sum(-1), atol=1e-5)
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = np.array(generated_token_stats(logits.clone(), tokens))
-    certain = np.arange(7)[rows] == 6
-    assert (found[certain] == 0).all()
-    assert (expected[certain].abs() < 300 * np.exp(-CERTAIN_MARGIN) * (1 + CERTAIN_MARGIN)).all()
-    np.testing.assert_allclose(found[~certain], expected[~certain], atol=1e-5)
+    logprob, entropy = exact.gather(-1, torch.tensor(tokens).unsqueeze(-1)), torch.special.entr(exact.exp()).sum(-1)
+    found = np.array(generated_token_stats(logits, tokens))
+    np.testing.assert_allclose(found, np.column_stack([logprob, entropy]), atol=1e-5)
+    assert (found[:, 1] > 0).all()
     assert likeliest_tokens(logits) == (logits.argmax(-1).tolist(), [True] * len(logits))
