@@ -40,7 +40,7 @@ WRONG: tuple[dict[str, Any], ...] = (
     {"guidance": "none"},
     {"batch_size": "many"},
     {"top_p": 1.5, "do_sample": True},
-    {"top_k": -1, "do_sample": True},
+    {"top_k": -2, "do_sample": True},
     {"min_p": 2.0, "do_sample": True},
     {"repetition_penalty": -1.0},
     {"temperature": -1.0, "do_sample": True},
@@ -95,7 +95,9 @@ class Case:
         elif kind == "sampled" and mode == "stage":  # `--model hf` draws all rows of a batch from one stream
             generation |= {"do_sample": True, "temperature": 1.1, "top_p": 0.9, "min_p": 0.01}
         texts = questions(rng, n := rng.randint(3, 9))
-        stops = [rng.sample([*SCRIPTS, None, None], rng.randint(0, 3)) for _ in range(n)]
+        # `--model hf` stops in its thinking, too: a stop string that holds the thinking's end would show only that
+        allowed = [stop for stop in SCRIPTS if arguments.get("think_end_token", stop + "no part") not in stop]
+        stops = [rng.sample([*allowed, None, None], rng.randint(0, 3)) for _ in range(n)]
         kinds, chat, stage = (rng.choice(KINDS), rng.choice(KINDS)), rng.random() < 0.4, rng.randint(0, len(efforts))
         case = cls(mode, kinds, arguments, generation, texts, stops, chat, stage)
         if mode == "wrong":
