@@ -25,7 +25,7 @@ from lm_eval_tandem.training.policy_comparison import (
 from lm_eval_tandem.training.thresholds import Objective, parse_objective
 from lm_eval_tandem.training.tradeoff import format_points, thresholds
 
-QUESTIONS, TASK = 24, "tandem_pair_math_train"
+QUESTIONS, TASK = 16, "tandem_pair_math_train"
 COMMON = {"dtype": "float32", "device": "cpu", "batch_size": 16}
 LIMITS = (0.999, 0.99, 0.999, 0.999)
 CLASSIFIER = _paths.classifiers() / "pair"
