@@ -59,7 +59,15 @@ def add_collect(commands: Commands) -> None:
     collect.add_argument("--limit", type=float, default=None, help="questions per task, or a share below 1")
     collect.add_argument("--metric", default=None, help="the grade to learn (default: the task's first metric)")
     collect.add_argument(
-        "--no_mentor", action="store_true", help="leave out the mentor's own answers, which fit --labels mentor needs"
+        "--no_mentor",
+        action="store_true",
+        help="leave out the mentor's own answers, which fit --labels mentor needs and thresholds compares with",
+    )
+    collect.add_argument(
+        "--budgets",
+        default="",
+        metavar="N,N",
+        help="also collect budget_forcing:N for each of these numbers of mentor tokens, for thresholds to compare",
     )
     collect.add_argument(
         "--hidden",
@@ -94,8 +102,16 @@ def run_collect(given: argparse.Namespace) -> None:
         )
     }
     run["mentor"] = not given.no_mentor
+    run["budgets"] = [parse_budget(text) for text in given.budgets.split(",") if text]
     path = collect(arguments, given.tasks.split(","), given.output, given.include_path, **run)
     print(f"collected: {path}")
+
+
+def parse_budget(text: str) -> int:
+    """A number of --budgets."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ArgumentError(f"--budgets {text} is no number of tokens; give whole numbers with commas, as in 120,240.")
+    return int(text)
 
 
 def add_fit(commands: Commands) -> None:
@@ -127,7 +143,7 @@ def add_fit(commands: Commands) -> None:
 
 def run_fit(given: argparse.Namespace) -> None:
     """`lm-eval-tandem fit`."""
-    from lm_eval_tandem.training.tradeoff import fit
+    from lm_eval_tandem.training.fit_folder import fit
 
     names = ("cost", "recipe", "inputs", "model", "labels", "seed", "device", "batch_size")
     how = {name: getattr(given, name) for name in names}
@@ -138,9 +154,16 @@ def run_fit(given: argparse.Namespace) -> None:
 
 def add_thresholds(commands: Commands) -> None:
     """`lm-eval-tandem thresholds`."""
-    thresholds = commands.add_parser("thresholds", help="a classifier's trade-off, from collected questions")
+    thresholds = commands.add_parser(
+        "thresholds", help="every policy's accuracy and cost from collected questions, and which one to use"
+    )
     thresholds.add_argument("collected", type=Path, nargs="+", help=COLLECTED)
-    thresholds.add_argument("--classifier", type=Path, required=True, help="folder that fit wrote")
+    thresholds.add_argument(
+        "--classifier",
+        type=Path,
+        default=None,
+        help="folder that fit wrote; without it the policies that need none are compared",
+    )
     thresholds.add_argument("--objective", default="accuracy", help=OBJECTIVE)
     thresholds.add_argument("--cost", default=None, help=COST)
     thresholds.add_argument("--labels", default="truth", help="truth, or mentor")
@@ -153,8 +176,11 @@ def run_thresholds(given: argparse.Namespace) -> None:
     """`lm-eval-tandem thresholds`."""
     from lm_eval_tandem.training.tradeoff import format_points, thresholds, write_points
 
-    found = thresholds(given.collected, given.classifier, given.objective, given.points, given.labels, given.cost)
+    found, advice = thresholds(
+        given.collected, given.classifier, given.objective, given.points, given.labels, given.cost
+    )
     print(format_points(found))
+    print(f"\n{advice}")
     if given.output is not None:
         write_points(found, given.output)
 

@@ -22,12 +22,14 @@ from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import SCHEMA
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.training import collected_file
-from lm_eval_tandem.training.rows import QuestionId, Row, final_answers, rows_of_stage
+from lm_eval_tandem.training.rows import QuestionId, Row, alone_entries, final_answers, rows_of_stage
 
 if TYPE_CHECKING:
     from lm_eval_tandem.harness.model import TandemLM
 
 STORE = "store.sqlite"
+MENTOR = "mentor"
+"""The policy whose answers `fit --labels mentor` compares with."""
 PILOT_QUESTIONS = 16
 """Questions per task that are run first, to estimate what all will cost."""
 
@@ -73,18 +75,29 @@ class HarnessRun:
         """The policy of every stage, stage 0 first."""
         return [f"stage:{stage}" for stage in range(len(self.lm.settings.efforts) + 1)]
 
-    def rows(self, limit: float | None, mentor: bool) -> list[Row]:
-        """Run every stage, and the mentor alone if `mentor`; returns one row per question and stage."""
+    def rows(self, limit: float | None, alone: Sequence[str]) -> list[Row]:
+        """Run these policies of the mentor alone, then every stage; returns one row per question and stage."""
         mentor_answers: dict[QuestionId, str] = {}
-        if mentor:
-            mentor_answers = final_answers(self.evaluate("mentor", limit)[1]["samples"])
+        entries: dict[QuestionId, list[dict[str, Any]]] = {}
+        for policy in alone:
+            records, results = self.evaluate(policy, limit)
+            found = alone_entries(policy, records, results["samples"], self._metrics(results))
+            for question, entry in found.items():
+                entries.setdefault(question, []).append(entry)
+            if policy == MENTOR:
+                mentor_answers = final_answers(results["samples"])
         rows: list[Row] = []
         for stage, policy in enumerate(self.stage_policies):
             records, results = self.evaluate(policy, limit)
-            first = {task: config["metric_list"][0]["metric"] for task, config in results["configs"].items()}
-            metrics = {task: self.metric or first[task] for task in first}
-            rows += rows_of_stage(records, results["samples"], stage, metrics, mentor_answers)
+            metrics = self._metrics(results)
+            rows += rows_of_stage(
+                records, results["samples"], stage, metrics, mentor_answers, entries if stage == 0 else None
+            )
         return rows
+
+    def _metrics(self, results: dict[str, Any]) -> dict[str, str]:
+        """The metric of each task that counts."""
+        return {task: self.metric or config["metric_list"][0]["metric"] for task, config in results["configs"].items()}
 
 
 def collect(
@@ -97,6 +110,7 @@ def collect(
     metric: str | None = None,
     mentor: bool = True,
     hidden: bool = False,
+    budgets: Sequence[int] = (),
     **evaluation: Any,
 ) -> Path:
     """Run every stage over the tasks and write what was measured; an estimate of the cost is printed first.
@@ -116,9 +130,12 @@ def collect(
     metric
         The grade to learn; None for each task's first metric.
     mentor
-        Whether to collect the mentor's own answers too, which `fit --labels mentor` needs.
+        Whether to collect the mentor's own answers too: `fit --labels mentor` needs them, and `thresholds` compares
+        with them.
     hidden
         Whether to collect the intern's hidden states and the prompts' tokens too, for `fit --inputs hidden` and `lora`.
+    budgets
+        Numbers of mentor tokens N, for each of which budget_forcing:N is collected to be compared as well.
     **evaluation
         Further arguments of the harness's `simple_evaluate`, such as apply_chat_template and gen_kwargs.
 
@@ -147,8 +164,9 @@ def collect(
         lm.record_hidden()
     run = HarnessRun(lm, list(tasks), manager, metric, evaluation)
     print_unknown_sizes(lm)
-    print_estimate(run, limit, mentor)
-    rows = run.rows(limit, mentor)
+    alone = [*([MENTOR] if mentor else []), *(f"budget_forcing:{budget}" for budget in budgets)]
+    print_estimate(run, limit, alone)
+    rows = run.rows(limit, alone)
     description = _description(lm, tasks, hidden)
     lm.close()
     return collected_file.write(output / collected_file.NAME, rows, description)
@@ -190,7 +208,7 @@ def print_unknown_sizes(lm: TandemLM) -> None:
         )
 
 
-def print_estimate(run: HarnessRun, limit: float | None, mentor: bool) -> None:
+def print_estimate(run: HarnessRun, limit: float | None, alone: Sequence[str]) -> None:
     """Print what collecting will cost, from a pilot of the first questions of each task.
 
     Nothing is printed if the limit is no larger than the pilot.
@@ -199,7 +217,7 @@ def print_estimate(run: HarnessRun, limit: float | None, mentor: bool) -> None:
         return
     stages = run.stage_policies
     started, piloted, total, tokens = time.perf_counter(), 0, 0, Tokens()
-    for policy in [*stages, *(["mentor"] if mentor else [])]:
+    for policy in [*stages, *alone]:
         records, results = run.evaluate(policy, PILOT_QUESTIONS)
         counts = results["n-samples"].values()
         piloted = sum(count["effective"] for count in counts)
@@ -218,7 +236,7 @@ def print_estimate(run: HarnessRun, limit: float | None, mentor: bool) -> None:
     if mentor_size is not None and intern_size is not None:
         flops = f", {tflops(whole, mentor_size, intern_size, 0):.3g} TFLOPs"
     print(
-        f"collect: {total:,} questions at {len(stages)} stages{' and the mentor alone' * mentor}: about "
+        f"collect: {total:,} questions at {len(stages)} stages{' and the mentor alone' * bool(alone)}: about "
         f"{whole.mentor_new:,} mentor and {whole.intern_new:,} intern tokens{flops}, "
         f"{factor * seconds / 60:,.1f} minutes or less at the speed of the first {piloted}; results in {STORE} are "
         "not generated again.",

@@ -26,7 +26,7 @@ NAME = "collected.parquet"
 _REQUIRED = {"task", "doc_id", "stage", "judged", "correct", "features", "mentor_tokens", "intern_tokens"}
 _LARGE = ("hidden", "prompt_ids")
 """Columns that are read without passing through Python's lists."""
-_OPTIONAL = (*_LARGE, "dollars")
+_OPTIONAL = (*_LARGE, "dollars", "alone")
 """Columns that are left out when empty."""
 
 
@@ -43,7 +43,9 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
     floats, integers = pyarrow.list_(pyarrow.float32()), pyarrow.list_(pyarrow.int32())
     types = {"agrees": pyarrow.float64(), "answer_logprob": floats, "answer_entropy": floats, "parts": floats}
     types |= {"answer_ids": integers, "prompt_end": integers, "hidden": floats, "prompt_ids": integers}
+    of_policy = {"policy": pyarrow.string(), "correct": pyarrow.float64(), "tokens": pyarrow.int64()}
     types |= {"dollars": pyarrow.float64()}
+    types |= {"alone": pyarrow.list_(pyarrow.struct(of_policy | {"dollars": pyarrow.float64()}))}
     left_out = {name for name in _OPTIONAL if all(getattr(row, name) is None for row in rows)}
     columns = {
         name: pyarrow.array([getattr(row, name) for row in rows], types.get(name))
@@ -192,7 +194,24 @@ class _Columns:
             prompt_ends=self.array("prompt_end", PROMPT_TAIL, np.int32, -1),
             hidden=self.hidden_states(),
             prompts=self.prompts(),
+            alone=self.alone(unit),
         )
+
+    def alone(self, unit: CostUnit) -> dict[str, tuple[Any, Any]]:
+        """Grade and cost (Q,) of the mentor alone, by policy; only policies that were collected for every question."""
+        entries: list[list[dict[str, Any]]] = [[] for _ in range(self.shape[0])]
+        for q, found in zip(self.cells[0], self.columns.get("alone", ()), strict=False):
+            entries[q] += found or []
+        names = dict.fromkeys(entry["policy"] for entry in entries[0]) if entries else {}
+        by_policy = {name: [entry for found in entries for entry in found if entry["policy"] == name] for name in names}
+        return {
+            name: (
+                np.array([entry["correct"] for entry in found], dtype=np.float64),
+                np.array([unit.mentor_alone(entry["tokens"], entry["dollars"]) for entry in found], dtype=np.float64),
+            )
+            for name, found in by_policy.items()
+            if len(found) == len(entries)
+        }
 
     def hidden_states(self) -> Any:
         """Hidden states, float32 (Q, T, D), NaN where a stage was not collected; None without them."""

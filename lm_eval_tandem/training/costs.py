@@ -62,6 +62,15 @@ class CostUnit:
             return dollars, dollars + self.prices[0] * rest, self.prices[1]
         return self._of(mentor, intern), self._of(mentor[:, -1:], intern), float(self._of(0, 1))
 
+    def mentor_alone(self, tokens: int, dollars: float | None) -> float:
+        """What an answer of the mentor alone costs, which no intern reads."""
+        if self.name == DOLLARS:
+            assert dollars is not None
+            return dollars
+        if self.name == TFLOPS:
+            return tflops(Tokens(mentor_new=tokens), *self.sizes, read=0)
+        return tokens
+
     def _of(self, mentor: Any, intern: Any) -> Any:
         if self.name == TFLOPS:
             return tflops(Tokens(mentor_new=mentor, intern_new=intern), *self.sizes)

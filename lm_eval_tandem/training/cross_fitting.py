@@ -78,6 +78,18 @@ def out_of_fold(
     return scores
 
 
+def cross_fitted_thresholds(outcomes: Outcomes, choose: Choose, seed: int) -> Floats:
+    """For each question, thresholds (Q, T) that were chosen on the questions of the other folds.
+
+    Parameters, folds and errors are those of `cross_fitted_outcomes`.
+    """
+    fold = _folds(outcomes, seed)
+    limits = np.empty(outcomes.scores.shape)
+    for number in range(FOLDS):
+        limits[fold == number] = choose(_subset(outcomes, fold != number))
+    return limits
+
+
 def cross_fitted_outcomes(
     outcomes: Outcomes, choose: Choose, seed: int, judge_without: Judge | None = None
 ) -> tuple[Floats, Floats]:
@@ -105,7 +117,7 @@ def cross_fitted_outcomes(
         No thresholds reach the objective on some of the folds.
     """
     questions = len(outcomes.scores)
-    fold = stratified_folds((outcomes.correct >= 0.5).sum(axis=1), FOLDS, seed)
+    fold = _folds(outcomes, seed)
     correct, cost = np.empty(questions), np.empty(questions)
     for number in range(FOLDS):
         held_out = fold == number
@@ -113,6 +125,10 @@ def cross_fitted_outcomes(
         thresholds = choose(_subset(judged, ~held_out))
         _, correct[held_out], cost[held_out] = simulate(_subset(judged, held_out), thresholds)
     return correct, cost
+
+
+def _folds(outcomes: Outcomes, seed: int) -> NDArray[np.int64]:
+    return stratified_folds((outcomes.correct >= 0.5).sum(axis=1), FOLDS, seed)
 
 
 def _subset(outcomes: Outcomes, rows: NDArray[np.bool_]) -> Outcomes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,8 @@ class Collected:
         (Q, T) of integer arrays: the prompts' tokens; None if they were not collected.
     cost_unit
         The unit of all costs: TFLOPs, dollars or tokens.
+    alone
+        Grade and cost (Q,) of the mentor alone, by policy ("mentor", "budget_forcing:N"), as far as collected.
     """
 
     ids: list[str]
@@ -87,6 +89,7 @@ class Collected:
     hidden: NDArray[np.float32] | None = None
     prompts: NDArray[np.object_] | None = None
     cost_unit: str = "TFLOPs"
+    alone: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
         """Some of the questions, by a mask (Q,) or by their indices."""
@@ -95,7 +98,8 @@ class Collected:
             name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _ARRAYS
         }
         tasks = None if self.tasks is None else [self.tasks[row] for row in indices]
-        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, **arrays)
+        alone = {name: (grades[rows], costs[rows]) for name, (grades, costs) in self.alone.items()}
+        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, alone=alone, **arrays)
 
     def probe_all(self, probe: Probe) -> tuple[Floats, Floats]:
         """Apply a probe to every collected answer.
@@ -255,4 +259,12 @@ def concatenate(collections: Sequence[Collected]) -> Collected:
 
     arrays: dict[str, Any] = {name: joined(name) for name in _ARRAYS}
     tasks = [task for data in collections for task in (data.tasks or [""] * len(data.ids))]
-    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, **arrays)
+    alone = {
+        name: (
+            np.concatenate([data.alone[name][0] for data in collections]),
+            np.concatenate([data.alone[name][1] for data in collections]),
+        )
+        for name in first.alone
+        if all(name in data.alone for data in collections)
+    }
+    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, alone=alone, **arrays)

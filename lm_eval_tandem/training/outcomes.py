@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.decision import fallback_stage, passes
@@ -57,7 +56,7 @@ class Outcomes:
                 )
 
 
-def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[np.int64], Floats, Floats]:
+def simulate(outcomes: Outcomes, thresholds: ArrayLike) -> tuple[NDArray[np.int64], Floats, Floats]:
     """The decisions of the cascade (paper, Algorithm 1): stop at the first stage that passes, else at the fallback.
 
     Parameters
@@ -65,7 +64,7 @@ def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[n
     outcomes
         The questions.
     thresholds
-        One per stage, stage 0 first.
+        One per stage, stage 0 first: (T,), or (Q, T) where questions have thresholds of their own.
 
     Returns
     -------
@@ -78,7 +77,7 @@ def simulate(outcomes: Outcomes, thresholds: Sequence[float]) -> tuple[NDArray[n
         There is not one threshold per stage.
     """
     limits = np.asarray(thresholds, dtype=np.float64)
-    if limits.shape != outcomes.scores.shape[1:]:
+    if limits.shape not in (outcomes.scores.shape, outcomes.scores.shape[1:]):
         raise ClassifierError(
             f"{limits.size} threshold(s) were given for {outcomes.scores.shape[1]} stages (stage 0 included); "
             "give one each."

@@ -1,4 +1,7 @@
-"""One row per question and stage: the judge's measurements of a run, joined with the grades that the task gave."""
+"""One row per question and stage: the judge's measurements of a run, joined with the grades that the task gave.
+
+The rows of stage 0 also hold what the mentor alone reached under each of the policies that were collected.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,8 @@ class Row:
     """The prompt's tokens; None as for `hidden`."""
     dollars: float | None = None
     """What the question cost when it was answered from this stage; None without prices."""
+    alone: list[dict[str, Any]] | None = None
+    """What the mentor alone reached, at stage 0: policy, correct, tokens and dollars of each policy collected."""
 
 
 def final_answers(samples: Samples) -> dict[QuestionId, str]:
@@ -70,6 +75,7 @@ def rows_of_stage(
     stage: int,
     metrics: Mapping[str, str],
     mentor_answers: Mapping[QuestionId, str] | None = None,
+    alone: Mapping[QuestionId, list[dict[str, Any]]] | None = None,
 ) -> list[Row]:
     """The rows of one stage, joined by task and document id.
 
@@ -83,6 +89,8 @@ def rows_of_stage(
         The name of the grade to learn, by task.
     mentor_answers
         The mentor's own final answers. Where it has none, `Row.agrees` is None.
+    alone
+        What the mentor alone reached (`alone_entries`); None for none.
 
     Raises
     ------
@@ -122,9 +130,26 @@ def rows_of_stage(
                 hidden=judgement.hidden,
                 prompt_ids=judgement.prompt_ids,
                 dollars=record.dollars,
+                alone=None if alone is None else alone.get(question),
             )
         )
     return rows
+
+
+def alone_entries(
+    policy: str, records: Sequence[Record], samples: Samples, metrics: Mapping[str, str]
+) -> dict[QuestionId, dict[str, Any]]:
+    """What the mentor alone reached under a policy: an entry of `Row.alone` for each question."""
+    grades = _grades(samples, metrics)
+    return {
+        (record.task, record.doc_id): {
+            "policy": policy,
+            "correct": grades[record.task, record.doc_id],
+            "tokens": record.tokens.mentor_new,
+            "dollars": record.dollars,
+        }
+        for record in ledger.unique(records)
+    }
 
 
 def _grades(samples: Samples, metrics: Mapping[str, str]) -> dict[QuestionId, float]:

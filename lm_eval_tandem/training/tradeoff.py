@@ -1,15 +1,13 @@
-"""The commands `lm-eval-tandem fit` and `lm-eval-tandem thresholds`, as functions.
+"""The command `lm-eval-tandem thresholds`: what a classifier's thresholds, and every other policy, would reach.
 
-`fit` writes a classifier's folder from collected questions. `thresholds` shows what other thresholds of a fitted one
-would reach: the trade-off between accuracy and cost. No engine runs here, except to finetune an intern.
+All from one collection; no engine runs here. `policy_comparison` says which policy is worth using.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,161 +15,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem import pair
 from lm_eval_tandem.digits import without_last_bits
-from lm_eval_tandem.engines import registry
-from lm_eval_tandem.errors import ArgumentError, ClassifierError
-from lm_eval_tandem.harness.arguments import PAIR
+from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import artefact, input_schemas
-from lm_eval_tandem.training import card
+from lm_eval_tandem.judge.artefact import Sufficiency
 from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
 from lm_eval_tandem.training.collected_file import read
-from lm_eval_tandem.training.cross_fitting import cross_fitted_outcomes
 from lm_eval_tandem.training.dataset import Collected
-from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.fit_folder import question_keys
 from lm_eval_tandem.training.labels import check_values
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.policy_comparison import PolicyOutcome, advice, fixed_policies, judged_policies
 from lm_eval_tandem.training.recipes import RECIPES, Recipe
 from lm_eval_tandem.training.threshold_grid import MAX_COMBINATIONS, evaluate_grid
-from lm_eval_tandem.training.thresholds import Objective, best_thresholds
+from lm_eval_tandem.training.thresholds import Objective, best_thresholds, parse_objective
 
 Floats = NDArray[np.float64]
 
-BUNDLED = f"{PAIR}/intern"
-"""The name of the bundled intern in collected files."""
-BATCH_SIZE = 8
-"""Prompts per forward pass while the intern is finetuned."""
 POINTS = 15
 """Points of the frontier that are shown by default."""
 
 
-def fit(
-    paths: Sequence[Path],
-    output: Path,
-    per: str = "all",
-    objective: str = "accuracy",
-    cost: str | None = None,
-    **how: Any,
-) -> list[tuple[Path, dict[str, Any]]]:
-    """Fit on collected questions and write the classifier's folder.
-
-    Parameters
-    ----------
-    paths
-        What `collect` wrote, all of one pair.
-    output
-        The folder; with per="task", the folder of one folder per task.
-    per
-        "all" (one classifier for all tasks) or "task" (one each).
-    objective
-        What thresholds are chosen for.
-    cost
-        The unit of costs, a key of `costs.UNITS`; None for the first that is known for both models.
-    **how
-        recipe, seed, inputs, model and labels of `fit_sufficiency`; for inputs="lora" also batch_size and device.
-
-    Returns
-    -------
-    list[tuple[Path, dict]]
-        Each folder written, with the report of its fit.
-
-    Raises
-    ------
-    ArgumentError, ClassifierError
-        An argument cannot work, or the questions cannot be fitted on.
-    """
-    if per not in ("all", "task"):
-        raise ArgumentError(f"--per {per} is not known; use all or task.")
-    if output.exists() and not output.is_dir():
-        raise ArgumentError(f"--output {output} is a file; name a folder for the classifier.")
-    data, description = read(*paths, cost=cost, objective=objective)
-    if per == "all":
-        return [(output, _fit_one(data, description, output, per, objective, how))]
-    assert data.tasks is not None
-    written = []
-    for task in dict.fromkeys(data.tasks):
-        rows = np.array([name == task for name in data.tasks], dtype=bool)
-        try:
-            report = _fit_one(data.subset(rows), {**description, "tasks": [task]}, output / task, per, objective, how)
-        except ClassifierError as error:
-            raise ClassifierError(f"{task}: {error}") from error
-        written.append((output / task, report))
-    return written
-
-
-def _fit_one(
-    data: Collected, description: dict[str, Any], output: Path, per: str, objective: str, how: dict[str, Any]
-) -> dict[str, Any]:
-    """Fit one classifier and write its folder; returns the report."""
-    finetune: Any = None
-    if how.get("inputs") == "lora":
-        finetune = prepare_finetuning(data, description, how.get("batch_size") or BATCH_SIZE, how.get("device"))
-    of_fit = {name: value for name, value in how.items() if name not in ("batch_size", "device")}
-    fitted = fit_sufficiency(data, objective=objective, finetune=finetune, **of_fit)
-    report = fitted.report
-    fitted_on = {name: report[name] for name in ("questions", "objective", "cost_unit", "inputs", "model", "labels")}
-    fitted_on |= {name: description[name] for name in ("tasks", "efforts", "insights", "guidance")}
-    artefact.save(
-        output,
-        fitted.estimator,
-        fitted.thresholds,
-        pair={role: description[role]["model"] for role in ("mentor", "intern")},
-        fitted_on=fitted_on | {"per": per, "report": report},
-        recipe=report["recipe"],
-        card=card.write(output.name, description, report),
-        schema=fitted.schema,
-        probe=fitted.probe,
-        out_of_fold={"questions": question_keys(data.ids), "scores": fitted.scores.astype(np.float32)},
-        adapter=None if finetune is None else finetune.files,
-    )
-    return report
-
-
-def prepare_finetuning(data: Collected, description: dict[str, Any], batch_size: int, device: str | None) -> Any:
-    """The intern of collected questions, ready to be finetuned (`lora.Finetuning`).
-
-    Raises
-    ------
-    ClassifierError
-        Peft is missing, or the prompts were not collected.
-    """
-    registry.require_peft("fit --inputs lora")
-    data.prompt_tokens()
-    intern = description["intern"]
-    model, arguments = intern["model"], dict(intern.get("arguments", {}))
-    if device is not None:
-        arguments["device"] = device
-    from lm_eval_tandem.training.lora import Finetuning  # brings torch and peft
-
-    path = str(pair.INTERN) if model == BUNDLED else model
-    return Finetuning({**arguments, "pretrained": path}, model, batch_size)
-
-
-def question_keys(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """A hash of each question's id, by which an artefact identifies the questions that it was fitted on."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids]
-    return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
-
-
-def out_of_sample_outcomes(data: Collected, folder: Path, labels: str = "truth") -> tuple[Outcomes, Floats]:
-    """Outcomes of collected questions under a classifier, none scored by a classifier that was fitted on it.
+def out_of_sample(data: Collected, folder: Path) -> tuple[Collected, Floats, Sufficiency]:
+    """Score collected questions with a classifier, none by one that was fitted on it.
 
     Questions of the artefact's own fit have the out-of-fold scores stored with it (those without one are left out); all
     others are scored by the artefact.
 
-    Parameters
-    ----------
-    data
-        The questions.
-    folder
-        The artefact.
-    labels
-        "truth" for the task's grades, "mentor" for agreement with the mentor's answers.
-
     Returns
     -------
-    tuple[Outcomes, NDArray[numpy.float64]]
-        The outcomes, and the costs of always answering from each stage (without probes), (Q, T).
+    tuple[Collected, NDArray[numpy.float64], Sufficiency]
+        The questions that have scores, the scores (Q, T), and the artefact.
 
     Raises
     ------
@@ -199,9 +73,7 @@ def out_of_sample_outcomes(data: Collected, folder: Path, labels: str = "truth")
     rows = np.asarray(np.isfinite(scores).all(axis=1), dtype=np.bool_)
     if not rows.any():
         raise ClassifierError(f"{folder} has no out-of-sample scores for any of these questions; collect others.")
-    grades = data.agrees if labels == "mentor" else None
-    outcomes = data.subset(rows).outcomes(scores[rows], judge.probe, None if grades is None else grades[rows])
-    return outcomes, data.cost[rows]
+    return data.subset(rows), scores[rows], judge
 
 
 @dataclass(frozen=True)
@@ -211,9 +83,9 @@ class Point:
     Parameters
     ----------
     name
-        "frontier", "stage:N", "chosen" or "chosen, cross-fitted".
+        "frontier", "chosen", or a policy. The thresholds of policies with a judge are cross-fitted.
     thresholds
-        One per stage; None for fixed stages and for cross-fitted thresholds, which differ between folds.
+        One per stage; None for policies.
     accuracy, cost
         The mean over questions (accuracy as a share), and the ends of its 95 % bootstrap interval.
     cost_unit
@@ -233,7 +105,7 @@ class Point:
 
 def tradeoff(
     outcomes: Outcomes,
-    fixed_cost: Floats,
+    policies: Sequence[PolicyOutcome],
     objective: str,
     recipe: Recipe,
     points: int = POINTS,
@@ -245,8 +117,8 @@ def tradeoff(
     ----------
     outcomes
         The questions, their scores out of sample.
-    fixed_cost
-        (Q, T): what always answering from a stage costs.
+    policies
+        What to compare the thresholds with, on the same questions.
     objective
         As for `choose_thresholds`.
     recipe
@@ -259,25 +131,25 @@ def tradeoff(
     Returns
     -------
     list[Point]
-        The frontier (thresholds that no others beat in both accuracy and cost), every fixed stage, the thresholds
-        chosen for the objective, and the same cross-fitted.
+        The frontier (thresholds that no others beat in both accuracy and cost), the thresholds chosen for the
+        objective, and the policies.
 
     Notes
     -----
-    Choosing and measuring on the same questions makes the points look slightly better than they are. The thresholds of
-    the cross-fitted one were chosen for each fifth of the questions on the other four. What `fit` chose besides (inputs
-    and probe) it chose on all questions that it was given; its report has the figures that are free of that too.
+    Choosing and measuring on the same questions makes the frontier and the chosen thresholds look slightly better than
+    they are. The cross-fitted thresholds of policies are free of that. What `fit` chose besides (inputs and probe) it
+    chose on all questions that it was given; its report has the figures that are free of that too.
     """
-    frontier = _frontier(outcomes, recipe.grid, points)
-    rows: list[tuple[str, tuple[float, ...] | None, Floats, Floats]] = []
-    for limits in frontier:
-        rows.append(("frontier", limits, *simulate(outcomes, limits)[1:]))
-    for stage in range(outcomes.scores.shape[1]):
-        rows.append((f"stage:{stage}", None, outcomes.correct[:, stage], fixed_cost[:, stage]))
-    choose = partial(recipe.choose, objective=objective)
-    chosen = choose(outcomes)
-    rows.append(("chosen", chosen, *simulate(outcomes, chosen)[1:]))
-    rows.append(("chosen, cross-fitted", None, *cross_fitted_outcomes(outcomes, choose, 42)))
+    chosen = recipe.choose(outcomes, objective)
+    limits = [*(("frontier", found) for found in _frontier(outcomes, recipe.grid, points)), ("chosen", chosen)]
+    rows: list[tuple[str, tuple[float, ...] | None, Floats, Floats]] = [
+        (name, values, *simulate(outcomes, values)[1:]) for name, values in limits
+    ]
+    return with_intervals([*rows, *((p.name, None, p.correct, p.cost) for p in policies)], cost_unit)
+
+
+def with_intervals(rows: Sequence[tuple[str, tuple[float, ...] | None, Floats, Floats]], cost_unit: str) -> list[Point]:
+    """Points from name, thresholds, grades (Q,) and costs (Q,)."""
     columns = np.stack([column for _, _, correct, cost in rows for column in (correct, cost)], axis=1)
     means = [
         (mean, *central_interval(resampled))
@@ -325,42 +197,70 @@ def _searched_frontier(outcomes: Outcomes, grid: Sequence[float], points: int) -
 
 def thresholds(
     paths: Sequence[Path],
-    folder: Path,
+    folder: Path | None,
     objective: str,
     points: int = POINTS,
     labels: str = "truth",
     cost: str | None = None,
-) -> list[Point]:
-    """The trade-off of a classifier on collected questions, each scored out of sample.
+) -> tuple[list[Point], str]:
+    """The trade-off of a classifier on collected questions, each scored out of sample, beside every other policy.
 
     Parameters
     ----------
     paths
         What `collect` wrote, all of the classifier's pair.
     folder
-        The classifier's folder.
+        The classifier's folder; None to compare the policies without a judge alone.
     objective, points
         As for `tradeoff`.
     labels
-        "truth" or "mentor", as for `out_of_sample_outcomes`.
+        "truth" for the task's grades, "mentor" for agreement with the mentor's answers, which leaves out the mentor.
     cost
         As for `fit`.
+
+    Returns
+    -------
+    tuple[list[Point], str]
+        As `tradeoff` returns them, and which policy is worth using (`policy_comparison.advice`).
 
     Raises
     ------
     ClassifierError
         Classifier and questions do not belong to the same pair, or lack what is needed.
     """
+    goal = parse_objective(objective)
     data, description = read(*paths, cost=cost, objective=objective)
-    judge = artefact.load(folder, stages=data.features.shape[1])
+    if folder is None:
+        policies = fixed_policies(*_graded(data, labels))
+        rows = [(policy.name, None, policy.correct, policy.cost) for policy in policies]
+        return with_intervals(rows, data.cost_unit), advice(policies, goal, data.cost_unit)
     pair = {role: description[role]["model"] for role in ("mentor", "intern")}
-    if pair != judge.pair:
+    fitted_on = artefact.load(folder, stages=data.features.shape[1]).pair
+    if pair != fitted_on:
         raise ClassifierError(
-            f"{folder} was fitted on the pair {judge.pair}, but the questions were collected with {pair}; "
+            f"{folder} was fitted on the pair {fitted_on}, but the questions were collected with {pair}; "
             "give a classifier and questions of the same pair."
         )
+    data, scores, judge = out_of_sample(data, folder)
+    data, grades = _graded(data, labels)
     recipe = RECIPES.get(judge.recipe, RECIPES["default"])
-    return tradeoff(*out_of_sample_outcomes(data, folder, labels), objective, recipe, points, data.cost_unit)
+    judged = judged_policies(data, scores, judge.probe, grades, partial(recipe.choose, objective=objective))
+    policies = [*fixed_policies(data, grades), *judged]
+    outcomes = data.outcomes(scores, judge.probe, grades)
+    found = tradeoff(outcomes, policies, objective, recipe, points, data.cost_unit)
+    return found, advice(policies, goal, data.cost_unit)
+
+
+def _graded(data: Collected, labels: str) -> tuple[Collected, Floats]:
+    """The questions and the grades (Q, T) of the intern's answers; by the mentor's own nothing of it is graded."""
+    if labels != "mentor":
+        return data, np.asarray(data.correct, dtype=np.float64)
+    if data.agrees is None:
+        raise ClassifierError(
+            "These questions were collected without the mentor's own answers, which --labels mentor needs; collect "
+            "again without --no_mentor (what the store holds is not generated again)."
+        )
+    return replace(data, alone={}), data.agrees
 
 
 def format_points(points: Sequence[Point]) -> str:

@@ -21,7 +21,7 @@ from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.judge.estimators import LogisticJudge
 from lm_eval_tandem.ledger import Record
-from lm_eval_tandem.training import tradeoff
+from lm_eval_tandem.training import fit_folder, tradeoff
 from lm_eval_tandem.training.collect import collect
 from lm_eval_tandem.training.collected_file import read
 
@@ -40,7 +40,7 @@ def classifiers(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("classifiers")
     how: dict[str, Any] = {"model": "logistic"}
     for inputs in ("hidden", "lora"):
-        tradeoff.fit([collected], folder / inputs, inputs=inputs, **how)
+        fit_folder.fit([collected], folder / inputs, inputs=inputs, **how)
     return {inputs: folder / inputs for inputs in ("hidden", "lora")}
 
 
@@ -64,10 +64,10 @@ def test_a_classifier_of_hidden_states_has_its_thresholds_and_trade_off(
     collected: Path, classifiers: dict[str, Path]
 ) -> None:
     for inputs, scored in (("hidden", QUESTIONS), ("lora", 7)):
-        points = tradeoff.thresholds([collected], classifiers[inputs], "accuracy")
+        points, _ = tradeoff.thresholds([collected], classifiers[inputs], "accuracy")
         assert {"frontier", "stage:3", "chosen"} <= {point.name for point in points}
-        outcomes, _ = tradeoff.out_of_sample_outcomes(read(collected)[0], classifiers[inputs])
-        assert len(outcomes.scores) == scored
+        _, scores, _ = tradeoff.out_of_sample(read(collected)[0], classifiers[inputs])
+        assert len(scores) == scored
         assert "hidden state" in (classifiers[inputs] / "README.md").read_text()
 
 
@@ -76,7 +76,7 @@ def test_a_finetuned_classifier_is_the_same_to_the_byte_when_it_is_fitted_again(
 ) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    tradeoff.fit([collected], tmp_path / "lora", inputs="lora", model="logistic")
+    fit_folder.fit([collected], tmp_path / "lora", inputs="lora", model="logistic")
     assert torch.equal(state, torch.get_rng_state())
     files = ("model.safetensors", "config.json", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
     for file in files:
@@ -198,7 +198,7 @@ class TestRefusedInOneSentence:
         monkeypatch.setattr(registry, "find_spec", lambda name: None)
         for work in (
             lambda: TandemLM(**COMMON, classifier=str(classifiers["lora"])),
-            lambda: tradeoff.fit([collected], tmp_path / "x", inputs="lora"),
+            lambda: fit_folder.fit([collected], tmp_path / "x", inputs="lora"),
         ):
             with pytest.raises(ClassifierError, match=r"needs the package peft; install .*lm-eval-tandem\[peft\]"):
                 work()

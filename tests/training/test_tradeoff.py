@@ -20,11 +20,13 @@ from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.judge.features import SCHEMA
 from lm_eval_tandem.training.collected_file import FORMAT, NAME, read, write
+from lm_eval_tandem.training.dataset import Collected
+from lm_eval_tandem.training.fit_folder import fit
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
 from lm_eval_tandem.training.recipes import RECIPES
 from lm_eval_tandem.training.rows import Row
 from lm_eval_tandem.training.thresholds import centre_thresholds, choose_thresholds
-from lm_eval_tandem.training.tradeoff import fit, format_points, out_of_sample_outcomes, thresholds, tradeoff
+from lm_eval_tandem.training.tradeoff import format_points, out_of_sample, thresholds, tradeoff
 
 OBJECTIVE = "cost@accuracy>=always_high-0.05"
 
@@ -57,6 +59,12 @@ def saved(folder: Path, made: list[Row] | None = None, **described: Any) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / NAME, rows() if made is None else made, description(**described))
     return folder
+
+
+def outcomes_of(data: Collected, folder: Path) -> Outcomes:
+    """The outcomes of collected questions under a classifier."""
+    kept, scores, judge = out_of_sample(data, folder)
+    return kept.outcomes(scores, judge.probe)
 
 
 def test_collected_questions_come_back_by_question_and_stage(tmp_path: Path) -> None:
@@ -185,18 +193,18 @@ def test_mixed_pairs_and_efforts_are_refused(tmp_path: Path) -> None:
 def test_thresholds_judge_no_question_by_a_classifier_that_has_seen_it(tmp_path: Path) -> None:
     seen, unseen = saved(tmp_path / "a"), saved(tmp_path / "b", rows(50, "other", 5), tasks=("other",))
     [(folder, report)] = fit([seen], tmp_path / "out", objective=OBJECTIVE)
-    outcomes, _ = out_of_sample_outcomes(read(seen)[0], folder)
+    outcomes = outcomes_of(read(seen)[0], folder)
     np.testing.assert_array_equal(outcomes.scores, artefact.load_out_of_fold(folder)["scores"])
     _, right, cost = simulate(outcomes, report["thresholds"])
     assert (right.mean(), cost.mean()) == pytest.approx((report["cascade"]["accuracy"], report["cascade"]["cost"]))
     judge, (data, _) = artefact.load(folder), read(unseen)
-    outcomes, _ = out_of_sample_outcomes(data, folder)
+    outcomes = outcomes_of(data, folder)
     vectors = data.inputs(judge.schema, judge.probe)
     assert outcomes.scores[3, 1] == pytest.approx(judge.score(vectors[3, 1]))
-    points = thresholds([seen, unseen], folder, OBJECTIVE, points=5)
+    points, _ = thresholds([seen, unseen], folder, OBJECTIVE, points=5)
     assert [point.name for point in points if point.name != "frontier"] == [
-        *("stage:0", "stage:1", "stage:2"), "chosen", "chosen, cross-fitted",
-    ]  # fmt: skip
+        *("chosen", "intern", "stage:1", "stage:2", "cascade", "llm_cascade"),
+    ]
     assert all(point.accuracy[1] <= point.accuracy[0] <= point.accuracy[2] for point in points)
     assert len(format_points(points).splitlines()) == len(points) + 1
     assert json.dumps([point.as_dict() for point in points])
@@ -215,7 +223,7 @@ def made_outcomes(questions: int, stages: int, seed: int) -> Outcomes:
 def test_the_trade_off_of_ten_thousand_questions_takes_seconds() -> None:
     outcomes = made_outcomes(10_000, 4, 0)
     began = time.process_time()
-    points = tradeoff(outcomes, outcomes.cost, "cost@accuracy>=always_high-0.01", RECIPES["default"])
+    points = tradeoff(outcomes, (), "cost@accuracy>=always_high-0.01", RECIPES["default"])
     assert time.process_time() - began < 10
     frontier = [point for point in points if point.name == "frontier"]
     assert [p.cost[0] for p in frontier] == sorted(p.cost[0] for p in frontier)
@@ -225,7 +233,7 @@ def test_the_trade_off_of_ten_thousand_questions_takes_seconds() -> None:
 @pytest.mark.parametrize("stages", [5, 9])
 def test_more_combinations_than_can_be_compared_have_a_trade_off_too(stages: int) -> None:
     outcomes = made_outcomes(100, stages, 0)
-    points = tradeoff(outcomes, outcomes.cost, "accuracy", RECIPES["default"], points=5)
+    points = tradeoff(outcomes, (), "accuracy", RECIPES["default"], points=5)
     frontier = [point for point in points if point.name == "frontier"]
     assert 2 <= len(frontier) <= 5
     for before, after in pairwise(frontier):
@@ -256,7 +264,7 @@ def test_grades_of_other_questions_reach_neither_classifier_nor_thresholds(tmp_p
     decided = []
     for name, made in (("t", test), ("p", permuted)):
         data, _ = read(saved(tmp_path / name, made, tasks=("test",)))
-        outcomes, _ = out_of_sample_outcomes(data, tmp_path / "one")
+        outcomes = outcomes_of(data, tmp_path / "one")
         decided.append(simulate(outcomes, artefact.load(tmp_path / "one").thresholds)[0])
     np.testing.assert_array_equal(*decided)
     fit([seen], tmp_path / "two", objective=OBJECTIVE)

@@ -1,0 +1,196 @@
+"""Every policy from one collection, without running a model again, and which of them is worth using."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_eval_tandem.judge.decision import passes
+from lm_eval_tandem.judge.probe import Probe, count_probe_tokens
+from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
+from lm_eval_tandem.training.cross_fitting import cross_fitted_thresholds
+from lm_eval_tandem.training.dataset import Collected
+from lm_eval_tandem.training.outcomes import Outcomes, simulate
+from lm_eval_tandem.training.thresholds import Objective
+
+Floats = NDArray[np.float64]
+
+SEED = 42
+"""Of the folds that thresholds are chosen in; those of `fit`."""
+INTERN, MENTOR = "intern", "mentor"
+_TIE = 1e-9
+"""Relative difference up to which two means count as equal."""
+
+
+@dataclass(frozen=True)
+class PolicyOutcome:
+    """What a policy reaches on each of Q questions.
+
+    Parameters
+    ----------
+    name
+        The policy as it is written in `policy=…`.
+    correct, cost
+        Grade in [0, 1] and cost, float64 (Q,) each.
+    """
+
+    name: str
+    correct: Floats
+    cost: Floats
+
+    @property
+    def accuracy(self) -> float:
+        """The mean grade."""
+        return float(self.correct.mean())
+
+    @property
+    def mean_cost(self) -> float:
+        """The mean cost."""
+        return float(self.cost.mean())
+
+
+def fixed_policies(data: Collected, grades: Floats) -> list[PolicyOutcome]:
+    """The policies without a judge: intern, every stage, and the mentor alone as far as it was collected.
+
+    Parameters
+    ----------
+    data
+        The questions.
+    grades
+        (Q, T): of the intern's answers.
+    """
+    stages = range(grades.shape[1])
+    return [
+        *(PolicyOutcome(f"stage:{t}" if t else INTERN, grades[:, t], data.cost[:, t]) for t in stages),
+        *(PolicyOutcome(name, correct, cost) for name, (correct, cost) in data.alone.items()),
+    ]
+
+
+def judged_policies(
+    data: Collected,
+    scores: Floats,
+    probe: Probe | None,
+    grades: Floats,
+    choose: Callable[[Outcomes], Sequence[float]],
+) -> list[PolicyOutcome]:
+    """The policies with a judge, under thresholds that were chosen for each fifth of the questions on the other four.
+
+    Parameters
+    ----------
+    data
+        The questions.
+    scores
+        s_t out of sample, (Q, T).
+    probe
+        The judge's; None for none.
+    grades
+        (Q, T): of the intern's answers.
+    choose
+        Chooses thresholds for some objective.
+
+    Returns
+    -------
+    list[PolicyOutcome]
+        cascade, llm_cascade, and escalate where the mentor's own answers were collected.
+
+    Raises
+    ------
+    ClassifierError
+        No thresholds reach the objective on some of the folds.
+    """
+    lengths = np.zeros(scores.shape, dtype=np.int64) if probe is None else data.probe_all(probe)[1].astype(np.int64)
+    outcomes = data.outcomes_with_probes(scores, lengths, grades)
+    limits = cross_fitted_thresholds(outcomes, choose, SEED)
+    passed = passes(outcomes.scores, limits)
+    _, correct, cost = simulate(outcomes, limits)
+    policies = [PolicyOutcome("cascade", correct, cost)]
+
+    at_once = passed[:, 0]
+    only_first = lengths.copy()
+    only_first[:, 1:] = 0
+    first_cost, _ = data.costs(only_first)
+    policies.append(
+        PolicyOutcome(
+            "llm_cascade",
+            np.where(at_once, grades[:, 0], grades[:, -1]),
+            np.where(at_once, first_cost[:, 0], first_cost[:, -1]),
+        )
+    )
+    if MENTOR in data.alone:
+        own_correct, own_cost = data.alone[MENTOR]
+        stopped = passed.any(axis=1)
+        refused_cost = _cost_without_an_answer(data, lengths) + own_cost
+        policies.append(
+            PolicyOutcome("escalate", np.where(stopped, correct, own_correct), np.where(stopped, cost, refused_cost))
+        )
+    return policies
+
+
+def _cost_without_an_answer(data: Collected, lengths: NDArray[np.int64]) -> Floats:
+    """What a question (Q,) costs up to the refusal of its last stage: all insights and all probes, and no answer."""
+    assert data.answer_tokens is not None
+    insights = data.fallback_cost[:, 0] - data.token_cost * data.answer_tokens[:, 0]
+    judged = np.ones(lengths.shape, dtype=bool) if data.judged is None else data.judged
+    probes = count_probe_tokens(lengths * judged, data.answer_tokens, data.answer_ids, data.prompt_ends).generated
+    return np.asarray(insights + data.token_cost * probes.sum(axis=1), dtype=np.float64)
+
+
+def best_policy(policies: Sequence[PolicyOutcome], objective: Objective) -> PolicyOutcome:
+    """The policy that serves an objective best; of those that serve it alike the cheapest.
+
+    Where none reaches what the objective asks for, it is the one that lacks least.
+    """
+    by_name = {policy.name: policy for policy in policies}
+    highest = [name for name in by_name if name.startswith("stage:")]
+    always_high = by_name[highest[-1] if highest else INTERN].accuracy
+
+    def order(policy: PolicyOutcome) -> tuple[float, float, float]:
+        accuracy, cost = round(policy.accuracy, 9), policy.mean_cost * (1 - _TIE)
+        if objective.kind == "cost@accuracy":
+            lack = max(0.0, round(always_high - objective.number - accuracy, 9))
+            return lack, cost, -accuracy
+        over = max(0.0, cost - objective.number) if objective.kind == "accuracy@cost" else 0.0
+        return over, -accuracy, cost
+
+    return min(policies, key=order)
+
+
+def advice(policies: Sequence[PolicyOutcome], objective: Objective, unit: str) -> str:
+    """Which policy is worth using on questions like these, in words, with 95 % bootstrap intervals over questions."""
+    best = best_policy(policies, objective)
+    columns = np.stack([policy.correct for policy in policies], axis=1)
+    resampled = dict(zip((policy.name for policy in policies), resampled_means(columns).T, strict=True))
+
+    def difference(one: PolicyOutcome, other: PolicyOutcome) -> tuple[float, float, float]:
+        """By how much one is more accurate than the other, and the ends of the interval; in points."""
+        low, high = central_interval(resampled[one.name] - resampled[other.name])
+        return 100 * (one.accuracy - other.accuracy), 100 * low, 100 * high
+
+    low, high = central_interval(100 * resampled[best.name])
+    parts = [
+        f"Use policy={best.name}: {100 * best.accuracy:.1f} % [{low:.1f}, {high:.1f}] of these "
+        f"{len(best.correct):,} questions right at {best.mean_cost:.4g} {unit} a question"
+    ]
+    parts += [
+        f"against the {other.name} alone {_points(difference(best, other))} at "
+        f"{best.mean_cost / other.mean_cost:.2f} of its cost"
+        for other in policies
+        if other.name in (INTERN, MENTOR) and other is not best
+    ]
+    sentence = "; ".join(parts) + "."
+    cheaper = [p for p in policies if p.mean_cost < best.mean_cost * (1 - _TIE) and difference(p, best)[2] >= 0]
+    if cheaper:
+        other = min(cheaper, key=lambda policy: policy.mean_cost)
+        sentence += (
+            f" policy={other.name}, at {other.mean_cost / best.mean_cost:.2f} of that cost, is not shown to be worse: "
+            f"{_points(difference(other, best))}."
+        )
+    return sentence
+
+
+def _points(difference: tuple[float, float, float]) -> str:
+    mean, low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in difference)  # no minus before a zero
+    return f"{mean} points [{low}, {high}]"

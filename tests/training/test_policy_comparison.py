@@ -1,0 +1,149 @@
+"""Every policy from one collection: each is what a live run of it does, and the advice follows from the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from lm_eval_tandem import _paths
+from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.harness.model import TandemLM
+from lm_eval_tandem.judge import artefact
+from lm_eval_tandem.training.collect import collect
+from lm_eval_tandem.training.collected_file import read
+from lm_eval_tandem.training.policy_comparison import (
+    PolicyOutcome,
+    advice,
+    best_policy,
+    fixed_policies,
+    judged_policies,
+)
+from lm_eval_tandem.training.thresholds import Objective, parse_objective
+from lm_eval_tandem.training.tradeoff import format_points, thresholds
+
+QUESTIONS, TASK = 16, "tandem_pair_math_train"
+COMMON = {"dtype": "float32", "device": "cpu", "batch_size": 16}
+LIMITS = (0.999, 0.99, 0.999, 0.999)
+CLASSIFIER = _paths.classifiers() / "pair"
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collect(COMMON, [TASK], tmp_path_factory.mktemp("c"), [], limit=QUESTIONS, budgets=[60]).parent
+
+
+@pytest.fixture(scope="module")
+def policies(collected: Path) -> dict[str, PolicyOutcome]:
+    """Every policy, with the scores that the classifier gives in a live run, under fixed thresholds."""
+    data, _ = read(collected)
+    judge = artefact.load(CLASSIFIER, stages=4)
+    vectors = data.inputs(judge.schema, judge.probe)
+    scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
+    judged = judged_policies(data, scores, judge.probe, data.correct, lambda outcomes: LIMITS)
+    return {policy.name: policy for policy in [*fixed_policies(data, data.correct), *judged]}
+
+
+@pytest.mark.parametrize(
+    "policy", ["intern", "stage:2", "mentor", "budget_forcing:60", "cascade", "llm_cascade", "escalate"]
+)
+def test_a_policy_computed_from_a_collection_is_what_a_run_of_it_does(
+    policies: dict[str, PolicyOutcome], collected: Path, policy: str
+) -> None:
+    limits = {"thresholds": ":".join(map(str, LIMITS))} if "cade" in policy or policy == "escalate" else {}
+    lm = TandemLM(**COMMON, policy=policy, store=str(collected / "store.sqlite"), **limits)
+    manager = TaskManager(include_path=str(_paths.task_configs()), include_defaults=False)
+    results = simple_evaluate(lm, tasks=[TASK], task_manager=manager, limit=QUESTIONS, bootstrap_iters=0)
+    grades = {sample["doc_id"]: sample["acc"] for sample in results["samples"][TASK]}
+    lm.close()
+    by_question = {record.doc_id: record for record in lm.records}
+    found = policies[policy]
+    np.testing.assert_array_equal(found.correct, [grades[doc] for doc in range(QUESTIONS)])
+    np.testing.assert_allclose(found.cost, [by_question[doc].tflops for doc in range(QUESTIONS)], rtol=1e-9)
+    if limits:
+        stages = {record.stage for record in lm.records}
+        assert len(stages) > 1, "thresholds at which nothing is decided show nothing"
+
+
+def test_thresholds_compare_all_policies_and_give_one_piece_of_advice(collected: Path) -> None:
+    points, sentence = thresholds([collected], CLASSIFIER, "cost@accuracy>=always_high-0.1", points=4)
+    names = [point.name for point in points if point.name != "frontier"]
+    assert names == [
+        *("chosen", "intern", "stage:1", "stage:2", "stage:3", "mentor", "budget_forcing:60"),
+        *("cascade", "llm_cascade", "escalate"),
+    ]
+    assert len(format_points(points).splitlines()) == len(points) + 1
+    named = sentence.removeprefix("Use policy=").split(":")[0].split()[0]
+    assert named in {name.split(":")[0] for name in names[1:]}
+    assert "against the mentor alone" in sentence
+    bare, _ = thresholds([collected], None, "accuracy")
+    assert [point.name for point in bare] == names[1:7]
+
+
+def test_agreement_with_the_mentor_says_nothing_of_the_mentor(collected: Path) -> None:
+    points, sentence = thresholds([collected], CLASSIFIER, "accuracy", points=4, labels="mentor")
+    assert not {"mentor", "escalate", "budget_forcing:60"} & {point.name for point in points}
+    assert "mentor alone" not in sentence
+
+
+def test_a_collection_without_the_mentors_answers_compares_the_rest(collected: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "store.sqlite"
+    stored.write_bytes((collected / "store.sqlite").read_bytes())
+    collect(COMMON, [TASK], tmp_path, [], limit=QUESTIONS, mentor=False)
+    points, sentence = thresholds([tmp_path], None, "accuracy")
+    assert [point.name for point in points] == ["intern", "stage:1", "stage:2", "stage:3"]
+    assert "mentor alone" not in sentence
+    with pytest.raises(ClassifierError, match="without the mentor's own answers"):
+        thresholds([tmp_path], CLASSIFIER, "accuracy", labels="mentor")
+
+
+def outcome(name: str, right: int, cost: float, questions: int = 100) -> PolicyOutcome:
+    return PolicyOutcome(name, (np.arange(questions) < right).astype(float), np.full(questions, cost))
+
+
+MADE = [outcome("intern", 60, 1), outcome("stage:1", 71, 2), outcome("stage:2", 70, 3), outcome("cascade", 71, 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        ("accuracy", "stage:1"),  # as accurate as the cascade, and cheaper
+        ("accuracy@cost<=1.5", "intern"),
+        ("accuracy@cost<=0.5", "intern"),  # nothing is as cheap; it lacks least
+        ("cost@accuracy>=always_high", "stage:1"),
+        ("cost@accuracy>=always_high-0.1", "intern"),
+    ],
+)
+def test_the_best_policy_serves_the_objective(objective: str, name: str) -> None:
+    assert best_policy(MADE, parse_objective(objective)).name == name
+    mentor = outcome("mentor", 90, 9)
+    if objective == "accuracy":
+        assert best_policy([*MADE, mentor], parse_objective(objective)).name == "mentor"
+
+
+def test_the_advice_has_intervals_and_names_what_is_cheaper_and_not_worse() -> None:
+    goal = Objective("accuracy", 0.0)
+    sentence = advice([*MADE[:1], outcome("stage:1", 70, 1.5), outcome("cascade", 72, 2)], goal, "TFLOPs")
+    assert sentence.startswith("Use policy=cascade: 72.0 % [63.0, 80.0] of these 100 questions right at 2 TFLOPs")
+    assert "against the intern alone +12.0 points [+6.0, +19.0] at 2.00 of its cost." in sentence
+    assert sentence.endswith(
+        "policy=stage:1, at 0.75 of that cost, is not shown to be worse: -2.0 points [-5.0, +0.0]."
+    )
+    clear = advice([outcome("intern", 20, 1), outcome("mentor", 90, 9)], goal, "dollars")
+    assert "not shown" not in clear
+    assert "Use policy=mentor: " in clear
+    alone = advice([outcome("intern", 90, 1), outcome("mentor", 80, 9)], goal, "tokens")
+    assert alone.startswith("Use policy=intern: ")
+    assert "against the mentor alone +10.0 points" in alone
+
+
+def test_budgets_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    from lm_eval_tandem.cli import main
+
+    with pytest.raises(SystemExit, match="1"):
+        main(["collect", "--tasks", TASK, "--output", "never", "--budgets", "120,many"])
+    assert "--budgets many is no number of tokens" in capsys.readouterr().err
+    assert not Path("never").exists()
