@@ -28,7 +28,7 @@ LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_c
 .PHONY: help demo wheel runtime install sandbox test test-next test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
-	@echo "make demo | test | docs | docs-check | test-next | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(TESTS)')"
+	@echo "make demo | test | docs | docs-check | test-next | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"

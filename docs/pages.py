@@ -1,7 +1,7 @@
 """Pages of the site that lie outside docs/: README files of examples and tasks, changes, contributing, security.
 
 MkDocs calls the two functions (`hooks` in mkdocs.yml). Each file stays where readers of the repository look for it, and
-its links are rewritten for its place in the site.
+links lead there; for the site they are rewritten.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite links between files of the repository as links between pages of the site."""
-    source = next((name for name, target in PAGES.items() if target == page.file.src_uri), None)
-    if source is None:
-        return markdown
+    source = next((name for name, target in PAGES.items() if target == page.file.src_uri), f"docs/{page.file.src_uri}")
     here = posixpath.dirname(page.file.src_uri)
 
     def rewritten(link: re.Match[str]) -> str:

@@ -155,7 +155,13 @@ class TandemLM(LM):
         fitted = judge.pair.get("mentor"), judge.pair.get("intern")
         ours = chosen.mentor.label, chosen.intern.label
         if fitted != ours:
-            log.warning("classifier=%s was fitted on the pair %s, not on %s.", chosen.classifier, fitted, ours)
+            log.warning(
+                "classifier=%s was fitted on the pair %s, so its scores mean little for %s; fit one on this pair with "
+                "`lm-eval-tandem collect` and `lm-eval-tandem fit`.",
+                chosen.classifier,
+                " and ".join(map(str, fitted)),
+                " and ".join(ours),
+            )
         return judge
 
     def _with_store(self, engine: Engine | None) -> Engine | None:

@@ -146,9 +146,14 @@ def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
 def thresholds_of(own: Given, efforts: int) -> tuple[float, ...] | None:
     """The thresholds that replace the classifier's: one per stage, stage 0 included; None where none are given."""
     thresholds: tuple[float, ...] | None = own["thresholds"]
-    if thresholds is not None and (len(thresholds) != efforts + 1 or not all(0 <= value <= 1 for value in thresholds)):
+    if thresholds is None:
+        return None
+    outside = [value for value in thresholds if not 0 <= value <= 1]
+    if outside:
+        raise ArgumentError(f"thresholds holds {outside[0]:g}, which is not from 0 to 1; give scores, as in 0.8:0.5.")
+    if len(thresholds) != efforts + 1:
         raise ArgumentError(
-            f"thresholds={format_numbers(thresholds)} has to hold {efforts + 1} values from 0 to 1: "
+            f"thresholds={format_numbers(thresholds)} holds {len(thresholds)} values, but has to hold {efforts + 1}: "
             f"one for the question alone and one for each of the {efforts} efforts."
         )
     return thresholds

@@ -7,6 +7,7 @@ from there. Labels are the grades that the task itself gives to the intern's ans
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 import time
@@ -158,6 +159,7 @@ def collect(
         backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     manager = _task_manager(tasks, include)
+    _check_tasks(tasks, manager)
     output.mkdir(parents=True, exist_ok=True)
     lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features=True)
     if hidden:
@@ -179,6 +181,14 @@ def _task_manager(tasks: Sequence[str], include: Sequence[str]) -> Any:
     folders: list[str | Path] = [_paths.task_configs(), *include]
     manager = TaskManager(include_path=folders, include_defaults=False)
     return manager if set(tasks) <= set(manager.all_tasks) else TaskManager(include_path=folders)
+
+
+def _check_tasks(tasks: Sequence[str], manager: Any) -> None:
+    for name in tasks:
+        if not manager.match_tasks([name]) and not Path(name).is_file():
+            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`lm_eval ls tasks` lists all."
+            raise ArgumentError(f"--tasks {name} is no task that is known; {hint} Add own ones with --include_path.")
 
 
 def _description(lm: TandemLM, tasks: Sequence[str], hidden: bool) -> dict[str, Any]:

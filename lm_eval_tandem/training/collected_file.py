@@ -108,6 +108,8 @@ def _read_one(path: Path) -> tuple[_Columns, dict[str, Any]]:
     import pyarrow.parquet
 
     file = path / NAME if path.is_dir() else path
+    if not file.exists():
+        raise ClassifierError(f"{file} does not exist; name a folder that `lm-eval-tandem collect` wrote.")
     try:
         table = pyarrow.parquet.read_table(file)
         description = json.loads((table.schema.metadata or {})[b"tandem"])

@@ -22,6 +22,7 @@ from lm_eval_tandem.training import card
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.thresholds import parse_objective
 
 BUNDLED = f"{PAIR}/intern"
 """The name of the bundled intern in collected files."""
@@ -68,6 +69,7 @@ def fit(
         raise ArgumentError(f"--per {per} is not known; use all or task.")
     if output.exists() and not output.is_dir():
         raise ArgumentError(f"--output {output} is a file; name a folder for the classifier.")
+    parse_objective(objective)
     data, description = read(*paths, cost=cost, objective=objective)
     if per == "all":
         return [(output, _fit_one(data, description, output, per, objective, how))]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from command_line import ENVIRONMENT, entries, run
+from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.training.collect import collect
 from lm_eval_tandem.training.collected_file import NAME, read
 
@@ -61,3 +62,9 @@ def test_lines_are_in_the_same_order_whatever_finishes_first(tmp_path: Path) -> 
         file = collect(arguments, ["tandem_pair_math_train"], tmp_path / str(batch_size), [], limit=14, mentor=False)
         ids.append(read(file)[0].ids)
     assert ids[0] == ids[1] == [f"tandem_pair_math_train/{doc}" for doc in range(14)]
+
+
+def test_a_task_that_is_not_known_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"maths_train is no task .* did you mean tandem_pair_math_train\?"):
+        collect({"mentor": "nowhere"}, ["tandem_pair_maths_train"], tmp_path / "c", [])
+    assert not (tmp_path / "c").exists()

@@ -157,7 +157,7 @@ def foreign_parquet(folder: Path) -> Path:
 
 
 WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "no folder": (lambda folder: folder, "nothing that `lm-eval-tandem collect` wrote"),
+    "no folder": (lambda folder: folder / "nowhere", "nowhere does not exist; name a folder that"),
     "no parquet": (plain_file, "nothing that `lm-eval-tandem collect` wrote"),
     "another parquet": (foreign_parquet, "nothing that `lm-eval-tandem collect` wrote"),
     "another schema": (spoilt(lambda d, r: d.update(schema="statistics-99/1")), "schema statistics-99/1"),

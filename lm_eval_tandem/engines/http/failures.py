@@ -139,13 +139,13 @@ class ErrorReader:
         if status == 401 and not self._key:
             raise UnreachableError(
                 f"{server} wants a key (401): {message}; put it into an environment variable and give that variable's "
-                "name as api_key_env=…. Without api_key_env no key is sent, except that of OPENAI_API_KEY to "
-                "api.openai.com."
+                "name as mentor_api_key_env=… (or api_key_env=… for both models). Without it no key is sent, except "
+                "that of OPENAI_API_KEY to api.openai.com."
             )
         if status == 401:
             raise UnreachableError(
                 f"{server} refuses the key in {self._options.key_variable} (401): {message}; "
-                "set the environment variable to a valid one, or name another with api_key_env=…."
+                "set the environment variable to a valid one, or name another with mentor_api_key_env=…."
             )
         if code == "insufficient_quota" or status == 402:
             raise UnreachableError(f"the account at {server} has no credit left ({status}): {message}")

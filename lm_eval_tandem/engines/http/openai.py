@@ -254,7 +254,7 @@ async def probe(servers: ServerPool, counter: TokenCounter) -> ServerAbilities:
         returns_ids = bool(reply.ids and reply.prompt_ids)
     except CallError as error:
         if "output limit" not in str(error) and "hidden reasoning" not in str(error):
-            raise EngineError(f"{error}; check the name of the model, base_url and the server.") from error
+            raise EngineError(f"{error}; check the model's name and the server, {options.urls[0]}.") from error
         # The model thinks, and the few tokens were too few for an answer. So the server works.
         returns_ids = False
     if options.resume == "ids" and not returns_ids:

@@ -90,6 +90,7 @@ class OpenStreams:
         text, stopped = answer_text(read.content, sampling.stop, self._options.think_end_token)
         dollars += self._charge(stream, stream.replayed_tokens + stream.read_tokens) or 0.0
         usage = stream.usage or self._prompt_usage(prompt.text)
+        new_prompt = stream.count_prompt(usage.prompt - usage.cached)
         self._work.decode_tokens += read.tokens
         seconds = time.perf_counter() - started
         self._work.generate_seconds += seconds
@@ -98,8 +99,7 @@ class OpenStreams:
             token_ids=token_ids,
             finish_reason="stop" if stopped else finish_reason,
             prompt_tokens=usage.prompt,
-            # A stream reads its prompt once; for all calls but the first it is computed already.
-            cached_tokens=usage.prompt if prompt.continued else usage.cached,
+            cached_tokens=usage.prompt - new_prompt,
             seconds=seconds,
             counted=read.tokens,
             dollars=None if self._prices is None else dollars,
@@ -147,6 +147,8 @@ class OpenStreams:
             "stream_options": {"include_usage": True},
         }
         stream.start(self._servers.stream(stream.started, body, prompt.session, retries))
+        if prompt.continued:
+            stream.count_prompt(prompt_tokens)  # an earlier stream has read it
         self._streams[prompt.session] = stream
         self._work.prefill_tokens += prompt_tokens
         return stream
@@ -203,6 +205,8 @@ class Stream:
         Number of pieces that have arrived.
     charged_dollars
         What completions account for so far.
+    counted_prompt
+        The same of the prompt's tokens.
     """
 
     def __init__(
@@ -217,6 +221,7 @@ class Stream:
         self.started = asyncio.Event()
         self.usage: Usage | None = None
         self.charged_dollars: float = 0.0
+        self.counted_prompt = 0
         self.read_tokens = 0
         self.replayed_tokens = 0
         self.pieces = self._tokens = 0
@@ -231,6 +236,15 @@ class Stream:
         self._thinking = False
         self._half = ""  # the first half of a character whose second half comes with the next chunk
         self._task: asyncio.Task[None] | None = None
+
+    def count_prompt(self, tokens: int) -> int:
+        """Tokens of the prompt that no completion accounts for yet, which one does from now on.
+
+        A stream reads its prompt once. The first completion counts it, by an estimate where the server has not yet
+        reported its usage; the one that comes after the report corrects that, by a negative number if it has to.
+        """
+        new, self.counted_prompt = tokens - self.counted_prompt, tokens
+        return new
 
     # Receiving
 

@@ -198,6 +198,28 @@ class TestAStreamIsClosed:
             assert engine.release(QUESTIONS[1]) is None
             engine.close()
 
+    @pytest.mark.parametrize("pause", [0.0, 0.05])
+    def test_a_prompt_counts_once_and_as_the_server_counts_it(self, folder: Path, pause: float) -> None:
+        """Whether its usage is there when the first call returns, or comes with a later one."""
+        with serving(folder, Behaviour(returns_ids=False, seconds_per_token=pause)) as server:
+            engine = engine_of(server, price_input=1e6, price_output=0)
+
+            async def read() -> tuple[int, float]:
+                text, ids, counted, dollars = engine.render((("user", QUESTIONS[0]),)), (), 0, 0.0
+                for budget in (3, 4, 5):
+                    part = await engine.generate(Prompt(text, ids, "s", 12 - len(ids)), Sampling(budget))
+                    await asyncio.sleep(0.2 if pause == 0 else 0)
+                    ids, counted = ids + part.token_ids, counted + part.prompt_tokens - part.cached_tokens
+                    dollars += part.dollars or 0.0
+                engine.release("s")
+                return counted, dollars
+
+            before = server.prompted
+            counted, dollars = run(read())
+            assert counted == server.prompted - before != len(engine.encode(QUESTIONS[0]))
+            assert dollars == pytest.approx(counted)
+            engine.close()
+
     def test_a_cancelled_call_closes_its_stream(self, folder: Path) -> None:
         async def cancelled(engine: APIEngine) -> None:
             prompt = Prompt(engine.render((("user", QUESTIONS[0]),)), (), "s", 200)
@@ -321,7 +343,7 @@ class TestReplies:
             engine_of(server, api_key_env="OPENAI_API_KEY").close()
             assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
             server.key = KEY
-            with pytest.raises(EngineError, match=r"wants a key \(401\).* that variable's name as api_key_env="):
+            with pytest.raises(EngineError, match=r"wants a key \(401\).* that variable's name as mentor_api_key_env="):
                 engine_of(server)
 
     @pytest.mark.parametrize(
