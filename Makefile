@@ -184,7 +184,7 @@ test-next: install sandbox
 
 # everything on the newest releases of all that setup.cfg names, beyond constraints.txt and its own upper bounds, in a fresh
 # environment beside $(VENV); what other libraries demand of each other holds. torch is its newest CPU build: from PyTorch's own
-# index, or from the folder PIP_FIND_LINKS. See docs/release.md
+# index, or from the folder PIP_FIND_LINKS. The last install compiles all of them, as pip does. See docs/release.md
 NEWEST_BIN := $(abspath $(VENV))-newest/bin
 NEWEST_UV = "$(NEWEST_BIN)/python" -m uv pip install --quiet --python "$(NEWEST_BIN)/python"
 newest: wheel sandbox
@@ -193,7 +193,7 @@ newest: wheel sandbox
 	$(NEWEST_UV) $(if $(PIP_FIND_LINKS),--no-index --no-deps --find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) torch
 	mkdir -p "$(BUILD)" && "$(NEWEST_BIN)/python" tests/newest.py > "$(BUILD)/newest.txt"
 	$(NEWEST_UV) $(if $(PIP_FIND_LINKS),,--torch-backend cpu) -r "$(BUILD)/newest.txt"
-	$(NEWEST_UV) --no-deps "$(WHEEL)"
+	$(NEWEST_UV) --no-deps --compile-bytecode "$(WHEEL)"
 	@"$(NEWEST_BIN)/python" tests/newest.py table
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg constraints.txt "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(NEWEST_BIN)/python" -m pytest $(PARALLEL) $(TESTS)
