@@ -25,10 +25,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test test-next test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-next newest test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
-	@echo "make demo | test | docs | docs-check | test-next | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
+	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -182,6 +182,22 @@ test-next: install sandbox
 	"$(BIN)/python" -m pip install --quiet --no-deps --upgrade --target "$(BUILD)/lm-eval-next" -r requirements/lm-eval-next.txt
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results setup.cfg "$$folder" && next="$(abspath $(BUILD))/lm-eval-next" && \
 	cd "$$folder" && PYTHONPATH="$$next" HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS) $(NEXT_TESTS)
+
+# everything on the newest releases of all that setup.cfg names, beyond constraints.txt and its own upper bounds, in a fresh
+# environment beside $(VENV); what other libraries demand of each other holds. torch is its newest CPU build: from PyTorch's own
+# index, or from the folder PIP_FIND_LINKS. The last install compiles all of them, as pip does. See docs/release.md
+NEWEST_BIN := $(abspath $(VENV))-newest/bin
+NEWEST_UV = "$(NEWEST_BIN)/python" -m uv pip install --quiet --python "$(NEWEST_BIN)/python"
+newest: wheel sandbox
+	$(PYTHON) -m venv --clear "$(abspath $(VENV))-newest"
+	"$(NEWEST_BIN)/python" -m pip install --quiet uv
+	$(NEWEST_UV) $(if $(PIP_FIND_LINKS),--no-index --no-deps --find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) torch
+	mkdir -p "$(BUILD)" && "$(NEWEST_BIN)/python" tests/newest.py > "$(BUILD)/newest.txt"
+	$(NEWEST_UV) $(if $(PIP_FIND_LINKS),,--torch-backend cpu) -r "$(BUILD)/newest.txt"
+	$(NEWEST_UV) --no-deps --compile-bytecode "$(WHEEL)"
+	@"$(NEWEST_BIN)/python" tests/newest.py table
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg constraints.txt "$$folder" && cd "$$folder" && \
+	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(NEWEST_BIN)/python" -m pytest $(PARALLEL) $(TESTS)
 
 # those that take results of floats for equal, as if the processor had none of its wider instructions; see docs/reproducibility.md
 PROCESSOR_TESTS ?= tests/reports tests/judge tests/training tests/pair tests/harness/test_parity.py

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import lm_eval_tandem
+import newest
 from interpreters import python
 from lm_eval_tandem import _paths
 
@@ -88,6 +89,24 @@ def test_the_bounds_admit_the_releases_that_are_tested() -> None:
     for name in ("transformers", "scikit-learn"):
         (version,) = (specifier.version for specifier in pins[name].specifier)
         assert wanted[name].contains(version), f"{name} {version}"
+
+
+def test_the_newest_run_asks_for_every_library_without_an_upper_bound() -> None:
+    asked = {one.name: one for one in map(Requirement, newest.unbounded())}
+    left_out = {"vllm", "mkdocs", "mkdocs-material", "mkdocstrings"}
+    assert set(asked) == set(requirements()) - left_out
+    assert all(one.specifier.contains("9999.0") for one in asked.values())
+    assert not asked["transformers"].specifier.contains("4.0"), "lower bounds stay"
+
+
+def test_the_newest_runs_table_has_what_differs_from_the_pins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed_numpy = importlib.metadata.version("numpy").partition("+")[0]
+    pins = f"# pins\nPyYAML==0.1\nnumpy=={installed_numpy}\nabsent-library==1.0\n"
+    (tmp_path / "constraints.txt").write_text(pins)
+    monkeypatch.setattr(newest, "CHECKOUT", tmp_path)
+    header, *rows = [line.split() for line in newest.table().splitlines()]
+    assert header == ["name", "pinned", "newest"]
+    assert rows == [["PyYAML", "0.1", importlib.metadata.version("PyYAML")]]
 
 
 # --- the installed distribution, or a wheel built from the checkout

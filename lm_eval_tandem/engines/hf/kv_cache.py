@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from lm_eval_tandem.engines.hf.loading import cache_argument, refuse_other_caches
 from lm_eval_tandem.engines.hf.token_stats import logprob_and_entropy
@@ -111,6 +111,8 @@ class Network:
         Whether the model accepts `position_ids` and `logits_to_keep`.
     cache_argument
         The name under which it accepts a cache.
+    has_keys
+        False for state-space models, none of whose layers stores keys and values.
     stackable
         False for models whose cache is not plain keys and values of the whole prefix (sliding windows, state spaces),
         or whose attention is wrong where the cache has empty cells between tokens (`cache_check`). Their rows start
@@ -134,7 +136,9 @@ class Network:
         self.cache_argument = cache_argument(inner)
         if self.cache_argument is None:
             refuse_other_caches(self.name, model.config.model_type, "causal", type(inner))
-        self.stackable = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+        layers = DynamicCache(config=model.config).layers
+        self.has_keys = any(isinstance(layer, CacheLayerMixin) for layer in layers)
+        self.stackable = all(type(layer) is DynamicLayer for layer in layers)
         self.paddable = self.continues = True
 
     @property
@@ -261,7 +265,7 @@ class BatchedCache:
         if self.network.takes_positions:
             arguments["position_ids"] = (before + real.cumsum(1) - 1).clamp(min=0)
         # A state-space model looks at the mask of its input alone; what it has read before is in its state.
-        mask = self.mask if self.network.cache_argument == "past_key_values" else real
+        mask = self.mask if self.network.has_keys else real
         arguments[str(self.network.cache_argument)] = self.cache
         output = self.network.model(input_ids=ids, attention_mask=mask.long(), use_cache=True, **arguments)
         logits: torch.Tensor = output.logits

@@ -14,8 +14,11 @@ from transformers.configuration_utils import PretrainedConfig
 from lm_eval_tandem.engines.tokenizer import require_end_token
 from lm_eval_tandem.errors import EngineError
 
-CACHE_ARGUMENTS = ("past_key_values", "cache_params")
-"""Names under which models of transformers accept one of its standard caches; the second of state-space models."""
+CACHE_ARGUMENTS = ("past_key_values", "cache_params", "cache")
+"""Names under which models of transformers accept one of its standard caches.
+
+The second is that of state-space models; from release 5.24 on, all its own models use the third.
+"""
 
 
 class CheckedHFLM(HFLM):

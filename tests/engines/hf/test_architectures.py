@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import architectures
 from engines.conformance import TEXTS, EngineConformance, Reference, run, together
@@ -84,6 +85,42 @@ def test_a_window_larger_than_the_prompts_of_the_check_is_found(tmp_path: Path) 
     engine = opened(tmp_path)
     engine.close()
     assert not engine.reads_drafts
+
+
+def rename_cache(monkeypatch: pytest.MonkeyPatch, model_class: type[PreTrainedModel], name: str) -> None:
+    """Make a class of models accept its cache under another name."""
+    forward: Any = model_class.forward
+    signature = inspect.signature(forward)
+    (known,) = signature.parameters.keys() & {"cache", "cache_params", "past_key_values"}
+
+    def renamed(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **{known if key == name else key: value for key, value in kwargs.items()})
+
+    parameters = [
+        parameter.replace(name=name) if parameter.name == known else parameter
+        for parameter in signature.parameters.values()
+    ]
+    renamed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model_class, "forward", renamed)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_the_name_of_the_cache_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, name: str
+) -> None:
+    """transformers renamed `past_key_values` and `cache_params` to `cache` within its major release 5."""
+    folder = architectures.save(tmp_path, kind)
+    reference = reference_of(folder)
+    expected = [reference.greedy(text, 9) for text in TEXTS]
+    rename_cache(monkeypatch, type(reference.model), name)
+    engine = opened(folder)
+    found = run(together(*(grow(engine, text, (5, 6)) for text in TEXTS)))
+    engine.close()
+    assert [list(ids) for _, ids in found] == [
+        tokens[: len(ids)] for tokens, (_, ids) in zip(expected, found, strict=True)
+    ]
+    assert engine.reads_drafts is (kind == "llama")
 
 
 @pytest.mark.parametrize("kind", ["jamba", "mamba", "qwen3_5", "gemma2"])
