@@ -88,8 +88,8 @@ async def grown(engine: APIEngine, question: str, budgets: tuple[int, ...]) -> t
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds; a minute is long enough on any machine."""
-    deadline = time.monotonic() + 60
+    """Return once the condition holds; ten minutes are long enough on any machine, however busy."""
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         await asyncio.sleep(0.01)
