@@ -669,14 +669,8 @@ def test_the_key_appears_nowhere(folder: Path, tmp_path: Path) -> None:
             "mentor_price_output=2"
         )
         command = [sys.executable, "-c", DEFAULT_TASKS_LEFT_OUT + MAIN, "--model", "tandem", "--model_args", arguments]
-        command += [
-            "--tasks",
-            "coins",
-            "--include_path",
-            str(tmp_path / "tasks"),
-            "--output_path",
-            str(tmp_path / "out"),
-        ]
+        command += ["--tasks", "coins", "--include_path", str(tmp_path / "tasks")]
+        command += ["--output_path", str(tmp_path / "out")]
         environment = {**os.environ, "OPENAI_API_KEY": KEY, "HF_HOME": str(tmp_path / "hf"), "LOGLEVEL": "DEBUG"}
         done = subprocess.run(
             [*command, "--log_samples"], capture_output=True, text=True, env=environment, cwd=tmp_path
