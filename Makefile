@@ -4,6 +4,8 @@ VENV ?= .venv
 TESTS ?= -m "not slow"
 # one test process per core; a test keeps to one thread (tests/conftest.py)
 PARALLEL ?= -n auto --dist worksteal
+# an engine of vLLM takes half a minute to start, so the tests of a file share it
+VLLM_PARALLEL ?= $(PARALLEL) --dist loadfile
 
 ROOT := $(CURDIR)
 BIN := $(abspath $(VENV))/bin
@@ -25,7 +27,7 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test test-next newest test-processors vllm test-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
 	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
@@ -155,7 +157,7 @@ sandbox:
 VLLM ?= 1
 VLLM_BIN := $(abspath $(VENV))-vllm/bin
 VLLM_TESTS ?= $(wildcard tests/engines/vllm)
-VLLM_RUNS = [ -n "$(VLLM)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (sys.platform == "linux" and sys.version_info >= (3, 11)))'
+VLLM_RUNS = $(if $(VLLM),$(shell "$(PYTHON)" -c 'import sys; print("yes" * (sys.platform == "linux" and sys.version_info >= (3, 11)))'))
 UV = "$(VLLM_BIN)/python" -m uv pip install --quiet --python "$(VLLM_BIN)/python"
 
 vllm: wheel
@@ -167,13 +169,17 @@ vllm: wheel
 
 test-vllm: vllm
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests setup.cfg "$$folder" && cd "$$folder" && \
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(VLLM_BIN)/python" -m pytest $(PARALLEL) --dist loadfile $(TESTS) $(VLLM_TESTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(VLLM_BIN)/python" -m pytest $(VLLM_PARALLEL) $(TESTS) $(VLLM_TESTS)
+
+no-vllm:
+	@echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"
+
+test: test-package $(if $(VLLM_RUNS),test-vllm,no-vllm)
 
 # in a folder of its own: there the package cannot be imported from the checkout by accident
-test: install sandbox
+test-package: install sandbox
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg constraints.txt "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS)
-	@if $(VLLM_RUNS); then $(MAKE) test-vllm; else echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"; fi
 
 # the tasks and their costs on the next release of the harness, which scores in another way. It lies in a folder of its own
 # that hides the installed release
@@ -212,14 +218,13 @@ lint: install
 	PYTHONPATH=. "$(BIN)/lint-imports" setup.cfg
 
 # the documentation as a site in build/site; it needs Python 3.11 or later
-docs: wheel
-	"$(BIN)/python" -m pip install --quiet -c constraints.txt "$(WHEEL)[docs,test]"
-	"$(BIN)/python" -m pip install --quiet --no-deps --force-reinstall "$(WHEEL)"
+docs: install
+	"$(BIN)/python" -m pip install --quiet -c constraints.txt "$(WHEEL)[docs]"
 	NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --quiet --strict
 
 # program output that README.md and docs/ quote is what the programs print, and every link of the site leads somewhere
 docs-check: docs
-	"$(BIN)/python" docs/outputs.py --check
+	MAKEFLAGS= "$(BIN)/python" docs/outputs.py --check
 	DOCS_SITE=build/site "$(BIN)/python" -m pytest -q tests/test_docs.py
 
 clean:

@@ -14,17 +14,34 @@ from typing import Any
 from lm_eval_tandem import _paths
 
 LM_EVAL = Path(sys.executable).with_name("lm_eval")
-WITHOUT_DEFAULT_TASKS = """
+MACHINE_REPORT_LEFT_OUT = """
+from torch.utils import collect_env
+collect_env.get_pretty_env_info = lambda: "left out by the tests"
+"""
+"""With every result the harness saves a report of the machine: pip's list of packages and the like, seconds of work."""
+DEFAULT_TASKS_LEFT_OUT = """
 import functools
 from lm_eval.tasks import TaskManager
-from lm_eval_tandem.__main__ import main
 original = TaskManager.__init__
 TaskManager.__init__ = functools.wraps(original)(
     lambda self, *args, **options: original(self, *args, **{**options, "include_defaults": False})
 )
+"""
+"""The harness's own task files: reading them takes longer than most runs here."""
+MAIN = """
+from lm_eval_tandem.__main__ import main
 main()
 """
-"""`python -m lm_eval_tandem` without the harness's own task files: reading these takes longer than most runs here."""
+BARE_MAIN = """
+from lm_eval.__main__ import cli_evaluate
+cli_evaluate()
+"""
+WITHOUT_DEFAULT_TASKS = MACHINE_REPORT_LEFT_OUT + DEFAULT_TASKS_LEFT_OUT + MAIN
+"""`python -m lm_eval_tandem`, without both."""
+BARE_WITHOUT_DEFAULT_TASKS = MACHINE_REPORT_LEFT_OUT + DEFAULT_TASKS_LEFT_OUT + BARE_MAIN
+"""`lm_eval`, without both; it finds the model through the wheel's import hook."""
+PATIENCE = 1200
+"""Seconds; only a process that hangs takes as long, however busy the machine is."""
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -56,7 +73,7 @@ def save_task(folder: Path, questions: Sequence[str]) -> None:
 
 def run(arguments: Sequence[str], folder: Path, code: int = 0) -> str:
     """What the command printed; it has to end with the exit code."""
-    done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def python(code: str, *options: str, path: Sequence[Path] = (), cwd: Path | None = None, timeout: float = 120) -> str:
+def python(code: str, *options: str, path: Sequence[Path] = (), cwd: Path | None = None, timeout: float = 1200) -> str:
     """Run code in an interpreter of its own, with `path` in front of its module search path; what it printed."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     code = f"import sys; sys.path[:0] = {[str(folder) for folder in path]!r}\n" + textwrap.dedent(code)

@@ -221,5 +221,5 @@ for turn in range(25):
 
 
 def test_processes_that_open_a_new_store_at_the_same_moment_both_get_it(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr

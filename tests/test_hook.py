@@ -212,7 +212,7 @@ def test_hook_does_nothing_where_the_variable_switches_it_off(value: str, harnes
 
 def bare_venv(folder: Path) -> tuple[Path, Path]:
     """An empty environment: its interpreter and its site-packages."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=1200)
     interpreter = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     command = [str(interpreter), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     return interpreter, Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
@@ -227,7 +227,7 @@ def start(interpreter: Path, *options: str, code: str, **variables: str) -> str:
     """What the code prints in a fresh interpreter, with the given environment variables set."""
     command = [str(interpreter), *options, "-c", textwrap.dedent(code)]
     environment = {**os.environ, **variables}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200, check=False)
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr, ended.stderr
     return ended.stdout.strip()

@@ -25,7 +25,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """What import-linter says of the copy of the package in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [str(Path(sys.executable).with_name("lint-imports")), str(CONTRACT), "--no-cache"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import MACHINE_REPORT_LEFT_OUT, PATIENCE
 from lm_eval_tandem.reports.sections import latency
 from lm_eval_tandem.reports.table import Table
 
@@ -20,17 +21,17 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the tests were 
 def bench(folder: Path, *more: str) -> str:
     """Run the latency benchmark with transformers on tiny models, and return what it printed."""
     sizes = ["--mentor", "2e5", "--intern", "1e5", "--vocabulary", "1000", "--scale", "0.02"]
-    return printed("latency.py", *sizes, *more, "--output", str(folder))
+    return printed(str(BENCHMARKS / "latency.py"), *sizes, *more, "--output", str(folder))
 
 
-def printed(script: str, *arguments: str) -> str:
-    """Run a benchmark and return what it printed."""
+def printed(*arguments: str) -> str:
+    """Run Python with these arguments and return what it printed."""
     ran = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     return ran.stdout
@@ -58,8 +59,10 @@ def test_a_sweep_has_every_point_and_stays_out_of_the_report(tmp_path: Path) -> 
 
 def test_what_judging_adds_is_measured_against_the_same_answers_without_a_judge(tmp_path: Path) -> None:
     """The script itself fails if the answers differ."""
-    file = tmp_path / "judge.md"
-    output = printed("judge.py", "--questions", "12", "--batch_sizes", "1,4", "--repeats", "2", "--output", str(file))
+    file, script = tmp_path / "judge.md", str(BENCHMARKS / "judge.py")
+    program = f"{MACHINE_REPORT_LEFT_OUT}\nimport runpy\nrunpy.run_path({script!r}, run_name='__main__')"
+    options = ["--questions", "6", "--batch_sizes", "1,4", "--repeats", "2", "--output", str(file)]
+    output = printed("-c", program, *options)
     assert file.read_text(encoding="utf-8") == output
     rows = [line.split("|") for line in output.splitlines() if line.startswith(("| 1 ", "| 4 "))]
     assert len(rows) == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from command_line import ENVIRONMENT, command, results, run, samples
+from command_line import ENVIRONMENT, PATIENCE, command, results, run, samples
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -21,7 +21,7 @@ def launched(folder: Path, processes: int, questions: int, **arguments: Any) -> 
     folder.mkdir()
     line = command("tandem_pair_math", ledger="l.jsonl", **arguments)
     if processes == 2:
-        line = [*TWO, "-m", "lm_eval_tandem", *line[line.index("--model") :]]
+        line = [*TWO, "--no-python", *line]
     line += ["--limit", str(questions)]
     run([*line, "--output_path", "out", "--log_samples", "--device", "cpu"], folder)
     return float(results(folder / "out")["config"]["tandem"]["totals"]["wall_seconds"])
@@ -121,7 +121,7 @@ def test_an_error_of_one_rank_ends_both(tmp_path: Path, what: str, sentence: str
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=240)[1] for process in running]
+        said = [process.communicate(timeout=PATIENCE)[1] for process in running]
     finally:
         for process in running:
             process.kill()

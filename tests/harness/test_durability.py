@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lm_eval_tandem
-from command_line import ENVIRONMENT, command, entries, results, samples
+from command_line import ENVIRONMENT, PATIENCE, command, entries, results, run, samples
 from interpreters import python
 from lm_eval_tandem.store import Store
 
@@ -102,7 +102,7 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)),
     )
     assert done.returncode == 0, done.stderr
@@ -111,10 +111,7 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
     assert full["config"]["tandem"]["totals"]["unkept_in_store"] > 0
     kept = len(Store(tmp_path / "s.sqlite"))
     assert kept > 0
-    again = subprocess.run(
-        [*line, "--output_path", "again"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    assert again.returncode == 0, again.stderr
+    run([*line, "--output_path", "again"], tmp_path)
     whole = results(tmp_path / "again")
     found = whole["config"]["tandem"]["totals"]
     assert found["found_in_store"] == kept
@@ -124,7 +121,7 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_run_with_one_sentence_and_keeps_what_is_finished(tmp_path: Path) -> None:
     line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:3"), "--limit", "2000"]
-    run = subprocess.Popen(
+    going = subprocess.Popen(
         line,
         cwd=tmp_path,
         env=ENVIRONMENT,
@@ -134,11 +131,11 @@ def test_ctrl_c_ends_a_run_with_one_sentence_and_keeps_what_is_finished(tmp_path
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while entries(tmp_path / "s.sqlite") < 5:
-        assert run.poll() is None, "the run ended by itself"
+        assert going.poll() is None, "the run ended by itself"
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=120)
-    assert run.returncode in (-signal.SIGINT, 130), (run.returncode, said)  # a shell reports both as 130
+    going.send_signal(signal.SIGINT)
+    _, said = going.communicate(timeout=PATIENCE)
+    assert going.returncode in (-signal.SIGINT, 130), (going.returncode, said)  # a shell reports both as 130
     assert said.splitlines()[-1].startswith("tandem: interrupted; finished calls are in the store"), said
     assert "Traceback" not in said
     assert len(Store(tmp_path / "s.sqlite")) >= 5
@@ -152,7 +149,7 @@ def test_two_runs_on_one_store_at_once(tmp_path: Path) -> None:
         for name in "ab"
     ]
     for process in running:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said.decode()
     one, two = ([sample["resps"] for sample in samples(tmp_path / name)] for name in "ab")
     assert one == two
@@ -167,7 +164,7 @@ def test_a_ledger_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> N
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "could not be written" in done.stderr

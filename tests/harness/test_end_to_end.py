@@ -8,13 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from command_line import ENVIRONMENT, command, entries, results, run, samples
-from lm_eval_tandem import pair
+from command_line import (
+    BARE_WITHOUT_DEFAULT_TASKS,
+    ENVIRONMENT,
+    MACHINE_REPORT_LEFT_OUT,
+    PATIENCE,
+    command,
+    entries,
+    results,
+    run,
+    samples,
+)
+from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.store import Store
+from tasks.in_process import lm_eval
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +40,12 @@ def has_hook() -> None:
     )
     if probe.stdout.strip() != "True":
         pytest.skip("lm_eval_tandem is not installed from a wheel here, so bare lm_eval does not know it")
+
+
+def options_of(arguments: Sequence[str]) -> list[str]:
+    """The options of a command, for a run in this process: one to compare with need not start a process of its own."""
+    options = arguments[list(arguments).index("--model") :]
+    return ["run", "--include_path", str(_paths.task_configs()), *options, "--device", "cpu"]
 
 
 @pytest.mark.usefixtures("has_hook")
@@ -52,32 +70,32 @@ def test_bare_lm_eval_shows_cost_beside_accuracy(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("has_hook")
 def test_another_model_runs_the_same_task_without_cost_columns(tmp_path: Path) -> None:
-    shown = run([*command("tandem_pair_code", "hf", True, pretrained=pair.INTERN), "--limit", "20"], tmp_path)
+    bare = command("tandem_pair_code", "hf", bare=True, pretrained=pair.INTERN)
+    quicker = [sys.executable, "-c", BARE_WITHOUT_DEFAULT_TASKS, *bare[1:]]
+    shown = run([*quicker, "--limit", "20"], tmp_path)
     assert re.search(r"\|acc +\|", shown)
     assert "tflops" not in shown
     assert "stage" not in shown
 
 
 def test_chat_few_shot_predict_only_and_samples_work_as_for_model_hf(tmp_path: Path) -> None:
-    base = ["--output_path", "out", "--log_samples", "--apply_chat_template", "--system_instruction", "Be exact."]
+    base = ["--output_path", str(tmp_path / "out"), "--log_samples"]
+    base += ["--apply_chat_template", "--system_instruction", "Be exact."]
     run([*command("tandem_pair_math", policy="intern"), *base, "--limit", "12", "--predict_only"], tmp_path)
-    run([*command("tandem_pair_math", "hf", pretrained=pair.INTERN), *base, "--limit", "12"], tmp_path)
+    lm_eval(*options_of(command("tandem_pair_math", "hf", pretrained=pair.INTERN)), *base, "--limit", "12")
     ours, theirs = samples(tmp_path / "out" / "tandem-pair-intern"), samples(next((tmp_path / "out").glob("*pair__*")))
     assert [one["resps"] for one in ours] == [one["resps"] for one in theirs]
     assert [one["arguments"] for one in ours] == [one["arguments"] for one in theirs]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    limit = ["--limit", "200", "--log_samples", "--output_path"]
-    run([*command("tandem_pair_math", policy="cascade"), *limit, "whole"], tmp_path)
+    limit = ["--limit", "100", "--log_samples", "--output_path"]
+    lm_eval(*options_of(command("tandem_pair_math", policy="cascade")), *limit, str(tmp_path / "whole"))
     again = [*command("tandem_pair_math", policy="cascade", store="s.sqlite"), *limit, "resumed"]
     killed = subprocess.Popen(again, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    finished = 0
-    deadline = time.monotonic() + 240
-    while finished < 150 and killed.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while entries(tmp_path / "s.sqlite") < 150 and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-        if (tmp_path / "s.sqlite").exists():
-            finished = entries(tmp_path / "s.sqlite")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = entries(tmp_path / "s.sqlite")
@@ -100,11 +118,11 @@ def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) ->
         # a shell starts its background jobs with interrupts ignored, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while entries(tmp_path / "s.sqlite") < 20 and going.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     going.send_signal(signal.SIGINT)
-    _, errors = going.communicate(timeout=60)
+    _, errors = going.communicate(timeout=PATIENCE)
     assert going.returncode in (-signal.SIGINT, 1), "130 in a shell; 1 where torch hides the signal from Python"
     assert b"tandem: interrupted" in errors
     kept = len(Store(tmp_path / "s.sqlite"))
@@ -132,10 +150,11 @@ def test_a_wrong_argument_ends_with_one_sentence(tmp_path: Path, arguments: dict
 
 def test_from_collecting_to_a_cascade_with_the_new_classifier(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "lm_eval_tandem.cli"]
-    tasks = ["--tasks", "tandem_pair_math_train", "--limit", "120", "--batch_size", "32"]
-    assert "collected:" in run([*program, "collect", *tasks, "--output", "c"], tmp_path)
+    quicker = [sys.executable, "-c", f"{MACHINE_REPORT_LEFT_OUT}\nfrom lm_eval_tandem.cli import main\nmain()"]
+    tasks = ["--tasks", "tandem_pair_math_train", "--limit", "60", "--batch_size", "32"]
+    assert "collected:" in run([*quicker, "collect", *tasks, "--output", "c"], tmp_path)
     assert "fitted:" in run([*program, "fit", "c", "--output", "mine"], tmp_path)
-    assert "120 questions" in (tmp_path / "mine" / "README.md").read_text()
+    assert "60 questions" in (tmp_path / "mine" / "README.md").read_text()
     assert "chosen, cross-fitted" in run([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
     for policy in ("cascade", "mentor"):
         arguments = command("tandem_pair_math", policy=policy, classifier="mine")

@@ -19,6 +19,7 @@ import pytest
 
 import tiny
 from bundled import COMMON
+from command_line import PATIENCE
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
@@ -60,7 +61,7 @@ REGISTERED = """
 
         def generate_until(self, requests, disable_tqdm=False):
             print("decoding", flush=True)
-            for _ in range(6000):
+            for _ in range(60_000):
                 time.sleep(0.1)
             return ["x" for _ in requests]
 
@@ -89,7 +90,7 @@ def started(tmp_path: Path, program: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(("ending", "code"), [("raise errors.EngineError('a server is gone.')", 1), ("return", 0)])
 def test_a_process_ends_with_its_own_exit_code_while_rows_decode(tmp_path: Path, ending: str, code: int) -> None:
     process = started(tmp_path, DECODING.replace("ENDING", ending))
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate(timeout=PATIENCE)
     assert "decoding" in out, err
     assert process.returncode == code, err
     assert "terminate called" not in err
@@ -103,7 +104,7 @@ def test_an_interrupt_ends_the_process_before_its_batch(tmp_path: Path, program:
     assert process.stdout is not None
     assert process.stdout.readline() == "decoding\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=500)  # the batch of the registered model takes longer
+    _, err = process.communicate(timeout=PATIENCE)  # the batch of the registered model takes longer
     # A shell shows the signal as 130. What torch runs at exit may hide it from Python, which then exits with 1.
     assert process.returncode in (-signal.SIGINT, 1), err
     assert "terminate called" not in err
@@ -136,7 +137,7 @@ def test_an_engine_that_nobody_uses_any_more_is_freed() -> None:
     thread, model = engine._worker._thread, weakref.ref(engine.lm.model)
     del engine
     gc.collect()
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENCE)
     gc.collect()
     assert not thread.is_alive()
     assert model() is None
@@ -150,7 +151,7 @@ def test_a_model_that_nobody_uses_any_more_leaves_no_thread() -> None:
     del lm
     gc.collect()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE)
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -160,7 +161,8 @@ def test_a_closed_engine_has_no_weights_and_refuses_calls(tmp_path: Path) -> Non
 
     async def closed_meanwhile() -> None:
         call = asyncio.ensure_future(engine.generate(Prompt("Mira"), Sampling(8000)))
-        await asyncio.sleep(0.05)
+        while not engine.work.decode_tokens:  # noqa: ASYNC110  the engine's thread counts
+            await asyncio.sleep(0.001)
         await asyncio.to_thread(engine.close)
         with pytest.raises(EngineError, match="was closed before it had answered"):
             await call

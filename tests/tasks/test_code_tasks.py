@@ -69,7 +69,7 @@ def run(program: list[str], data: Path, *options: str, ok: bool = True, **enviro
     """Run a command line in a process of its own; what it printed."""
     command = [sys.executable, *program, *options, "--include_path", str(TASKS)]
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "TANDEM_DATA": str(data), **environment}
-    ended = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=300, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=1200, check=False)
     printed = ended.stdout + ended.stderr
     assert (ended.returncode == 0) == ok, printed
     return printed

@@ -95,7 +95,7 @@ def run(program: Sequence[str], data: Path, out: Path, *options: str) -> str:
         [str(Path(_paths.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     )
     command = [*program, *options_for(out, *options)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False, cwd=data)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False, cwd=data)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

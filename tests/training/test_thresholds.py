@@ -238,9 +238,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 def test_ten_thousand_questions_take_seconds() -> None:
     data = outcomes(10_000, 4, 0)
-    start = time.perf_counter()
+    start = time.process_time()
     thresholds = choose_thresholds(data, "accuracy")
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     accuracy, cost = evaluate_grid(data)
     _, correct, spent = simulate(data, thresholds)
     assert correct.mean() == pytest.approx(accuracy.max())

@@ -54,7 +54,7 @@ def counted(log: list[tuple[str, int]]) -> int:
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while not holds() and time.monotonic() < end:
         time.sleep(0.005)
     assert holds()
@@ -97,7 +97,7 @@ def test_all_work_gets_done_however_jobs_wander() -> None:
     for worker in workers:
         worker.close()
     for worker in workers:
-        worker.thread.join(timeout=10)
+        worker.thread.join(timeout=600)
     assert counted(log) == wanted
 
 

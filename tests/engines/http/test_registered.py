@@ -119,24 +119,29 @@ from lm_eval.api.registry import register_model
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.http.registered import RegisteredEngine
 
+began = threading.Event()
+
 @register_model("endless")
 class Endless(LM):
     def __init__(self, pretrained): super().__init__()
-    def generate_until(self, requests, disable_tqdm=False): threading.Event().wait()
+    def generate_until(self, requests, disable_tqdm=False):
+        began.set()
+        threading.Event().wait()
     def loglikelihood(self, requests, disable_tqdm=False): ...
     def loglikelihood_rolling(self, requests, disable_tqdm=False): ...
 
 async def interrupted():
     engine = RegisteredEngine("endless", "x", {})
     task = asyncio.ensure_future(engine.generate(Prompt("x"), Sampling(3)))
-    await asyncio.sleep(0.2)
+    while not began.is_set():
+        await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     engine.close()
 
 asyncio.run(interrupted())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

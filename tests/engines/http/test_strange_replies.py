@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 import tiny
-from command_line import save_task
+from command_line import WITHOUT_DEFAULT_TASKS, save_task
 from engines.http.openai_server import Behaviour, ModelServer, serving
 from engines.http.strange_replies import BROKEN, ODD, RIGHT, WRONG, Strange
 from lm_eval_tandem.errors import EngineError
@@ -124,8 +124,8 @@ def test_a_run_of_the_harness_ends_with_the_number_of_failed_questions(folder: P
             "store": str(tmp_path / "store.sqlite"),
             "ledger": str(tmp_path / "ledger.jsonl"),
         }
-        command = [sys.executable, "-m", "lm_eval_tandem", "--model", "tandem", "--model_args", json.dumps(arguments)]
-        command += ["--tasks", "coins", "--include_path", str(tmp_path / "tasks")]
+        command = [sys.executable, "-c", WITHOUT_DEFAULT_TASKS, "--model", "tandem", "--model_args"]
+        command += [json.dumps(arguments), "--tasks", "coins", "--include_path", str(tmp_path / "tasks")]
         environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
 

@@ -44,6 +44,11 @@ def wait_until_gone(pids: list[int], seconds: float) -> bool:
     return all(map(gone, pids))
 
 
+def wait_until_ended(pid: int) -> None:
+    """Return once a child of this process has ended, and leave it to be waited for."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def wait_until_busy(pool: Pool) -> None:
     """Return once a call has taken the worker that an earlier call left idle."""
     while pool._idle:
@@ -69,10 +74,10 @@ def test_values_come_back_and_a_worker_is_used_again(pool: Pool) -> None:
 def test_a_call_that_misbehaves_is_lost_alone(pool: Pool, way: str) -> None:
     pool.call("grading.math.misbehaving:verify", "1", "1", limit=60)
     (before,) = pool.pids
-    start = time.monotonic()
+    start = time.monotonic()  # one that hangs does so for 1000 s
     with pytest.raises(CallFailed, match=r"no reply|ended with code|MemoryError|RecursionError"):
         pool.call("grading.math.misbehaving:misbehave", way, limit=1.0)
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 120
     assert gone(before)
     assert pool.call("operator:add", 1, 2, limit=30) == 3
 
@@ -106,21 +111,22 @@ def test_many_threads_share_few_workers_and_get_their_own_replies(pool: Pool) ->
 
 def test_a_worker_that_died_while_idle_costs_no_call(pool: Pool) -> None:
     pool.call("operator:add", 1, 2, limit=30)
-    os.kill(pool.pids[0], signal.SIGKILL)
-    time.sleep(0.2)
+    (worker,) = pool.pids
+    os.kill(worker, signal.SIGKILL)
+    wait_until_ended(worker)
     assert pool.call("operator:add", 1, 2, limit=30) == 3
 
 
 def test_a_closed_pool_refuses_and_leaves_nothing(pool: Pool) -> None:
     pool.call("operator:add", 1, 2, limit=30)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(pool.call, "time:sleep", 60, limit=60)
+        waiting = threads.submit(pool.call, "time:sleep", 5000, limit=5000)
         wait_until_busy(pool)
         time.sleep(0.2)  # until the call has been sent
         pids = pool.pids
         pool.close()
         with pytest.raises(CallFailed):
-            waiting.result(timeout=10)
+            waiting.result(timeout=600)
     assert all(map(gone, pids))
     assert pool.pids == []
     with pytest.raises(GradingError, match="closed"):
@@ -166,7 +172,7 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
         print(os.waitstatus_to_exitcode(status), pool.call("operator:add", 1, 2, limit=30), pool.pids == ours)
         """
     )
-    out, _ = program.communicate(timeout=60)
+    out, _ = program.communicate(timeout=600)
     assert out.split() == ["0", "3", "True"]
 
 
@@ -177,13 +183,13 @@ def test_nothing_is_left_when_the_interpreter_exits() -> None:
         from lm_eval_tandem.grading.math.pool import Pool
         pool = Pool(size=2)
         pool.call("operator:add", 1, 2, limit=30)
-        threading.Thread(target=lambda: pool.call("time:sleep", 60, limit=60), daemon=True).start()
+        threading.Thread(target=lambda: pool.call("time:sleep", 5000, limit=5000), daemon=True).start()
         while pool._idle:
             time.sleep(0.01)
         print(*pool.pids)
         """
     )
-    out, _ = program.communicate(timeout=60)
+    out, _ = program.communicate(timeout=600)
     pids = [int(pid) for pid in out.split()]
     assert program.returncode == 0
     assert pids
@@ -195,7 +201,7 @@ def test_nothing_is_left_when_the_interpreter_exits() -> None:
     "call",
     [
         "'operator:add', 1, 2",
-        "'time:sleep', 60",
+        "'time:sleep', 5000",
         pytest.param("'grading.math.misbehaving:misbehave', 'spin'", marks=pytest.mark.slow),
         pytest.param("'operator:pow', 7, 10**9", marks=pytest.mark.slow),
     ],
@@ -220,4 +226,4 @@ def test_workers_end_when_their_parent_is_killed(call: str) -> None:
     program.kill()
     program.communicate()
     assert pids
-    assert wait_until_gone(pids, 15)
+    assert wait_until_gone(pids, 600)
