@@ -277,6 +277,29 @@ def test_arguments_that_vllm_does_not_take_together_are_one_sentence() -> None:
         opened(pair.INTERN, max_model_len=100_000)
 
 
+def test_wrong_entropies_are_refused_by_measuring_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A vLLM that is newer than those tested is tried, with a warning; its entropies are compared with a reference."""
+    from lm_eval_tandem.engines.vllm import async_llm
+
+    monkeypatch.setattr(async_llm, "WORKER_EXTENSION", "engines.vllm.wrong_workers.WrongWorker")
+    monkeypatch.setattr(async_llm, "VERSION", "99.1+cpu")
+    engine = opened(pair.INTERN)
+    found = {}
+    for what in ("bits", "of the likely", "none", "right"):
+        engine._async_llm.call_workers("tandem_report", what)
+        engine.__dict__.pop("cannot_score", None)
+        found[what] = engine.cannot_score
+    engine.close()
+    print(found)
+    assert found.pop("right") == ""
+    assert all(sentence.endswith("or intern_entropy=topk:20 for estimates.") for sentence in found.values())
+    assert "(its workers report none)" in found.pop("none")
+    assert all("nats where its log-probabilities over the whole vocabulary give" in one for one in found.values())
+    assert ["99.1+cpu is newer than 0.32" in record.getMessage() for record in caplog.records].count(True) == 1
+
+
 def test_the_command_line_gives_what_the_transformers_backend_gives(tmp_path: Path) -> None:
     """Both roles in vLLM: two engines in one process, each with its own cache."""
     both: dict[str, Any] = {}
