@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 OLDEST, NEWEST = "0.29", "0.32"
 """The first and the last of the releases of vLLM that this package works on; both are tested."""
 WAY_ON = f"use vllm {OLDEST} to {NEWEST}, or intern_entropy=topk:20 for estimates"
-TEXT = "Two and two"
+TEXT = "1 + 2 = 3"
 TOKENS = 3
 """Largest number of the text's tokens that are read. After each but the last, vLLM returns an object for every entry of
 the vocabulary: half a second of Python for two times 152k."""
