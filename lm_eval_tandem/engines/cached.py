@@ -52,10 +52,15 @@ class CachedEngine:
         self.store = store
         self.name, self.parameters, self.window = engine.name, engine.parameters, engine.window
         self.lm, self.max_concurrency, self.reads_drafts = engine.lm, engine.max_concurrency, engine.reads_drafts
-        self.identity, self.work, self.cannot_score = engine.identity, engine.work, engine.cannot_score
+        self.identity, self.work = engine.identity, engine.work
         self.hits = 0
         self._model_key = key_of(dict(engine.identity))
         self._in_flight: dict[str, asyncio.Future[tuple[dict[str, Any], bool]]] = {}
+
+    @property
+    def cannot_score(self) -> str:
+        """See `Engine.cannot_score`, which some engines find out only where a run needs scores."""
+        return self.engine.cannot_score
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""

@@ -26,6 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from lm_eval_tandem.engines.vllm import worker_extension
+from lm_eval_tandem.engines.vllm.entropy_check import warn_of_untested
 from lm_eval_tandem.errors import EngineError
 
 T = TypeVar("T")
@@ -213,13 +214,14 @@ def load_vllm(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
     arguments
         Those of `--model vllm`, and any of vLLM's engine.
     exact
-        Whether to compute entropies over the whole vocabulary.
+        Whether to compute entropies over the whole vocabulary; `entropy_check` tells whether they are right.
 
     Raises
     ------
     EngineError
-        vLLM cannot load the model, or its version does not allow exact entropies.
+        vLLM cannot load the model.
     """
+    warn_of_untested(VERSION)
     name = arguments["pretrained"]
     started: list[AsyncLLMThread] = []
     given = with_defaults(arguments, exact)
@@ -234,12 +236,8 @@ def load_vllm(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
             lm = vllm_causallms.VLLM(**given)
         if given["worker_extension_cls"] == WORKER_EXTENSION:
             started[-1].call_workers("tandem_exit_with", os.getpid())
-        if exact and not all(wrapped := started[-1].call_workers("tandem_add_entropies")):
-            raise EngineError(
-                f"vLLM {VERSION} has neither {worker_extension.OLD_RUNNER} nor {worker_extension.NEW_RUNNER}, "
-                f"one of which is needed for exact entropies (its workers answered {wrapped}); use vllm 0.32, "
-                "or entropy=topk:20."
-            )
+        if exact:
+            started[-1].call_workers("tandem_add_entropies")
     except Exception as error:  # vLLM, transformers and torch raise exceptions of any kind; the user gets one sentence
         for async_llm in started:
             async_llm.close()
@@ -281,6 +279,8 @@ def with_defaults(arguments: Mapping[str, Any], exact: bool) -> dict[str, Any]:
         raise EngineError(
             f"logprobs_mode={given['logprobs_mode']} returns other values than the judge needs; leave it out."
         )
+    if exact:  # the whole vocabulary's may be requested: see entropy_check
+        given["max_logprobs"] = -1
     given.setdefault("worker_extension_cls", WORKER_EXTENSION)
     return given
 

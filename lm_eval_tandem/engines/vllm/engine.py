@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -34,6 +35,7 @@ from lm_eval_tandem.engines.limits import check_window, is_finite, require_defau
 from lm_eval_tandem.engines.stopping import StopRule, StopSearch, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
+from lm_eval_tandem.engines.vllm.entropy_check import TEXT, entropy_fault
 from lm_eval_tandem.engines.vllm.open_requests import OpenRequests, StageOutput
 from lm_eval_tandem.engines.vllm.scoring import Scorer, Session, check_valid
 
@@ -51,7 +53,7 @@ class VLLMEngine(LocalTokenizer):
     Raises
     ------
     EngineError
-        The model cannot be loaded, or this version of vLLM does not allow exact entropies.
+        The model cannot be loaded.
 
     Examples
     --------
@@ -96,6 +98,18 @@ class VLLMEngine(LocalTokenizer):
         self._scorer = Scorer(self._send_salted, self._entropy_method, self._vocabulary, block, self.work)
         kv_cache_tokens = settings.cache_config.kv_cache_size_tokens or 0
         self._open_requests = OpenRequests(self._async_llm, kv_cache_tokens, self.max_concurrency)
+
+    @cached_property
+    def cannot_score(self) -> str:  # type: ignore[override]
+        """See `Engine.cannot_score`. When first read, it compares vLLM's exact entropies with a reference."""
+        if self._entropy_method.top is not None:
+            return ""
+
+        def send(ids: list[int], params: SamplingParams) -> Any:
+            request = self._async_llm.complete({"prompt_token_ids": ids}, params, lora_request=self.lm.lora_request)
+            return self._async_llm.wait(request)
+
+        return entropy_fault(send, self.encode(TEXT), VERSION)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""

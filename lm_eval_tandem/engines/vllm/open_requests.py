@@ -4,11 +4,15 @@ vLLM's prefix cache holds whole blocks; an open request keeps what it has comput
 occupies its part of the KV cache, and one of the scheduler's slots, between the stages. So open requests are limited
 such that all of them could reach full length within half the KV cache and half the scheduler's slots; every other text
 is continued from the prefix cache.
+
+Releases of vLLM before 0.31 hold every call of an open request to the first one's `max_tokens`. Where the length of a
+result shows this, it is generated again in a request of its own, and no further request is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +21,10 @@ from vllm import SamplingParams
 from vllm.engine.protocol import StreamingInput
 from vllm.sampling_params import RequestOutputKind
 
-from lm_eval_tandem.engines.vllm.async_llm import AsyncLLMThread, translated_errors
+from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, translated_errors
 from lm_eval_tandem.errors import EngineError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,8 @@ class OpenRequests:
         Returns
         -------
         StageOutput or None
-            None where the call has to be a separate request: it is the last one of its text, or the limits are
-            reached.
+            None where the call has to be a separate request: it is the last one of its text, the limits are reached,
+            or vLLM has not kept to its `max_tokens`.
         """
         request = self._open.get(session)
         if request is not None and request.ids != ids:
@@ -123,8 +129,22 @@ class OpenRequests:
         except BaseException:
             self._open.pop(session, None)  # vLLM has ended the request
             raise
+        new = len(completion.token_ids)
+        if new > params.max_tokens or (new < params.max_tokens and completion.finish_reason == "length"):
+            self.end(session)
+            self._stop_opening()
+            return None
         request.ids = [*ids, *completion.token_ids]
         return StageOutput((completion,), computed or cached)
+
+    def _stop_opening(self) -> None:
+        if self._max_open:
+            log.warning(
+                "vLLM %s holds all calls of an open request to the first one's max_tokens (releases from 0.31 on do "
+                "not); texts that grow by stages are continued from its prefix cache instead.",
+                VERSION,
+            )
+        self._max_open = 0
 
     async def _generate(
         self, request: OpenRequest, new: list[int], params: SamplingParams, options: Mapping[str, Any]

@@ -20,6 +20,7 @@ from lm_eval_tandem.engines import EngineWork
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.entropy import EntropyMethod, Values
 from lm_eval_tandem.engines.vllm.async_llm import VERSION
+from lm_eval_tandem.engines.vllm.entropy_check import WAY_ON
 from lm_eval_tandem.errors import EngineError
 
 
@@ -108,7 +109,7 @@ class Scorer:
         if stats is None:
             stats = await self._pass(session, ids, 0)
         if stats is None:
-            raise EngineError(f"vLLM {VERSION} read its prefix cache although the request forbade it; use vllm 0.32.")
+            raise EngineError(f"vLLM {VERSION} read its prefix cache although the request forbade it; {WAY_ON}.")
         session.scored, (session.logprob, session.entropy, cached) = ids, stats
         return cached
 
@@ -197,6 +198,5 @@ def check_valid(valid: NDArray[np.bool_]) -> None:
     """
     if not valid.all():
         raise EngineError(
-            f"vLLM {VERSION} returned {int((~valid).sum())} of {valid.size} tokens without an exact entropy; "
-            "use vllm 0.32, or entropy=topk:20."
+            f"vLLM {VERSION} returned {int((~valid).sum())} of {valid.size} tokens without an exact entropy; {WAY_ON}."
         )

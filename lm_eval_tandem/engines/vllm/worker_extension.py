@@ -25,8 +25,6 @@ from lm_eval_tandem.engines.entropy import ENTROPY_TOKEN_ID, LOGPROB_COLUMNS
 
 ROWS_AT_ONCE = 64
 """Rows whose probabilities are in memory at the same time: 64 x 152k float32 values are 39 MB."""
-OLD_RUNNER = "the method gather_logprobs of its sampler"
-NEW_RUNNER = "compute_topk_scores in vllm.v1.worker.gpu.sample"
 
 
 class TandemWorker:
@@ -34,19 +32,16 @@ class TandemWorker:
 
     model_runner: Any
 
-    def tandem_add_entropies(self) -> str:
-        """Wrap the function that gathers logprobs, so that it adds entropies.
+    def tandem_add_entropies(self) -> bool:
+        """Wrap the function that gathers logprobs, so that it adds entropies; False where this vLLM has none of them.
 
-        Returns
-        -------
-        str
-            What was wrapped: `OLD_RUNNER` or `NEW_RUNNER`; "" where this vLLM has neither.
+        Whether the entropies are right is for `entropy_check` to find out.
         """
-        sampler: Any = getattr(self.model_runner, "sampler", None)
+        sampler: Any = getattr(getattr(self, "model_runner", None), "sampler", None)
         if callable(getattr(sampler, "gather_logprobs", None)):
             sampler.gather_logprobs = with_entropy(sampler.gather_logprobs, of_logits=False)
-            return OLD_RUNNER
-        return NEW_RUNNER if wrap_new_runner() else ""
+            return True
+        return wrap_new_runner()
 
     def tandem_exit_with(self, pid: int) -> bool:
         """End this worker, and with it its engine, as soon as the process `pid` has ended for whatever reason.
