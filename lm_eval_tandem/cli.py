@@ -199,7 +199,7 @@ def add_arguments(commands: Commands) -> None:
         "table",
         nargs="?",
         default="cascade",
-        choices=("cascade", "policies", "openai"),
+        choices=("cascade", "policies", "openai", "llamacpp"),
         help="the arguments of the cascade (default), its policies, or the options of a model behind a server",
     )
     arguments.add_argument("--markdown", action="store_true", help="as the table of the documentation")
