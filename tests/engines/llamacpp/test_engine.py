@@ -166,21 +166,23 @@ def test_files_that_are_none_are_refused_in_one_sentence(tmp_path: Path) -> None
         opened(whole, cache_type="f8")
 
 
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tiny.save_script(tmp_path_factory.mktemp("script"), SCRIPT)
+    engine = opened(converted(folder, tmp_path_factory.mktemp("gguf")))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tiny.save_script(tmp_path_factory.mktemp("thought"), THOUGHT)
+    engine = opened(converted(folder, tmp_path_factory.mktemp("gguf")), think_end_token="</think>")
+    yield engine
+    engine.close()
+
+
 class TestStops(StopConformance):
     """The stop rule."""
 
     tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
-
-    @pytest.fixture(scope="class")
-    def scripted(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-        folder = tiny.save_script(tmp_path_factory.mktemp("script"), SCRIPT)
-        engine = opened(converted(folder, tmp_path_factory.mktemp("gguf")))
-        yield engine
-        engine.close()
-
-    @pytest.fixture(scope="class")
-    def thinking(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-        folder = tiny.save_script(tmp_path_factory.mktemp("thought"), THOUGHT)
-        engine = opened(converted(folder, tmp_path_factory.mktemp("gguf")), think_end_token="</think>")
-        yield engine
-        engine.close()
