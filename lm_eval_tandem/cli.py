@@ -200,7 +200,8 @@ def add_arguments(commands: Commands) -> None:
         nargs="?",
         default="cascade",
         choices=("cascade", "policies", "openai", "llamacpp"),
-        help="the arguments of the cascade (default), its policies, or the options of a model behind a server",
+        help="the arguments of the cascade (default), its policies, or the options of a model behind a server or run "
+        "by llama.cpp",
     )
     arguments.add_argument("--markdown", action="store_true", help="as the table of the documentation")
     arguments.set_defaults(run=run_arguments)
