@@ -53,8 +53,8 @@ def arguments(backend: str) -> Collection[str] | None:
             raise ArgumentError(
                 f"backend={backend} needs the package openai; install it with pip install 'lm-eval-tandem[{backend}]'."
             )
-        known = Options if backend == "openai" else LlamaArguments
-        return {*known.names(), *IGNORED}
+        options = Options if backend == "openai" else LlamaArguments
+        return {*options.names(), *IGNORED}
     from lm_eval_tandem.engines.http.registered import constructor_arguments
 
     accepted = constructor_arguments(backend)

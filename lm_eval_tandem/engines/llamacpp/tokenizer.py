@@ -131,6 +131,8 @@ class LlamaLM(TextOnlyLM):
         For its chat template.
     """
 
+    tokenizer: Any
+
     def __init__(
         self, name: str, max_length: int, max_gen_toks: int, tokenizer: Any, template_arguments: dict[str, Any]
     ) -> None:
