@@ -225,8 +225,9 @@ def add_arguments(commands: Commands) -> None:
         "table",
         nargs="?",
         default="cascade",
-        choices=("cascade", "policies", "openai"),
-        help="the arguments of the cascade (default), its policies, or the options of a model behind a server",
+        choices=("cascade", "policies", "openai", "llamacpp"),
+        help="the arguments of the cascade (default), its policies, or the options of a model behind a server or run "
+        "by llama.cpp",
     )
     arguments.add_argument("--markdown", action="store_true", help="as the table of the documentation")
     arguments.set_defaults(run=run_arguments)

@@ -47,6 +47,7 @@ def test_the_package_keeps_the_contract(copy: Path) -> None:
         ("grading/thought.py", "from lm_eval_tandem.engines import Prompt", "Imports run downwards"),
         ("cascade/policies.py", "import torch", "torch and transformers"),
         ("engines/http/retries.py", "import vllm", "vllm belongs to engines.vllm"),
+        ("engines/http/single.py", "import xllamacpp", "llama.cpp belongs to engines.llamacpp"),
         ("reports/table.py", "import lm_eval", "know no harness"),
         ("engines/registry.py", "from lm_eval_tandem.pair import train", "bundled pair's training code"),
     ],

@@ -101,3 +101,9 @@ def entropy_bounds(top: Values, vocabulary: int) -> tuple[NDArray[np.float64], N
     rest = np.clip(1.0 - p.sum(-1), 1e-12, 1.0)
     most = np.maximum(rest * np.log(max(vocabulary - top.shape[-1], 1) / rest), 0.0)
     return known + np.minimum(-rest * logprobs[:, -1], most), known + most
+
+
+def len_until(entropy: Values, limit: float | None) -> int:
+    """Number of tokens up to and including the first whose entropy (n,) exceeds the limit; n where none does."""
+    above = np.flatnonzero(entropy > (np.inf if limit is None else limit))
+    return int(above[0]) + 1 if len(above) else len(entropy)

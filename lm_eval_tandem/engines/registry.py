@@ -1,7 +1,7 @@
-"""From a role's backend to its engine: `hf`, `vllm`, `openai`, or any other model registered with lm_eval.
+"""From a role's backend to its engine: `hf`, `vllm`, `openai`, `llamacpp`, or another model registered with lm_eval.
 
-An engine's module is imported only when a role uses it, so vLLM, openai and peft stay optional. Everything that can be
-refused before a model is loaded is refused here.
+An engine's module is imported only when a role uses it, so vLLM, openai, llama.cpp and peft stay optional. Everything
+that can be refused before a model is loaded is refused here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView
 from lm_eval_tandem.engines.http.options import IGNORED, Options
+from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 
-BACKENDS = ("hf", "vllm", "openai")
+BACKENDS = ("hf", "vllm", "openai", "llamacpp")
 SCORING_VIEW_BACKENDS = ("hf",)
 """Backends whose engines support other views of a prompt than the default one: hidden states and adapters."""
 FROM_PRETRAINED = (
@@ -47,12 +48,13 @@ def arguments(backend: str) -> Collection[str] | None:
         return (set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs", "backend"}) | {*FROM_PRETRAINED}
     if backend == "vllm":
         return vllm_arguments()
-    if backend == "openai":
+    if backend in ("openai", "llamacpp"):
         if find_spec("openai") is None:
             raise ArgumentError(
-                "backend=openai needs the package openai; install it with pip install 'lm-eval-tandem[openai]'."
+                f"backend={backend} needs the package openai; install it with pip install 'lm-eval-tandem[{backend}]'."
             )
-        return {*Options.names(), *IGNORED}
+        options = Options if backend == "openai" else LlamaArguments
+        return {*options.names(), *IGNORED}
     from lm_eval_tandem.engines.http.registered import constructor_arguments
 
     accepted = constructor_arguments(backend)
@@ -96,6 +98,10 @@ def load(role: Role) -> Engine:
         from lm_eval_tandem.engines.http.openai import APIEngine
 
         return APIEngine(role.model, role.arguments)
+    if role.backend == "llamacpp":
+        from lm_eval_tandem.engines.llamacpp.engine import LlamaEngine
+
+        return LlamaEngine(role.model, role.arguments)
     if role.backend not in BACKENDS:
         from lm_eval_tandem.engines.http.registered import RegisteredEngine
 

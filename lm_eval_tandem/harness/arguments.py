@@ -16,7 +16,8 @@ from typing import Any, get_args
 
 from lm_eval_tandem.cascade import policies
 from lm_eval_tandem.cascade.prompts import Guidance, Insights
-from lm_eval_tandem.engines.http.options import Options
+from lm_eval_tandem.engines.http.options import Options, OptionSet
+from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
 from lm_eval_tandem.errors import ArgumentError
 
 EFFORTS = (100, 500, 1000)
@@ -135,13 +136,16 @@ def words(*values: str) -> str:
     return ", ".join(f"`{value}`" for value in values)
 
 
-BACKENDS = "`hf` (transformers), `vllm`, `openai` (a server of its protocol), or another registered model of lm-eval"
+BACKENDS = (
+    "`hf` (transformers), `vllm`, `llamacpp` (GGUF files), `openai` (a server of its protocol), or another registered "
+    "model of lm-eval"
+)
 
 ARGUMENTS = (
     Argument(
         "mentor",
         to_text,
-        "folder or hub id of a causal language model, or its name at a server; `pair` for the bundled one",
+        "folder or hub id of a causal language model, a GGUF file, or its name at a server; `pair` for the bundled one",
         "The large model, which writes the insights.",
         otherwise="the bundled pair",
     ),
@@ -152,7 +156,13 @@ ARGUMENTS = (
         "The small model, which is judged and answers.",
         otherwise="the bundled pair",
     ),
-    Argument("backend", to_text, BACKENDS, "What runs both models.", default="hf"),
+    Argument(
+        "backend",
+        to_text,
+        BACKENDS,
+        "What runs both models; where it is not given, `llamacpp` runs those that are GGUF files.",
+        default="hf",
+    ),
     Argument("mentor_backend", to_text, "as `backend`", "What runs the mentor.", otherwise="`backend`"),
     Argument(
         "intern_backend",
@@ -269,18 +279,23 @@ HEADINGS: dict[str, Row] = {
     "cascade": ("argument", "values", "meaning", "default"),
     "policies": ("policy", "meaning"),
     "openai": ("option", "values", "meaning", "default"),
+    "llamacpp": ("option", "values", "meaning", "default"),
 }
-"""The tables that can be printed: the model arguments, the policies, and the options of a model behind a server."""
+"""The tables that can be printed: the model arguments, the policies, and the options of a model behind a server and of
+one that llama.cpp runs."""
+
+
+OPTION_SETS: dict[str, type[OptionSet]] = {"openai": Options, "llamacpp": LlamaArguments}
 
 
 def rows(table: str = "cascade") -> list[Row]:
     """The rows of one of the tables named in `HEADINGS`."""
     if table == "policies":
         return [(f"`{syntax}`", description) for syntax, description in policies.described()]
-    if table == "openai":
+    if table in OPTION_SETS:
         return [
             (f"`{name}`", kind, description, "none" if default in (None, {}) else f"`{default}`")
-            for name, kind, default, description in Options.described()
+            for name, kind, default, description in OPTION_SETS[table].described()
         ]
     return [*((f"`{one.name}`", one.takes, one.meaning, one.default_text) for one in ARGUMENTS), *ENGINE_ROWS]
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 Engines = Mapping[str, Engine | None]
 """The engine of each role, "mentor" and "intern"; None for one that the policy does not need."""
 
-ENGINE_FACTS = ("engine", "torch", "transformers", "vllm", "openai", "lm_eval", "resume", "entropy", "dtype", "device")
+ENGINE_FACTS = (
+    *("engine", "torch", "transformers", "vllm", "openai", "xllamacpp", "lm_eval"),
+    *("resume", "entropy", "dtype", "device"),
+)
 """Entries of `Engine.identity` that results repeat, where an engine has them."""
 JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per")
 """Entries of a classifier's configuration that results repeat, where it has them."""

@@ -28,6 +28,8 @@ PRICED_BACKENDS = ("openai",)
 """Backends that take prices themselves, since servers say what they bill."""
 LOCAL_BACKENDS = ("hf", "vllm")
 """Backends that load a model from a folder or hub; for others its name may be anything."""
+GGUF_BACKEND, GGUF_SUFFIX = "llamacpp", ".gguf"
+"""The backend that runs GGUF files, and what their names end in."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
     """
     arguments = {name: value for name, value in given.items() if value is not None}
     own = Given(arguments)
-    backends = {role: own[f"{role}_backend"] or own["backend"] for role in ROLES}
+    backends = {role: backend_of(role, own) for role in ROLES}
     engine = {name: value for name, value in arguments.items() if name not in BY_NAME}
     check_batch_sizes(engine)
     per_role = split_by_role(engine, {role: engine_arguments(backend) for role, backend in backends.items()})
@@ -131,6 +133,14 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         record_features=own["record_features"],
         bundled=bundled,
     )
+
+
+def backend_of(role: str, own: Given) -> str:
+    """What runs a role's model: as it is given; otherwise llama.cpp for a GGUF file, and transformers for others."""
+    if own[f"{role}_backend"]:
+        return str(own[f"{role}_backend"])
+    is_file = "backend" not in own and str(own[role]).endswith(GGUF_SUFFIX)
+    return GGUF_BACKEND if is_file else str(own["backend"])
 
 
 def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
@@ -265,6 +275,8 @@ def models_of(own: Given, bundled: bool, needed: Mapping[str, bool], policy: Pol
 def role_of(role: str, model: str | None, backend: str, label: str, own: Given, arguments: dict[str, Any]) -> Role:
     """One role, with its path and thinking mode checked."""
     assert model is not None
+    if model.endswith(GGUF_SUFFIX) or backend == GGUF_BACKEND:
+        check_gguf(role, model, backend, has_server="base_url" in arguments)
     looks_local = backend in LOCAL_BACKENDS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
     if looks_local and not Path(model).expanduser().is_dir():
         raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")
@@ -276,6 +288,21 @@ def role_of(role: str, model: str | None, backend: str, label: str, own: Given, 
             raise ArgumentError(f"thinking={thinking} and {role}_enable_thinking were both given; keep one of them.")
         arguments = {**arguments, "enable_thinking": thinking in (role, "both")}
     return Role(model, backend, arguments, label)
+
+
+def check_gguf(role: str, model: str, backend: str, has_server: bool) -> None:
+    """Refuse a GGUF file that is not there, that its backend does not run, or any other model for llama.cpp."""
+    file = Path(model).expanduser()
+    if backend in LOCAL_BACKENDS:
+        raise ArgumentError(
+            f"{role}={model} is a GGUF file; leave out backend={backend}, so that llama.cpp runs it, or for hf, which "
+            f"takes far more memory, give its folder and its name: {role}={file.parent},{role}_gguf_file={file.name}."
+        )
+    if backend == GGUF_BACKEND and not has_server and not file.is_file():
+        raise ArgumentError(
+            f"{role}={model} is no file; backend={GGUF_BACKEND} takes a GGUF file ({role}=PATH{GGUF_SUFFIX}), or the "
+            f"address of a llama-server that runs already ({role}_base_url=http://…)."
+        )
 
 
 def prompts_of(own: Given, usual: str) -> Prompts:

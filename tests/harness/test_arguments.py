@@ -58,7 +58,7 @@ def test_the_command_prints_every_argument(options: list[str], capsys: pytest.Ca
     assert max(map(len, printed.splitlines())) <= 100 or options
 
 
-@pytest.mark.parametrize(("table", "cells"), [("cascade", 4), ("policies", 2), ("openai", 4)])
+@pytest.mark.parametrize(("table", "cells"), [("cascade", 4), ("policies", 2), ("openai", 4), ("llamacpp", 4)])
 def test_every_row_of_a_markdown_table_has_all_cells(table: str, cells: int) -> None:
     rows = arguments.markdown(table).splitlines()
     assert len(rows) > 7

@@ -66,6 +66,18 @@ def test_engine_arguments_go_to_both_roles_or_to_one() -> None:
     assert chosen.intern.arguments == {"dtype": "float32", "batch_size": 8}
 
 
+def test_a_gguf_file_is_run_by_llamacpp_unless_another_backend_is_given(tmp_path: Path) -> None:
+    big = tmp_path / "big.gguf"
+    big.touch()
+    chosen = read(mentor=str(big), intern="org/small", policy="stage:1", mentor_threads=1, intern_dtype="float32")
+    assert chosen.mentor is not None
+    assert chosen.intern is not None
+    assert (chosen.mentor.backend, chosen.mentor.arguments) == ("llamacpp", {"threads": 1})
+    assert (chosen.intern.backend, chosen.intern.arguments) == ("hf", {"dtype": "float32"})
+    served = {"mentor": "far/away.gguf", "mentor_base_url": "http://127.0.0.1:8080", "intern": "org/small"}
+    assert read(**served, policy="stage:1").roles["mentor"].backend == "llamacpp"  # type: ignore[union-attr]
+
+
 def test_zeros_are_values_and_not_defaults() -> None:
     chosen = read(mentor_price_input=0, mentor_price_output=0, seed=0, thresholds="0:0:0:0")
     assert chosen.mentor is not None
@@ -107,6 +119,15 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"mentor": "org/big"}, r"mentor=org/big was given without intern"),
         ({"intern": "org/small"}, r"intern=org/small was given without mentor"),
         ({"mentor": "./nowhere", "intern": "org/small"}, r"mentor=./nowhere is no folder"),
+        ({"mentor": "a/big.gguf", "intern": "org/small"}, r"mentor=a/big.gguf is no file; .*mentor_base_url=http"),
+        (
+            {"mentor": "pair", "intern": "x", "intern_backend": "llamacpp"},
+            r"intern=x is no file; backend=llamacpp takes",
+        ),
+        (
+            {"mentor": "a/big.gguf", "intern": "org/small", "backend": "hf"},
+            r"is a GGUF file; leave out backend=hf, .* mentor=a,mentor_gguf_file=big.gguf",
+        ),
         ({"efforts": "100:100:500"}, r"efforts=100:100:500 has to rise"),
         ({"efforts": "0:100"}, r"efforts=0:100 has to rise"),
         ({"efforts": "a:b"}, r"efforts=a:b has to be numbers"),

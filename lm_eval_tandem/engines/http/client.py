@@ -120,7 +120,8 @@ class ServerPool:
         retries
             Of this call.
         takes_connection
-            Whether an attempt counts towards `options.concurrency`; not where it opens a stream, which counts itself.
+            Whether an attempt counts towards `options.concurrency`; not where it opens a stream, which counts itself,
+            or where its caller holds a `slot` over several requests.
 
         Raises
         ------
@@ -131,7 +132,7 @@ class ServerPool:
         """
         while True:
             try:
-                async with self._slot() if takes_connection else nullcontext():
+                async with self.slot() if takes_connection else nullcontext():
                     retries.start()
                     return await attempt(len(retries.failures))
             except Failure as failure:
@@ -176,7 +177,7 @@ class ServerPool:
         The stream occupies one connection until its end; `started` is set once it has one. Exceptions are those of the
         client library.
         """
-        async with self._slot():
+        async with self.slot():
             retries.start()
             started.set()
             while True:
@@ -210,7 +211,8 @@ class ServerPool:
         self._bind_to_loop()
         return self._clients[(zlib.crc32(session.encode()) + attempt) % len(self._clients)]
 
-    def _slot(self) -> asyncio.Semaphore:
+    def slot(self) -> asyncio.Semaphore:
+        """What a call holds that counts towards `options.concurrency`; `retry` and `stream` hold it themselves."""
         self._bind_to_loop()
         return self._slots
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -33,12 +33,52 @@ IGNORED = ("batch_size", "max_batch_size", "device")
 
 
 def option(default: Any, description: str) -> Any:
-    """A field of `Options` with its default value and its description in one sentence."""
+    """A field of an `OptionSet` with its default value and its description in one sentence."""
     return field(default=default, metadata={"description": description})
 
 
+class OptionSet:
+    """Base class of dataclasses whose fields are options (`option`) of one model, beside its name, `model`."""
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The names of all options; the model's name is none of them."""
+        return {entry.name for entry in cls._entries()}
+
+    @classmethod
+    def described(cls) -> list[tuple[str, str, Any, str]]:
+        """All options for a table: name, type, default and description, in the order of their definition.
+
+        The type is that of a set value ("str", "int", "float", "bool" or "JSON object"); a default of None means that
+        the option is not set.
+        """
+        rows = []
+        for entry in cls._entries():
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            kind = str(entry.type).removesuffix(" | None")
+            kind = "JSON object" if kind.startswith("Mapping") else kind
+            rows.append((entry.name, kind, default, str(entry.metadata["description"])))
+        return rows
+
+    @classmethod
+    def converted(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The given values, which may be text, as values of their options.
+
+        Raises
+        ------
+        ArgumentError
+            An option does not accept its value.
+        """
+        kinds = {entry.name: str(entry.type) for entry in cls._entries()}
+        return {name: converted(name, value, kinds[name]) for name, value in given.items()}
+
+    @classmethod
+    def _entries(cls) -> list[Field[Any]]:
+        return [entry for entry in fields(cls) if entry.name != "model"]  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Options:
+class Options(OptionSet):
     """What a user may set for a model behind a server, each as mentor_<name>= or intern_<name>=.
 
     `described` lists the options with their types, defaults and descriptions.
@@ -103,27 +143,6 @@ class Options:
     )
 
     @classmethod
-    def names(cls) -> set[str]:
-        """The names of all options; the model's name is none of them."""
-        return {entry.name for entry in fields(cls)} - {"model"}
-
-    @classmethod
-    def described(cls) -> list[tuple[str, str, Any, str]]:
-        """All options for a table: name, type, default and description, in the order of their definition.
-
-        The type is that of a set value ("str", "int", "float", "bool" or "JSON object"); a default of None means that
-        the option is not set.
-        """
-        rows = []
-        for entry in fields(cls):
-            if entry.name != "model":
-                default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-                kind = str(entry.type).removesuffix(" | None")
-                kind = "JSON object" if kind.startswith("Mapping") else kind
-                rows.append((entry.name, kind, default, str(entry.metadata["description"])))
-        return rows
-
-    @classmethod
     def read(cls, model: str, arguments: Mapping[str, Any]) -> Options:
         """The options of a model from its arguments, whose values may be text.
 
@@ -133,8 +152,7 @@ class Options:
             An option does not accept its value.
         """
         given = {name: value for name, value in arguments.items() if name not in IGNORED and value is not None}
-        kinds = {entry.name: str(entry.type) for entry in fields(cls)}
-        options = cls(model, **{name: converted(name, value, kinds[name]) for name, value in given.items()})
+        options = cls(model, **cls.converted(given))
         if options.resume not in RESUME_MODES:
             raise ArgumentError(f"resume={options.resume} is not known; use one of {', '.join(RESUME_MODES)}.")
         for url in options.urls:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -29,9 +28,10 @@ from lm_eval_tandem.engines import (
     ScoringView,
     TokenStats,
 )
-from lm_eval_tandem.engines.entropy import EntropyMethod, Values
+from lm_eval_tandem.engines.entropy import EntropyMethod, Values, len_until
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
+from lm_eval_tandem.engines.shared_time import SharedTime
 from lm_eval_tandem.engines.stopping import StopRule, StopSearch, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
@@ -310,35 +310,3 @@ class VLLMEngine(LocalTokenizer):
         except (ValueError, ImportError, AttributeError, RuntimeError):  # an architecture that only vLLM has
             return sum(self._async_llm.call_workers("tandem_parameters"))
         return sum(parameter.numel() for parameter in model.parameters())
-
-
-class SharedTime:
-    """Divides an engine's time among the calls that run: at each moment, all running calls get the same share."""
-
-    def __init__(self) -> None:
-        self._running, self._since, self._passed = 0, 0.0, 0.0
-
-    def _advance(self) -> float:
-        now = time.perf_counter()
-        if self._running:
-            self._passed += (now - self._since) / self._running
-        self._since = now
-        return self._passed
-
-    @contextmanager
-    def share(self) -> Iterator[list[float]]:
-        """Within the block a call runs; afterwards the list holds its seconds."""
-        seconds: list[float] = []
-        before = self._advance()
-        self._running += 1
-        try:
-            yield seconds
-        finally:
-            seconds.append(self._advance() - before)
-            self._running -= 1
-
-
-def len_until(entropy: Values, limit: float | None) -> int:
-    """Number of tokens up to and including the first whose entropy (n,) exceeds the limit; n where none does."""
-    above = np.flatnonzero(entropy > (np.inf if limit is None else limit))
-    return int(above[0]) + 1 if len(above) else len(entropy)

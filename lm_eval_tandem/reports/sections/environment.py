@@ -9,7 +9,7 @@ from lm_eval_tandem.digits import colon_separated
 from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.report_data import ReportData
 
-LIBRARIES = ("torch", "transformers", "vllm", "openai")
+LIBRARIES = ("torch", "transformers", "vllm", "openai", "xllamacpp")
 """Libraries whose versions an engine records."""
 
 
