@@ -155,7 +155,7 @@ def test_from_collecting_to_a_cascade_with_the_new_classifier(tmp_path: Path) ->
     assert "collected:" in run([*quicker, "collect", *tasks, "--output", "c"], tmp_path)
     assert "fitted:" in run([*program, "fit", "c", "--output", "mine"], tmp_path)
     assert "60 questions" in (tmp_path / "mine" / "README.md").read_text()
-    assert "chosen, cross-fitted" in run([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
+    assert "Use policy=" in run([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
     for policy in ("cascade", "mentor"):
         arguments = command("tandem_pair_math", policy=policy, classifier="mine")
         run([*arguments, "--limit", "40", "--output_path", "out", "--log_samples"], tmp_path)

@@ -174,7 +174,7 @@ def test_repeats_are_sampled_apart_and_the_same_again() -> None:
 
     one, again, other = sampled(1), sampled(1), sampled(2)
     assert one == again != other
-    assert len(set(one[:3])) > 1
+    assert any(len(set(one[first : first + 3])) > 1 for first in range(0, 12, 3))
 
 
 def test_messages_reach_each_role_in_its_own_template(tmp_path: Path) -> None:

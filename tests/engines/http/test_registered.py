@@ -227,7 +227,7 @@ def test_it_is_the_mentor_of_a_local_intern(tmp_path: Path, backend: str) -> Non
 
 
 def test_an_unknown_backend_is_named() -> None:
-    with pytest.raises(ArgumentError, match="backend=nope is not known; use one of hf, vllm, openai, or a registered"):
+    with pytest.raises(ArgumentError, match="backend=nope is not known; use one of hf, vllm, openai, llamacpp, or a"):
         TandemLM(mentor="x", mentor_backend="nope", intern="org/small", policy="stage:1")
     with pytest.raises(ArgumentError, match="mentor_backend=dummy needs mentor="):
         TandemLM(mentor_backend="dummy", intern="org/small", policy="stage:1")
