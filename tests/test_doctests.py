@@ -18,6 +18,7 @@ NEEDS_A_MODEL = {
     "lm_eval_tandem.engines.hf.cpu_scheduler",
     "lm_eval_tandem.engines.hf.engine",
     "lm_eval_tandem.engines.http.openai",
+    "lm_eval_tandem.engines.llamacpp.engine",
     "lm_eval_tandem.engines.registry",
     "lm_eval_tandem.engines.vllm.engine",
 }
