@@ -159,7 +159,7 @@ def collect(
         backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     manager = _task_manager(tasks, include)
-    _check_tasks(tasks, manager)
+    check_tasks(tasks, manager)
     output.mkdir(parents=True, exist_ok=True)
     lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features=True)
     if hidden:
@@ -183,7 +183,8 @@ def _task_manager(tasks: Sequence[str], include: Sequence[str]) -> Any:
     return manager if set(tasks) <= set(manager.all_tasks) else TaskManager(include_path=folders)
 
 
-def _check_tasks(tasks: Sequence[str], manager: Any) -> None:
+def check_tasks(tasks: Sequence[str], manager: Any) -> None:
+    """Raise ArgumentError where the harness's task manager knows no task, group or file of one of these names."""
     for name in tasks:
         if not manager.match_tasks([name]) and not Path(name).is_file():
             close = difflib.get_close_matches(name, manager.all_tasks, n=1)

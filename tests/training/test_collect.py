@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lm_eval.tasks import TaskManager
 
 from command_line import ENVIRONMENT, entries, run
+from lm_eval_tandem import _paths
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.training.collect import collect
+from lm_eval_tandem.training.collect import check_tasks, collect
 from lm_eval_tandem.training.collected_file import NAME, read
 
 PROGRAM = [sys.executable, "-m", "lm_eval_tandem.cli"]
@@ -64,7 +66,10 @@ def test_lines_are_in_the_same_order_whatever_finishes_first(tmp_path: Path) -> 
     assert ids[0] == ids[1] == [f"tandem_pair_math_train/{doc}" for doc in range(14)]
 
 
-def test_a_task_that_is_not_known_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+def test_a_task_that_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    manager = TaskManager(include_path=str(_paths.task_configs()), include_defaults=False)
+    file = tmp_path / "own.yaml"
+    file.write_text("task: own")
+    check_tasks(["tandem_pair_math_train", str(file)], manager)
     with pytest.raises(ArgumentError, match=r"maths_train is no task .* did you mean tandem_pair_math_train\?"):
-        collect({"mentor": "nowhere"}, ["tandem_pair_maths_train"], tmp_path / "c", [])
-    assert not (tmp_path / "c").exists()
+        check_tasks(["tandem_pair_code_train", "tandem_pair_maths_train"], manager)
