@@ -109,7 +109,11 @@ def run_collect(given: argparse.Namespace) -> None:
 
 def parse_budget(text: str) -> int:
     """A number of --budgets."""
-    if not text.strip().isdecimal() or int(text) < 1:
+    from lm_eval_tandem.cascade.policies import POLICIES
+
+    argument = POLICIES["budget_forcing"].argument
+    assert argument is not None
+    if not argument.accepts(text.strip(), stages=0):
         raise ArgumentError(f"--budgets {text} is no number of tokens; give whole numbers with commas, as in 120,240.")
     return int(text)
 

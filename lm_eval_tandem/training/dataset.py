@@ -126,6 +126,13 @@ class Collected:
             probed[q, t] = probe_features(self.logprob[q, t, :known], self.entropy[q, t, :known], ended, probe)
         return probed, probed[:, :, 0]
 
+    def probe_lengths(self, probe: Probe | None) -> NDArray[np.int64]:
+        """The number of tokens (Q, T) that a probe generates at each stage: 0 where it is not judged, or for None."""
+        if probe is None:
+            return np.zeros(np.shape(self.correct), dtype=np.int64)
+        lengths = self.probe_all(probe)[1].astype(np.int64)
+        return lengths if self.judged is None else lengths * self.judged
+
     def inputs(self, schema: str = input_schemas.STATISTICS, probe: Probe | None = None) -> Floats:
         """The input vectors of a judge.
 
@@ -187,8 +194,7 @@ class Collected:
         correct
             Grades (Q, T) in the place of the data's own.
         """
-        lengths = np.zeros(np.shape(scores)) if probe is None else self.probe_all(probe)[1]
-        return self.outcomes_with_probes(scores, lengths.astype(np.int64), correct)
+        return self.outcomes_with_probes(scores, self.probe_lengths(probe), correct)
 
     def outcomes_with_probes(
         self, scores: Floats, lengths: NDArray[np.int64], correct: Floats | None = None

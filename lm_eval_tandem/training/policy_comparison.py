@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.judge.decision import passes
-from lm_eval_tandem.judge.probe import Probe, count_probe_tokens
+from lm_eval_tandem.judge.probe import count_probe_tokens
 from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
 from lm_eval_tandem.training.cross_fitting import cross_fitted_thresholds
 from lm_eval_tandem.training.dataset import Collected
@@ -71,9 +71,8 @@ def fixed_policies(data: Collected, grades: Floats) -> list[PolicyOutcome]:
 
 def judged_policies(
     data: Collected,
-    scores: Floats,
-    probe: Probe | None,
-    grades: Floats,
+    outcomes: Outcomes,
+    lengths: NDArray[np.int64],
     choose: Callable[[Outcomes], Sequence[float]],
 ) -> list[PolicyOutcome]:
     """The policies with a judge, under thresholds that were chosen for each fifth of the questions on the other four.
@@ -82,12 +81,10 @@ def judged_policies(
     ----------
     data
         The questions.
-    scores
-        s_t out of sample, (Q, T).
-    probe
-        The judge's; None for none.
-    grades
-        (Q, T): of the intern's answers.
+    outcomes
+        Theirs, the scores out of sample.
+    lengths
+        Tokens of the judge's probes, int (Q, T) (`Collected.probe_lengths`).
     choose
         Chooses thresholds for some objective.
 
@@ -101,14 +98,12 @@ def judged_policies(
     ClassifierError
         No thresholds reach the objective on some of the folds.
     """
-    lengths = np.zeros(scores.shape, dtype=np.int64) if probe is None else data.probe_all(probe)[1].astype(np.int64)
-    outcomes = data.outcomes_with_probes(scores, lengths, grades)
     limits = cross_fitted_thresholds(outcomes, choose, SEED)
     passed = passes(outcomes.scores, limits)
     _, correct, cost = simulate(outcomes, limits)
     policies = [PolicyOutcome("cascade", correct, cost)]
 
-    at_once = passed[:, 0]
+    at_once, grades = passed[:, 0], outcomes.correct
     only_first = lengths.copy()
     only_first[:, 1:] = 0
     first_cost, _ = data.costs(only_first)
@@ -133,8 +128,7 @@ def _cost_without_an_answer(data: Collected, lengths: NDArray[np.int64]) -> Floa
     """What a question (Q,) costs up to the refusal of its last stage: all insights and all probes, and no answer."""
     assert data.answer_tokens is not None
     insights = data.fallback_cost[:, 0] - data.token_cost * data.answer_tokens[:, 0]
-    judged = np.ones(lengths.shape, dtype=bool) if data.judged is None else data.judged
-    probes = count_probe_tokens(lengths * judged, data.answer_tokens, data.answer_ids, data.prompt_ends).generated
+    probes = count_probe_tokens(lengths, data.answer_tokens, data.answer_ids, data.prompt_ends).generated
     return np.asarray(insights + data.token_cost * probes.sum(axis=1), dtype=np.float64)
 
 

@@ -244,9 +244,10 @@ def thresholds(
     data, scores, judge = out_of_sample(data, folder)
     data, grades = _graded(data, labels)
     recipe = RECIPES.get(judge.recipe, RECIPES["default"])
-    judged = judged_policies(data, scores, judge.probe, grades, partial(recipe.choose, objective=objective))
+    lengths = data.probe_lengths(judge.probe)
+    outcomes = data.outcomes_with_probes(scores, lengths, grades)
+    judged = judged_policies(data, outcomes, lengths, partial(recipe.choose, objective=objective))
     policies = [*fixed_policies(data, grades), *judged]
-    outcomes = data.outcomes(scores, judge.probe, grades)
     found = tradeoff(outcomes, policies, objective, recipe, points, data.cost_unit)
     return found, advice(policies, goal, data.cost_unit)
 

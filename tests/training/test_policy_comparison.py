@@ -43,7 +43,8 @@ def policies(collected: Path) -> dict[str, PolicyOutcome]:
     judge = artefact.load(CLASSIFIER, stages=4)
     vectors = data.inputs(judge.schema, judge.probe)
     scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
-    judged = judged_policies(data, scores, judge.probe, data.correct, lambda outcomes: LIMITS)
+    outcomes, lengths = data.outcomes(scores, judge.probe), data.probe_lengths(judge.probe)
+    judged = judged_policies(data, outcomes, lengths, lambda outcomes: LIMITS)
     return {policy.name: policy for policy in [*fixed_policies(data, data.correct), *judged]}
 
 
