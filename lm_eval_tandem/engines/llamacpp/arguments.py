@@ -10,6 +10,7 @@ from typing import Any
 from lm_eval_tandem.engines.entropy import EntropyMethod
 from lm_eval_tandem.engines.http.options import OptionSet, check_url, option
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.machine import cores
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0")
 IGNORED = ("max_batch_size", "device")
@@ -108,8 +109,3 @@ class LlamaArguments(OptionSet):
             "gpu_layers": self.gpu_layers,
             "cache_type": self.cache_type,
         }
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -141,8 +141,7 @@ class VLLMEngine(LocalTokenizer):
             n = len_until(entropy[: len(new)], sampling.max_entropy)
             if n < len(new):
                 finish_reason = "max_entropy"
-            new = new[:n]
-            logprob, entropy = logprob[:n], entropy[:n]
+            new, logprob, entropy = new[:n], logprob[:n], entropy[:n]
         return Completion(
             text=self.answer_text(new, sampling.stop),
             token_ids=new,

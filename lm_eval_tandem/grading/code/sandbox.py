@@ -72,6 +72,7 @@ from lm_eval_tandem.grading import GradingError
 from lm_eval_tandem.grading.code import bubblewrap
 from lm_eval_tandem.grading.code.pipes import Pipe, Reader
 from lm_eval_tandem.grading.code.watch import LOOK_SECONDS, Watch, is_gone
+from lm_eval_tandem.machine import cores
 
 VARIABLE = "TANDEM_SANDBOX"
 """Environment variable that chooses the isolation level."""
@@ -83,7 +84,7 @@ START_SECONDS = 30.0
 """Longest time until both processes report that their limits are set; the time limits of the run start after it."""
 END_SECONDS = 5.0
 """Longest wait for the kernel to end a killed sandbox."""
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 
 KILLED = "a process of the run was killed"
 

@@ -20,6 +20,7 @@ import weakref
 from typing import Any
 
 from lm_eval_tandem.grading import GradingError
+from lm_eval_tandem.machine import cores
 
 BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); import runpy; runpy.run_module({!r}, run_name='__main__')"
@@ -36,11 +37,6 @@ MAX_CALLS = 2000
 
 class CallFailed(Exception):
     """A call exceeded its time limit, ended its process or raised an exception; the message says which."""
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool:
