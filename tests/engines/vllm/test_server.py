@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 from engines.conformance import TEXTS, EngineConformance, Reference, run, together
+from engines.http.behind_server import EXACT, assert_answers_are_those_in_process, assert_refused_beginnings_end
 from engines.vllm.vllm_server import INSTALLED, serve
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
@@ -139,4 +141,27 @@ def test_a_closed_stream_ends_the_request_at_the_server(server: str) -> None:
 
     assert sum(run(together(*(first_stage(text) for text in TEXTS)))) < 300 * len(TEXTS) / 4
     asyncio.run(asyncio.sleep(0.2))
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def intern_server() -> Iterator[str]:
+    """The bundled intern, with room for the whole vocabulary among the log-probabilities."""
+    with serve(pair.INTERN, "--max-logprobs", "2000") as url:
+        yield url
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_answers_of_an_intern_are_those_in_process(intern_server: str, n: int) -> None:
+    assert_answers_are_those_in_process(intern_server, n)
+
+
+def test_refused_beginnings_end_at_the_server_within_16_tokens(intern_server: str) -> None:
+    def written() -> int:
+        with urllib.request.urlopen(intern_server.removesuffix("/v1") + "/metrics") as reply:
+            lines = reply.read().decode().splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+    engine = APIEngine("served", {"base_url": intern_server, **EXACT})
+    print("tokens after a refusal, at most:", assert_refused_beginnings_end(engine, written, QUESTIONS[:4]))
     engine.close()
