@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
+
 from lm_eval_tandem.engines import Prompt
+from lm_eval_tandem.engines.entropy import Values
 from lm_eval_tandem.engines.http.failures import Failure
 from lm_eval_tandem.engines.http.logprobs import Coverage, LogprobRequest, Measured, wrong
 from lm_eval_tandem.engines.http.replies import THINK_CLOSE, THINK_OPEN, Delta, Piece, Usage, whole_characters
@@ -75,7 +78,7 @@ class Stream:
         self._count_tokens = count_tokens
         self._limit = limit
         self.logprobs = logprobs
-        self.first_top: Sequence[float] = ()
+        self.first_top: Values = np.empty(0, dtype=np.float32)
         self._coverage = Coverage()
         self._unread: deque[Piece] = deque()
         self._changed = asyncio.Event()
