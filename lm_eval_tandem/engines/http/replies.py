@@ -462,6 +462,9 @@ class ModelEntry:
         entries = member(models, "data", list) if isinstance(models, Mapping) else models  # Together sends a bare list
         if entries is not None and not isinstance(entries, list):
             raise malformed("the list of models", models)
-        entry = next((entry for entry in entries or () if isinstance(entry, Mapping) and entry.get("id") == name), {})
-        details = member(entry, "meta", dict) or {}
+        known = [entry for entry in entries or () if isinstance(entry, Mapping)]
+        entry = next((entry for entry in known if entry.get("id") == name), {})
+        # A llama-server has one model and takes any name for it.
+        only = known[0] if len(known) == 1 else entry
+        details = member(only, "meta", dict) or {}
         return cls(count(entry, "max_model_len") or None, member(entry, "root", str), count(details, "n_vocab") or None)

@@ -15,6 +15,7 @@ pytest.importorskip("openai", reason="the package openai is not installed")
 from engines.http.scripted_server import ANSWER, END, KINDS, OTHER, VOCABULARY, Kind, ScriptedServer, scripted, tokens
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.http.openai import APIEngine
+from lm_eval_tandem.engines.http.replies import ModelEntry
 from lm_eval_tandem.errors import CallError, EngineError
 
 TEXT = "It takes 3 coins, not 4."
@@ -238,6 +239,12 @@ def test_the_number_of_likely_tokens_is_what_the_user_says_or_the_server_reports
         engine = engine_of(server, entropy="topk:50")
         assert "at most 20" in engine.cannot_measure
         engine.close()
+
+
+def test_the_vocabulary_is_that_of_the_only_model_of_a_server() -> None:
+    models = {"data": [{"id": "model.gguf", "meta": {"n_vocab": 1335}}]}
+    assert ModelEntry.of(models, "any name").vocabulary == 1335
+    assert ModelEntry.of({"data": [*models["data"], {"id": "other"}]}, "any name").vocabulary is None
 
 
 WRONG = {
