@@ -84,6 +84,7 @@ class TandemLM(LM):
             efforts=chosen.efforts,
             judge=self.judge,
             record_features=chosen.record_features,
+            record_prompts=not (chosen.record_features and self._intern is not None and self._intern.cannot_score),
             prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
             view=view,
         )
@@ -120,6 +121,10 @@ class TandemLM(LM):
         registry.prepare(self._intern, view, None, None, "collect --hidden")
         self.cascade = replace(self.cascade, view=view)
 
+    def record_answers_only(self) -> None:
+        """Let `record_features` leave out the intern's pass over its prompts from now on."""
+        self.cascade = replace(self.cascade, record_prompts=False)
+
     def _load_engine(self, role: Role | None, opened: ExitStack) -> Engine | None:
         if role is None:
             return None
@@ -129,10 +134,11 @@ class TandemLM(LM):
 
     def _check_intern(self, view: ScoringView) -> None:
         """Refuse an intern that cannot do what the judge needs, and load the judge's adapter into it."""
-        needs_scores = self.judge is not None or self.settings.record_features
-        if needs_scores and self._intern is not None and self._intern.cannot_score:
+        if self._intern is None:
+            return
+        if self.judge is not None and self.judge.reads_prompt and self._intern.cannot_score:
             raise EngineError(self._intern.cannot_score)
-        if self.judge is not None and self._intern is not None:
+        if self.judge is not None:
             who = f"classifier={self.settings.classifier}"
             registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
 

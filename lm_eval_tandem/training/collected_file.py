@@ -179,7 +179,7 @@ class _Columns:
         judged[self.cells] = self.columns["judged"]
         return Collected(
             ids=[f"{task}/{doc_id}" for task, doc_id in self.questions],
-            features=self.array("features", len(FEATURE_NAMES)),
+            features=self.array("features", max(map(len, self.columns["features"]), default=len(FEATURE_NAMES))),
             correct=self.array("correct"),
             cost=cost,
             fallback_cost=fallback_cost,

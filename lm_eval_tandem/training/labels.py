@@ -66,7 +66,7 @@ def _check_questions(data: Collected) -> None:
         raise ClassifierError(f"The question {twice!r} was collected twice; keep one record per question.")
     shape = np.shape(data.correct)
     two_stages = len(shape) == 2 and shape[0] == questions and shape[1] >= 2
-    if not two_stages or np.shape(data.features) != (*shape, len(FEATURE_NAMES)):
+    if not two_stages or np.shape(data.features) not in ((*shape, len(FEATURE_NAMES)), (*shape, 1)):
         raise ClassifierError(
             f"{questions} questions came with features of shape {np.shape(data.features)} and grades of shape {shape}; "
             f"collect (questions, stages, {len(FEATURE_NAMES)}) and (questions, stages), stage 0 and at least one more."
