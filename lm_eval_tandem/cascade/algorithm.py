@@ -332,6 +332,7 @@ class Cascade:
         """Add what fitting a classifier needs beside the features: the answer's tokens and the parts of the prompt."""
         judgement.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
         judgement.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
+        judgement.insight = run.insight.text
         prompt_ids = answer.engine.encode(answer.prompt.text)
         if answer.engine.reads_drafts:
             judgement.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])

@@ -26,7 +26,7 @@ NAME = "collected.parquet"
 _REQUIRED = {"task", "doc_id", "stage", "judged", "correct", "features", "mentor_tokens", "intern_tokens"}
 _LARGE = ("hidden", "prompt_ids")
 """Columns that are read without passing through Python's lists."""
-_OPTIONAL = (*_LARGE, "dollars", "alone")
+_OPTIONAL = (*_LARGE, "dollars", "alone", "insight", "answer", "target")
 """Columns that are left out when empty."""
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from lm_eval.tasks import TaskManager
 
@@ -89,6 +90,9 @@ def test_answers_can_be_collected_without_the_statistics_of_prompts(tmp_path: Pa
     assert answers.parts is None
     for name in ("correct", "agrees", "cost", "answer_tokens", "entropy", "answer_ids"):
         np.testing.assert_allclose(getattr(answers, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
+    for row in pyarrow.parquet.read_table(files[1]).to_pylist():
+        assert (row["insight"] == "") == (row["stage"] == 0)
+        assert row["target"] in row["answer"] or not row["correct"]
     fitted = fit_sufficiency(answers)
     assert fitted.report["inputs"] == "probe"
     assert fitted.thresholds == fit_sufficiency(whole, inputs="probe").thresholds
