@@ -7,14 +7,18 @@ come from a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from lm_eval_tandem.engines import Engine, Messages
 from lm_eval_tandem.errors import ArgumentError
 
+SETTING = ("efforts", "insights", "guidance", "prompts")
+"""Entries of a run's description that decide what an intern reads: those of a classifier's training questions are to be
+those of the runs that it judges."""
 Insights = Literal["cutoff", "staged"]
 Guidance = Literal["guided", "continuation"]
 
@@ -88,6 +92,11 @@ class Wording:
             )
         return cls(**{name: str(text) for name, text in given.items()})
 
+    @property
+    def checksum(self) -> str:
+        """Eight hexadecimal digits that tell wordings of one name apart."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
+
 
 GPRA = Wording(
     request=(
@@ -108,6 +117,8 @@ GPRA = Wording(
 )
 """The paper's schema of insights, Goal, Planning, Retrieval and Action (section 2.2 and appendix D), in this project's
 own words."""
+WORDINGS = {"gpra": GPRA}
+"""The wordings that have a name in `prompts=…`, besides the bundled pair's own."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +133,14 @@ class Prompts:
         "cutoff": one text, cut at the efforts; "staged": one deeper pass per stage.
     guidance
         "guided": the insights stand in the intern's prompt; "continuation": the intern continues the mentor's text.
+    name
+        The wording's name in results; for one from a file its name with a checksum.
     """
 
     wording: Wording = GPRA
     insights: Insights = "cutoff"
     guidance: Guidance = "guided"
+    name: str = "gpra"
 
     def alone(self, engine: Engine, question: Question) -> str:
         """The question without insights: for a model that answers alone, and for the intern at stage 0."""

@@ -168,7 +168,22 @@ class TandemLM(LM):
                 " and ".join(map(str, fitted)),
                 " and ".join(ours),
             )
+        self._warn_of_other_setting(judge)
         return judge
+
+    def _warn_of_other_setting(self, judge: Sufficiency) -> None:
+        """Warn where the classifier was fitted on insights of other lengths or words than those of this run."""
+        ours = run_report.setting(self.settings)
+        for name, fitted in judge.config["fitted_on"].items():
+            if name in ours and fitted != ours[name]:
+                log.warning(
+                    "classifier=%s was fitted with %s=%s, and this run has %s, so its scores mean little; give "
+                    "the same, or fit one on this setting.",
+                    self.settings.classifier,
+                    name,
+                    as_argument(fitted),
+                    as_argument(ours[name]),
+                )
 
     def _with_store(self, engine: Engine | None) -> Engine | None:
         return engine if engine is None or self.store is None else CachedEngine(engine, self.store)
@@ -358,6 +373,11 @@ class TandemLM(LM):
         self._loop.close()
         if self.store is not None:
             self.store.close()
+
+
+def as_argument(value: Any) -> str:
+    """A value as it is written in `--model_args`."""
+    return ":".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 TandemLM.__doc__ = f"{TandemLM.__doc__}\n{model_arguments.docstring()}\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
@@ -92,12 +93,12 @@ def read(*paths: Path, cost: str | None = None, objective: str = "accuracy") -> 
 def _setting(description: dict[str, Any]) -> dict[str, Any]:
     """What collections that are fitted on together have in common."""
     models = {role: description[role]["model"] for role in ROLES}
-    return models | {name: description[name] for name in ("efforts", "insights", "guidance")}
+    return models | {name: description.get(name) for name in SETTING}
 
 
 def _check_same_setting(path: Path, other: dict[str, Any], first_path: Path, first: dict[str, Any]) -> None:
     for (entry, mine), theirs in zip(_setting(first).items(), _setting(other).values(), strict=True):
-        if mine != theirs:
+        if mine != theirs and None not in (mine, theirs):  # earlier versions did not write the name of the prompts
             raise ClassifierError(
                 f"{path} was collected with {entry} {theirs}, but {first_path} with {mine}; "
                 "fit on collections of one pair and one set of efforts."
@@ -113,7 +114,7 @@ def _read_one(path: Path) -> tuple[_Columns, dict[str, Any]]:
     try:
         table = pyarrow.parquet.read_table(file)
         description = json.loads((table.schema.metadata or {})[b"tandem"])
-        efforts = _setting(description)["efforts"]
+        efforts = description["efforts"]
         large = {name: table.column(name) for name in _LARGE if name in table.column_names}
         columns = {**table.drop_columns(list(large)).to_pydict(), **large}
         schema = description.get("schema")
