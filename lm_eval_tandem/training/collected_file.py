@@ -190,7 +190,7 @@ class _Columns:
             answer_tokens=np.nan_to_num(intern, nan=-1).astype(np.int64),
             token_cost=token_cost,
             cost_unit=unit.name,
-            agrees=self.array("agrees"),
+            agrees=self.agrees(),
             tasks=[task for task, _ in self.questions],
             parts=self.array("parts", len(parts[0])) if parts and parts[0] else None,
             answer_ids=self.array("answer_ids", longest, np.int32, -1) if longest else None,
@@ -199,6 +199,15 @@ class _Columns:
             prompts=self.prompts(),
             alone=self.alone(unit),
         )
+
+    def agrees(self) -> Any:
+        """Agreement with the mentor, float (Q, T), NaN where the mentor's answer states none; None if nothing does."""
+        values = self.columns.get("agrees", ())
+        if all(value is None for value in values):
+            return None
+        array = np.full(self.shape, np.nan)
+        array[self.cells] = [np.nan if value is None else value for value in values]
+        return array
 
     def alone(self, unit: CostUnit) -> dict[str, tuple[Any, Any]]:
         """Grade and cost (Q,) of the mentor alone, by policy; only policies that were collected for every question."""

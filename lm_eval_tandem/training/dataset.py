@@ -52,7 +52,8 @@ class Collected:
     token_cost
         What one token of the intern costs, in the unit of `cost`.
     agrees
-        (Q, T): as `correct`, but against the mentor's own full answer; None if that was not collected.
+        (Q, T): as `correct`, but against the mentor's own full answer, NaN where that states no final value; None if
+        it was not collected.
     tasks
         The task of each question; None if all are of the same.
     parts

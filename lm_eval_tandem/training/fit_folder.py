@@ -23,6 +23,7 @@ from lm_eval_tandem.training import card
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.labels import answered_by_mentor
 from lm_eval_tandem.training.thresholds import parse_objective
 
 BUNDLED = f"{PAIR}/intern"
@@ -72,6 +73,8 @@ def fit(
         raise ArgumentError(f"--output {output} is a file; name a folder for the classifier.")
     parse_objective(objective)
     data, description = read(*paths, cost=cost, objective=objective)
+    if how.get("labels") == "mentor":
+        data = answered_by_mentor(data)
     if per == "all":
         return [(output, _fit_one(data, description, output, per, objective, how))]
     assert data.tasks is not None
