@@ -83,8 +83,8 @@ class TandemLM(LM):
             policy=chosen.policy,
             efforts=chosen.efforts,
             judge=self.judge,
-            record_features=chosen.record_features,
-            record_prompts=not (chosen.record_features and self._intern is not None and self._intern.cannot_score),
+            record_features=bool(chosen.recorded),
+            record_prompts=chosen.recorded is True,
             prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
             view=view,
         )
@@ -121,9 +121,9 @@ class TandemLM(LM):
         registry.prepare(self._intern, view, None, None, "collect --hidden")
         self.cascade = replace(self.cascade, view=view)
 
-    def record_answers_only(self) -> None:
-        """Let `record_features` leave out the intern's pass over its prompts from now on."""
-        self.cascade = replace(self.cascade, record_prompts=False)
+    def record_prompts(self) -> None:
+        """Let `record_features` include the intern's statistics of its prompts from now on."""
+        self.cascade = replace(self.cascade, record_prompts=True)
 
     def _load_engine(self, role: Role | None, opened: ExitStack) -> Engine | None:
         if role is None:
@@ -136,7 +136,8 @@ class TandemLM(LM):
         """Refuse an intern that cannot do what the judge needs, and load the judge's adapter into it."""
         if self._intern is None:
             return
-        if self.judge is not None and self.judge.reads_prompt and self._intern.cannot_score:
+        needs_scores = self.settings.recorded is True or (self.judge is not None and self.judge.reads_prompt)
+        if needs_scores and self._intern.cannot_score:
             raise EngineError(self._intern.cannot_score)
         if self.judge is not None:
             who = f"classifier={self.settings.classifier}"

@@ -47,7 +47,7 @@ class Settings:
     store: Path | None
     ledger: Path | None
     seed: int
-    record_features: bool
+    recorded: bool | str
     bundled: bool
 
     @property
@@ -130,7 +130,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         store=own["store"],
         ledger=own["ledger"],
         seed=own["seed"],
-        record_features=own["record_features"],
+        recorded=own["record_features"],
         bundled=bundled,
     )
 

@@ -167,13 +167,15 @@ def collect(
     manager = _task_manager(tasks, include)
     check_tasks(tasks, manager)
     output.mkdir(parents=True, exist_ok=True)
-    lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features=True)
+    lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features="answers")
     if hidden:
         lm.record_hidden()
-    if not prompts:
-        lm.record_answers_only()
-    elif not lm.cascade.record_prompts:
-        print("collect: the intern's server does not measure prompts, so the answers alone are.", file=sys.stderr)
+    intern = lm.engines["intern"]
+    assert intern is not None
+    if prompts and not intern.cannot_score:
+        lm.record_prompts()
+    elif prompts:
+        print(f"collect: only the answers' first tokens are measured, because {intern.cannot_score}", file=sys.stderr)
     run = HarnessRun(lm, list(tasks), manager, metric, evaluation)
     print_unknown_sizes(lm)
     alone = [*([MENTOR] if mentor else []), *(f"budget_forcing:{budget}" for budget in budgets)]

@@ -155,7 +155,7 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"loglikelihood": "judge"}, r"loglikelihood=judge is not known"),
         ({"loglikelihood": "mentor", "policy": "intern"}, r"loglikelihood=mentor has no model under policy=intern"),
         ({"seed": "x"}, r"seed=x has to be a whole number"),
-        ({"record_features": "perhaps"}, r"record_features=perhaps has to be True or False"),
+        ({"record_features": "perhaps"}, r"record_features=perhaps has to be True, False or answers"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:
