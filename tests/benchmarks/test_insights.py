@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import insights
 from lm_eval_tandem.judge.features import SCHEMA
 from lm_eval_tandem.training.collected_file import FORMAT, NAME, write
 from lm_eval_tandem.training.rows import Row
+
+insights = pytest.importorskip("benchmarks.insights", reason="the tests were copied without benchmarks/")
 
 CASES = [
     # target, answer alone, insight, answer with it
