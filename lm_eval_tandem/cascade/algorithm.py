@@ -291,7 +291,11 @@ class Cascade:
                 f"({insight.tokens} of its tokens, finish reason {insight.finish_reason}); "
                 "check its logits for NaN (dtype=) and its chat template, or raise the efforts"
             )
-        return self.prompts.intern(self._loaded_intern, run.task.question, run.insight.text)
+        return self.prompts.intern(self._loaded_intern, run.task.question, self._read_insight(run))
+
+    def _read_insight(self, run: QuestionRun) -> str:
+        """What the intern reads of I_t."""
+        return self.prompts.as_read(run.insight.text, cut_off=run.insight.finish_reason == "length")
 
     @property
     def _loaded_mentor(self) -> Engine:
@@ -332,7 +336,7 @@ class Cascade:
         """Add what fitting a classifier needs beside the features: the answer's tokens and the parts of the prompt."""
         judgement.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
         judgement.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
-        judgement.insight = run.insight.text
+        judgement.insight = self._read_insight(run)
         prompt_ids = answer.engine.encode(answer.prompt.text)
         if answer.engine.reads_drafts:
             judgement.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])

@@ -224,7 +224,7 @@ ARGUMENTS = (
         "prompts",
         to_text,
         "`gpra`, `pair` (the bundled models' own), or a JSON file with `request`, `open`, `close` and, for `staged`, "
-        "`deepen`, for `budget_forcing`, `force`",
+        "`deepen`, for `budget_forcing`, `force`, for whole lines alone `whole_lines`",
         "The words that ask for insights and hand them to the intern.",
         otherwise="`gpra`; the bundled pair's own",
     ),
