@@ -33,7 +33,7 @@ from typing import Any
 from gpu_results import LIBRARIES, PAIRS, Group, Results
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIRED = "accelerate jinja2 lm_eval numpy psutil safetensors scipy sklearn torch tqdm transformers".split()
+REQUIRED = "accelerate datasets dill jinja2 lm_eval numpy psutil sacrebleu safetensors scipy sklearn torch transformers".split()
 VERSIONS = ("torch", "transformers", "vllm", "lm_eval", "accelerate", "numpy")
 """Packages whose versions are in the results."""
 WORTH = {"large": 4.0, "small": 1.0, "tiny": 1.0}
