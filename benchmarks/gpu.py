@@ -33,7 +33,8 @@ from typing import Any
 from gpu_results import LIBRARIES, PAIRS, Group, Results
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIRED = "accelerate datasets dill jinja2 lm_eval numpy psutil sacrebleu safetensors scipy sklearn torch transformers".split()
+NEEDED = "accelerate datasets dill jinja2 lm_eval numpy psutil sacrebleu safetensors scipy sklearn torch transformers"
+"""What the package imports with transformers."""
 VERSIONS = ("torch", "transformers", "vllm", "lm_eval", "accelerate", "numpy")
 """Packages whose versions are in the results."""
 WORTH = {"large": 4.0, "small": 1.0, "tiny": 1.0}
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 def require_packages(engines: list[str]) -> None:
     """End with one sentence where a package is missing; nothing is installed here."""
-    needed = [*REQUIRED, *(["vllm"] if "vllm" in engines else [])]
+    needed = [*NEEDED.split(), *(["vllm"] if "vllm" in engines else [])]
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         sys.exit(
