@@ -94,10 +94,10 @@ def require_packages(engines: list[str]) -> None:
 
 def device_name(device: str) -> str:
     """Return the name of the device; ends with one sentence where there is no GPU."""
-    import torch
-
     if device == "cpu":
         return "CPU"
+    import torch
+
     if not torch.cuda.is_available():
         sys.exit(
             f"torch {torch.__version__} finds no GPU here; run this on a machine with one, or try the same code "
