@@ -52,7 +52,7 @@ def start_and_kill(folder: Path) -> None:
         started = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert started
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=PATIENCE)
     assert not alive
 
 
