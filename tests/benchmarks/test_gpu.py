@@ -87,7 +87,7 @@ def test_a_run_that_is_killed_is_continued_until_everything_is_measured(tmp_path
 
 
 def test_why_a_group_could_not_be_measured_is_in_the_table(tmp_path: Path) -> None:
-    package = tmp_path / "broken" / "datasets" / "__init__.py"
+    package = tmp_path / "broken" / "lm_eval" / "__init__.py"
     package.parent.mkdir(parents=True)
     package.write_text("raise ImportError('this installation is broken')\n", encoding="utf-8")
     error = run(*TINY, "--output", str(tmp_path), code=1, PYTHONPATH=str(package.parents[1]))
