@@ -103,7 +103,9 @@ class LlamaLM(TemplateLM):
         return list(self._encoded(string, add_special_tokens))
 
     def _encode(self, text: str, add_special_tokens: bool | None) -> tuple[int, ...]:
-        adds = not text.startswith(self._prefix) if add_special_tokens is None else add_special_tokens
+        adds = add_special_tokens
+        if adds is None:
+            adds = not (self._prefix and text.startswith(self._prefix))
         return tuple(self.tokenizer.encode(text, add_special_tokens=adds))
 
     @cached_property
