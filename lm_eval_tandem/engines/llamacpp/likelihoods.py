@@ -177,16 +177,17 @@ async def check_forcing(servers: LlamaServers, prefix: int) -> None:
     EngineError
         It reports others, or none.
     """
-    session, before = ServerSession(), [prefix]
-    for _ in range(PROBES):
-        reply = await servers.complete(session, before, {"temperature": 0, "n_predict": 1, "n_probs": CANDIDATES})
-        for free in reply.distributions:
-            for token in reversed(free.ids.tolist()):
-                forced = await servers.forced(session, before, token, CANDIDATES)
-                if forced is not None:
-                    require_equal(servers.name, token, free, forced)
-                    return
-        before = before + reply.tokens
+    for before in ([prefix], [servers.end]):
+        session = ServerSession()
+        for _ in range(PROBES):
+            reply = await servers.complete(session, before, {"temperature": 0, "n_predict": 1, "n_probs": CANDIDATES})
+            for free in reply.distributions:
+                for token in reversed(free.ids.tolist()):
+                    forced = await servers.forced(session, before, token, CANDIDATES)
+                    if forced is not None:
+                        require_equal(servers.name, token, free, forced)
+                        return
+            before = before + reply.tokens
     raise EngineError(f"{servers.name}: the llama-server reports no probabilities (n_probs); use a newer one.")
 
 

@@ -58,7 +58,7 @@ class LlamaLM(TemplateLM):
         prefix_token_id: int | None,
     ) -> None:
         super().__init__()
-        self._device = "cpu"
+        self._device = "cpu"  # type: ignore[assignment]  # which lm-eval takes for None
         self.name, self.max_length, self.max_gen_toks = name, max_length, max_gen_toks
         self.tokenizer, self._template_arguments = tokenizer, template_arguments
         self._longest_input, self._prefix_token_id = longest_input, prefix_token_id

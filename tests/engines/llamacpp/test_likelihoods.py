@@ -114,7 +114,7 @@ def test_what_a_model_would_write_is_greedy(engine: Any, theirs: HFLM) -> None:
 def test_long_contexts_are_cut_from_the_left_with_a_warning(
     engine: Any, theirs: HFLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = " ".join(questions(4))
+    long = " ".join(questions(6))
     asked = requests_of(*((long[i:], f" {n}") for i in range(3) for n in ("3", "twelve")))
     with caplog.at_level(logging.WARNING):
         ours = engine.lm.loglikelihood(asked, disable_tqdm=True)
@@ -136,7 +136,7 @@ def test_a_window_that_is_all_of_the_servers_leaves_room_for_the_token_after_it(
     engine = opened(file, batch_size=1)
     length = engine.window - 1
     plain = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=length)
-    long = " ".join(questions(12))
+    long = " ".join(questions(24))
     assert len(engine.encode(long)) > engine.window
     asked = requests_of((long, " 3"))
     assert_equal(engine.lm.loglikelihood(asked, disable_tqdm=True), plain.loglikelihood(asked, disable_tqdm=True))
@@ -159,9 +159,9 @@ def test_each_token_is_read_once_and_choices_that_a_reply_knows_are_not_asked_fo
     assert work.prefill_tokens - before[0] <= prompts + continuations
     assert work.recomputed_tokens - before[2] <= continuations
 
-    calls = work.calls
     letters = requests_of(*((shared, text) for text in top_words(engine, shared)))
     assert len(letters) > 5
+    calls = work.calls
     lm.loglikelihood(letters, disable_tqdm=True)
     assert work.calls - calls == 1
 
@@ -173,7 +173,7 @@ def top_words(engine: Any, context: str) -> list[str]:
 
     async def ask() -> Any:
         servers = engine._servers.reconnected()
-        found = await servers.forced(ServerSession(), engine.encode(context), engine.lm.eot_token_id, 20)
+        found = await servers.forced(ServerSession(), engine.encode(context), engine.lm.eot_token_id, 12)
         await servers.pool.disconnect()
         return found
 
