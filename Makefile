@@ -27,10 +27,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
-.PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report bench clean
+.PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report real bench bench-gpu clean
 
 help:
-	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | test-vllm-oldest | classifier | ablation | results | report | bench | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
+	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | test-vllm-oldest | classifier | ablation | results | report | real | bench | bench-gpu | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -144,6 +144,23 @@ bench: $(if $(filter vllm,$(ENGINE)),vllm,runtime)
 	HF_HUB_OFFLINE=1 $(BENCH) $(SIZES)
 	$(SWEEP) --questions 32 --in_flight 1,4,16,64 --scale 0.04 --apart
 	$(SWEEP) --questions 10,100,1000 --in_flight 64 --scale 0.01
+
+# the paper's sizes on a GPU, in ten minutes, with random weights; see benchmarks/gpu.py. Nothing is installed: it runs with
+# the Python given as PYTHON=, else with $(VENV)'s where there is one. It needs the packages of this one, and vllm for vLLM.
+# GPU_OPTIONS= is for anything else that benchmarks/gpu.py takes, such as --engines hf.
+MINUTES ?= 10
+GPU_PYTHON = $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
+bench-gpu:
+	@"$(GPU_PYTHON)" benchmarks/gpu.py --minutes $(MINUTES) $(GPU_OPTIONS)
+
+# every policy with real models: MODELS= is a folder with the GGUF files that benchmarks/real.py names. It takes about ten
+# hours of two cores, and the same command continues where it was stopped; see docs/real-models.md
+REAL = "$(BIN)/python" benchmarks/real.py "$(MODELS)" $(if $(wildcard $(DATA)/gsm8k_test.jsonl),--data "$(DATA)") --work "$(BUILD)/real"
+real: wheel sandbox
+	@test -n "$(MODELS)" || { echo "make real MODELS=FOLDER: name the folder with the GGUF files that benchmarks/real.py lists"; exit 1; }
+	"$(BIN)/python" -m pip install --quiet -c constraints.txt "$(WHEEL)[llamacpp,math]"
+	"$(BIN)/python" -m pip install --quiet --no-deps --force-reinstall "$(WHEEL)"
+	$(REAL)
 
 # the code tasks' sandbox; where it cannot be installed its tests say so and are skipped
 sandbox:

@@ -1,7 +1,6 @@
 """Time per question of the mentor alone, the intern alone, always-high and the cascade (paper, Table 13).
 
     python benchmarks/latency.py --engine hf --mentor 32e6 --intern 7e6
-    python benchmarks/latency.py --engine vllm --preset paper          (32B and 7B shapes, bfloat16, one large GPU)
 
 Models have the requested sizes and random weights, so nothing is downloaded and no answer means anything. Numbers of
 tokens, and at which stage questions stop, are forced to the paper's averages; engines, judging and growing prompts are
@@ -9,7 +8,7 @@ real (see `work.py`).
 
 Prints a Markdown table. With `--output FOLDER` writes latency-<engine>.md and .json there; the report shows the JSON
 file. Several numbers in `--questions` or `--in_flight` make a sweep, written as sweep-<what varies>-<engine>, which the
-report does not show. `make bench` runs what results/bench holds.
+report does not show. `make bench` runs what results/bench holds; models of the paper's sizes run on a GPU by `gpu.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from work import PAPER_SHAPES, Bench, Run, save_model, shape_of
+from random_models import save_model, shape_of
+from work import Bench, Run
 
 from lm_eval_tandem.engines import Engine, Role, registry
 
@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", default="hf", help="hf or vllm")
     parser.add_argument("--mentor", type=float, default=32e6, help="approximate number of parameters")
     parser.add_argument("--intern", type=float, default=7e6, help="approximate number of parameters")
-    parser.add_argument("--preset", choices=["paper"], help="the paper's 32B and 7B shapes instead")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--questions", default="10", help="one number, or several with commas")
@@ -72,13 +71,9 @@ def load_engine(role: str, folder: Path, given: argparse.Namespace) -> Engine:
     """Save a model with random weights for a role, and return it in a loaded engine."""
     from lm_eval.utils import simple_parse_args_string
 
-    shape = PAPER_SHAPES[role] if given.preset else shape_of(getattr(given, role), given.vocabulary)
-    # weights of the paper's size would take minutes to save, and vLLM makes up its own
-    dummy = given.preset is not None and given.engine == "vllm"
     seed = ("mentor", "intern").index(role)
-    save_model(folder, shape, given.vocabulary, seed, weights=not dummy)
+    save_model(folder, shape_of(getattr(given, role), given.vocabulary), seed)
     arguments: dict[str, Any] = {"dtype": given.dtype, "batch_size": max(numbers(given.in_flight))}
-    arguments |= {"load_format": "dummy"} if dummy else {}
     arguments |= simple_parse_args_string(getattr(given, f"{role}_args"))
     return registry.load(Role(str(folder), given.engine, arguments, folder.name))
 
@@ -154,17 +149,7 @@ def to_json(runs: list[Run], engine: str, concurrency: int) -> dict[str, Any]:
         "engine": engine,
         "hardware": hardware(engine),
         "concurrency": concurrency,
-        "runs": [
-            {
-                "policy": run.policy,
-                "seconds": [round(value, 3) for value in run.seconds],
-                "wall": round(run.wall, 3),
-                "tokens_per_second": round(run.tokens / run.wall, 1),
-                "judge_share": round(run.judge_share, 5),
-                "recomputed": round(run.recomputed, 5),
-            }
-            for run in runs
-        ],
+        "runs": [run.to_json() for run in runs],
     }
 
 

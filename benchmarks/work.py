@@ -1,4 +1,4 @@
-"""What `latency.py` measures: models with random weights, questions of random words, and one policy run on them.
+"""What `latency.py` and `gpu.py` measure: questions of random words, and one policy run on them.
 
 Numbers of tokens and the stage at which each question stops are forced to the paper's averages; everything that takes
 time is real: engines, growing prompts, and a classifier of the paper's size behind the judge.
@@ -11,17 +11,11 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
@@ -40,11 +34,6 @@ QUESTION_TOKENS = (100, 200)
 ANSWER_TOKENS = {"mentor": 2630, "intern": 2732, "stage:3": 1936, "cascade": 1996}
 """Tokens of the answer: the lengths of the paper's Tables 1 and 6 without the mentor's part, which follows from the
 TFLOPs there."""
-PAPER_SHAPES = {
-    "mentor": {"hidden_size": 5120, "num_hidden_layers": 64, "heads": 40, "kv": 8, "intermediate_size": 27648},
-    "intern": {"hidden_size": 3584, "num_hidden_layers": 28, "heads": 28, "kv": 4, "intermediate_size": 18944},
-}
-"""The shapes of the paper's 32B and 7B models."""
 WORDING = Wording(request=" w2", open=" w3", close=" w4", force=" w5")
 """The parts of prompts as single words of the random vocabulary."""
 
@@ -80,73 +69,6 @@ class ForcedJudge:
         self.classifier.predict_proba(features.reshape(1, -1))
         self.classifier_seconds.append(time.perf_counter() - started)
         return float(features[-1] >= self.stage)
-
-
-# Models
-
-
-def shape_of(parameters: float, vocabulary: int) -> dict[str, int]:
-    """Return the shape of a transformer with about this many parameters, embeddings included.
-
-    It has heads of 32 and 8 layers, or 16 from 100 million parameters on (the paper's models have 28 and 64).
-    """
-    layers = 8 if parameters < 1e8 else 16
-    width = 32
-    while 2 * vocabulary * (width + 32) + layers * 10 * (width + 32) ** 2 < parameters:
-        width += 32
-    remaining = parameters - 2 * vocabulary * width - layers * 4 * width**2
-    heads = width // 32
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "heads": heads,
-        "kv": heads,
-        "intermediate_size": max(32, round(remaining / (3 * layers * width))),
-    }
-
-
-def save_model(folder: Path, shape: dict[str, int], vocabulary: int, seed: int, weights: bool) -> Path:
-    """Save a model with random weights and a tokenizer whose tokens are words, and return the folder.
-
-    Parameters
-    ----------
-    folder
-        Where to save it.
-    shape
-        As `shape_of` returns it.
-    vocabulary
-        Number of words.
-    seed
-        Seed of the weights.
-    weights
-        Whether to save weights; False for an engine that makes up its own.
-    """
-    words = {"</s>": 0, **{f"w{i}": i for i in range(1, vocabulary)}}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w1"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=shape["hidden_size"],
-        num_hidden_layers=shape["num_hidden_layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv"],
-        intermediate_size=shape["intermediate_size"],
-        max_position_embeddings=8192,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=None,
-        architectures=["LlamaForCausalLM"],
-    )
-    if not weights:
-        config.save_pretrained(folder)
-        return folder
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        model.lm_head.weight[0] = 0  # the end token is never the most likely one, so every answer has its full length
-    model.save_pretrained(folder)
-    return folder
 
 
 # Questions
@@ -216,10 +138,28 @@ class Run:
 
     @property
     def recomputed(self) -> float:
-        """Tokens computed again, relative to the smallest number of tokens that this policy has to compute."""
+        """Tokens computed again, relative to the smallest number of tokens that this policy has to compute.
+
+        A prefix that an engine has dropped, because memory was short, shows only in the number of all tokens computed.
+        """
         computed = sum(work.prefill_tokens + work.decode_tokens for work in self.work.values())
         needed = sum(sum(record.tokens.as_tuple()) for record in self.records)
-        return sum(work.recomputed_tokens for work in self.work.values()) / max(1, min(computed, needed))
+        again = max(sum(work.recomputed_tokens for work in self.work.values()), computed - needed)
+        return again / max(1, min(computed, needed))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurements as the report reads them (`lm_eval_tandem/reports/sections/latency.py`), and more."""
+        count = len(self.records)
+        return {
+            "policy": self.policy,
+            "seconds": [round(value, 3) for value in self.seconds],
+            "wall": round(self.wall, 3),
+            "tokens_per_second": round(self.tokens / self.wall, 1),
+            "judge_share": round(self.judge_share, 5),
+            "recomputed": round(self.recomputed, 5),
+            "mentor_tokens": round(sum(record.tokens.mentor_new for record in self.records) / count, 1),
+            "intern_tokens": round(sum(record.tokens.intern_new for record in self.records) / count, 1),
+        }
 
 
 async def run_all(

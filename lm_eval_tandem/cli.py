@@ -70,6 +70,12 @@ def add_collect(commands: Commands) -> None:
         help="also collect budget_forcing:N for each of these numbers of mentor tokens, for thresholds to compare",
     )
     collect.add_argument(
+        "--no_statistics",
+        action="store_true",
+        help="leave out the intern's pass over its prompts, which takes long with llama.cpp; fit --inputs probe can do "
+        "without",
+    )
+    collect.add_argument(
         "--hidden",
         action="store_true",
         help="also keep the intern's hidden states and the prompts' tokens, which fit --inputs hidden and lora need",
@@ -102,6 +108,7 @@ def run_collect(given: argparse.Namespace) -> None:
         )
     }
     run["mentor"] = not given.no_mentor
+    run["prompts"] = not given.no_statistics
     run["budgets"] = [parse_budget(text) for text in given.budgets.split(",") if text]
     path = collect(arguments, given.tasks.split(","), given.output, given.include_path, **run)
     print(f"collected: {path}")

@@ -53,6 +53,8 @@ class Judgement:
         The hidden state at the prompt's last token, float32 (D,), for `collect`; never written to disk.
     prompt_ids
         The prompt's tokens, recorded with `hidden`; never written to disk.
+    insight
+        What the intern reads of the mentor at this stage, for `collect`; no part of the ledger's file.
     """
 
     stage: int
@@ -70,6 +72,7 @@ class Judgement:
     probe_tokens: int = 0
     hidden: Any = None
     prompt_ids: list[int] | None = None
+    insight: str | None = None
 
 
 @dataclass
@@ -186,7 +189,7 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
     times = {name: round(value, 6) for name, value in record.items() if name.endswith("seconds")}
     judgements = []
     for whole in record["stages"]:
-        judgement = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids")}
+        judgement = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids", "insight")}
         measurements = {
             name: [float(f"{value:.7g}") for value in values]
             for name, values in judgement.items()

@@ -83,6 +83,9 @@ class Cascade:
         The sufficiency classifier, which only some policies need.
     record_features
         Also measure fixed stages, and keep the judge's features in the record: classifiers are fitted on them.
+    record_prompts
+        Whether that includes the intern's pass over each prompt. Without it the stage alone is kept, and of the answer
+        its first tokens' log-probabilities and entropies.
     prices
         Dollars per million tokens, by role, for calls whose price the engine does not report. With any price given,
         every record has its dollars, even if they are 0.
@@ -98,6 +101,7 @@ class Cascade:
     efforts: tuple[int, ...]
     judge: Judge | None = None
     record_features: bool = False
+    record_prompts: bool = True
     prices: Mapping[str, Prices] = field(default_factory=dict)
     view: ScoringView = DEFAULT_VIEW
 
@@ -178,8 +182,11 @@ class Cascade:
         answer, reason = self._prepare_answer(run, stage, draft), "fixed" if stage else "alone"
         if not self.record_features:
             return await self._finish_answer(run, stage, answer, reason)
-        stats = await self._score_prompt(run, replace(self.view, adapter=None))
-        judgement = self._record_judgement(run, stage, answer, stats.seconds, features(stats, stage), None)
+        stats = await self._score_prompt(run, replace(self.view, adapter=None)) if self.record_prompts else None
+        seconds, vector = (
+            (0.0, prompt_features(None, stage)) if stats is None else (stats.seconds, features(stats, stage))
+        )
+        judgement = self._record_judgement(run, stage, answer, seconds, vector, None)
         result = await self._finish_answer(run, stage, answer, reason, record_stats=True)
         self._record_measurements(judgement, run, stats, answer)
         return result
@@ -293,7 +300,11 @@ class Cascade:
                 f"({insight.tokens} of its tokens, finish reason {insight.finish_reason}); "
                 "check its logits for NaN (dtype=) and its chat template, or raise the efforts"
             )
-        return self.prompts.intern(self._loaded_intern, run.task.question, run.insight.text)
+        return self.prompts.intern(self._loaded_intern, run.task.question, self._read_insight(run))
+
+    def _read_insight(self, run: QuestionRun) -> str:
+        """What the intern reads of I_t."""
+        return self.prompts.as_read(run.insight.text, cut_off=run.insight.finish_reason == "length")
 
     @property
     def _loaded_mentor(self) -> Engine:
@@ -329,15 +340,18 @@ class Cascade:
         return judgement
 
     def _record_measurements(
-        self, judgement: Judgement, run: QuestionRun, stats: TokenStats, answer: PartialAnswer
+        self, judgement: Judgement, run: QuestionRun, stats: TokenStats | None, answer: PartialAnswer
     ) -> None:
         """Add what fitting a classifier needs beside the features: the answer's tokens and the parts of the prompt."""
         judgement.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
         judgement.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
+        judgement.insight = self._read_insight(run)
         prompt_ids = answer.engine.encode(answer.prompt.text)
         if answer.engine.reads_drafts:
             judgement.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])
             judgement.prompt_end = ([-1] * PROMPT_TAIL + prompt_ids)[-PROMPT_TAIL:]
+        if stats is None:
+            return
         judgement.parts = segment_statistics(stats, self._question_tokens(run)).tolist()
         if stats.hidden is not None:
             judgement.hidden, judgement.prompt_ids = stats.hidden, prompt_ids

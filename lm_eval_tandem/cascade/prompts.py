@@ -7,14 +7,18 @@ come from a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from lm_eval_tandem.engines import Engine, Messages
 from lm_eval_tandem.errors import ArgumentError
 
+SETTING = ("efforts", "insights", "guidance", "prompts")
+"""Entries of a run's description that decide what an intern reads: those of a classifier's training questions are to be
+those of the runs that it judges."""
 Insights = Literal["cutoff", "staged"]
 Guidance = Literal["guided", "continuation"]
 
@@ -52,6 +56,8 @@ class Wording:
         Asks the mentor for the next, deeper pass (`insights=staged`); empty if the models cannot do that.
     force
         Ends the mentor's thinking and asks for its answer (`policy=budget_forcing:N`).
+    whole_lines
+        Whether the intern reads an insight that was cut off up to its last whole line; otherwise to its last token.
     """
 
     request: str
@@ -59,6 +65,7 @@ class Wording:
     close: str
     deepen: str = ""
     force: str = "\n\nThat is enough thinking. The final answer:\n"
+    whole_lines: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Wording:
@@ -67,7 +74,8 @@ class Wording:
         Parameters
         ----------
         path
-            A file with an object of texts: `request`, `open`, `close`, and optionally `deepen` and `force`.
+            A file with an object of texts, `request`, `open`, `close`, and optionally `deepen`, `force` and
+            `whole_lines` (true or false).
 
         Raises
         ------
@@ -84,9 +92,17 @@ class Wording:
         if not isinstance(given, dict) or not {"request", "open", "close"} <= set(given) <= set(allowed):
             raise ArgumentError(
                 f"prompts={path} has to be a JSON object of texts named {', '.join(allowed)} "
-                "(deepen and force may be left out)."
+                "(deepen, force and whole_lines, which is true or false, may be left out)."
             )
-        return cls(**{name: str(text) for name, text in given.items()})
+        whole_lines = given.pop("whole_lines", False)
+        if not isinstance(whole_lines, bool):
+            raise ArgumentError(f"whole_lines of prompts={path} has to be true or false, not {whole_lines!r}.")
+        return cls(**{name: str(text) for name, text in given.items()}, whole_lines=whole_lines)
+
+    @property
+    def checksum(self) -> str:
+        """Eight hexadecimal digits that tell wordings of one name apart."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
 
 
 GPRA = Wording(
@@ -108,6 +124,8 @@ GPRA = Wording(
 )
 """The paper's schema of insights, Goal, Planning, Retrieval and Action (section 2.2 and appendix D), in this project's
 own words."""
+WORDINGS = {"gpra": GPRA}
+"""The wordings that have a name in `prompts=…`, besides the bundled pair's own."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +140,14 @@ class Prompts:
         "cutoff": one text, cut at the efforts; "staged": one deeper pass per stage.
     guidance
         "guided": the insights stand in the intern's prompt; "continuation": the intern continues the mentor's text.
+    name
+        The wording's name in results; for one from a file its name with a checksum.
     """
 
     wording: Wording = GPRA
     insights: Insights = "cutoff"
     guidance: Guidance = "guided"
+    name: str = "gpra"
 
     def alone(self, engine: Engine, question: Question) -> str:
         """The question without insights: for a model that answers alone, and for the intern at stage 0."""
@@ -148,6 +169,14 @@ class Prompts:
         """The text that makes the mentor answer after what it has written: closes an open think block, then asks."""
         thinks = written.rfind("<think>") > written.rfind("</think>")
         return ("\n</think>" if thinks else "") + self.wording.force
+
+    def as_read(self, insights: str, cut_off: bool) -> str:
+        """The insights as the intern reads them: where the wording says so, without a last line that was cut off.
+
+        A text that holds no whole line is read as it is.
+        """
+        whole = insights[: insights.rfind("\n") + 1]
+        return whole if self.wording.whole_lines and cut_off and whole.strip() else insights
 
     def intern(self, engine: Engine, question: Question, insights: str) -> str:
         """The intern's prompt x_t under the insights so far; without insights, the question alone."""

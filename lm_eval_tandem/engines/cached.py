@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from lm_eval_tandem.engines import (
     TokenStats,
     UnreadOutput,
 )
+from lm_eval_tandem.engines.entropy import len_until
 from lm_eval_tandem.store import Store, key_of
 
 COMPLETION_ARRAYS = ("logprob", "entropy")
@@ -71,13 +72,34 @@ class CachedEngine:
         """See `Engine.generate`."""
 
         async def compute() -> dict[str, Any]:
-            value = asdict(await self.engine.generate(prompt, sampling))
+            completion = await self._part_of_a_whole(prompt, sampling) or await self.engine.generate(prompt, sampling)
+            value = asdict(completion)
             return value | {name: to_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
 
-        call = {SAMPLING_KEYS.get(name, name): value for name, value in asdict(sampling).items()}
-        value = await self._once({"generate": call}, prompt, compute)
-        arrays = {name: from_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
-        return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
+        return completion_of(await self._once(call_of(sampling), prompt, compute))
+
+    async def _part_of_a_whole(self, prompt: Prompt, sampling: Sampling) -> Completion | None:
+        """A call for a part of an answer, from a finished call for the whole of it; None where the store has none.
+
+        So a cascade over stages that have been answered before, with their statistics, computes nothing. That needs
+        greedy decoding, under which the parts of an answer are the same in whatever calls they come.
+        """
+        start = len(prompt.continued)
+        whole_length = start + (prompt.horizon or sampling.max_tokens)
+        if sampling.temperature > 0:
+            return None
+        for measured in dict.fromkeys((True, sampling.return_token_stats)):
+            whole = replace(sampling, max_tokens=whole_length, return_token_stats=measured, max_entropy=None)
+            if whole == sampling and not start:  # the call itself
+                continue
+            key = self._key(call_of(whole), replace(prompt, continued=()))
+            value = await asyncio.to_thread(self.store.get, key)
+            if value is not None and value["counted"] is None and value["dollars"] is None:
+                found = part_of(completion_of(value), prompt.continued, sampling)
+                if found is not None:
+                    self.hits += 1
+                    return replace(found, text=self.engine.answer_text(found.token_ids, sampling.stop))
+        return None
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`. Each view has separate entries in the store."""
@@ -91,11 +113,14 @@ class CachedEngine:
         arrays = {name: from_base64(value[name]) for name in SCORE_ARRAYS if value.get(name) is not None}
         return TokenStats(**{**value, **arrays})
 
+    def _key(self, call: dict[str, Any], prompt: Prompt) -> str:
+        return key_of({"model": self._model_key, "text": prompt.text, "continued": list(prompt.continued), **call})
+
     async def _once(
         self, call: dict[str, Any], prompt: Prompt, compute: Callable[[], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
         """The stored value of the call; otherwise that of an equal call in flight, or a new one, which is stored."""
-        key = key_of({"model": self._model_key, "text": prompt.text, "continued": list(prompt.continued), **call})
+        key = self._key(call, prompt)
         if key in self._in_flight:
             value, stored = await asyncio.shield(self._in_flight[key])
             self.hits += stored
@@ -147,6 +172,50 @@ class CachedEngine:
     def close(self) -> None:
         """Close the engine. The store stays open: it belongs to the caller."""
         self.engine.close()
+
+
+def call_of(sampling: Sampling) -> dict[str, Any]:
+    """The part of a key that says what is generated, and how."""
+    return {"generate": {SAMPLING_KEYS.get(name, name): value for name, value in asdict(sampling).items()}}
+
+
+def completion_of(value: dict[str, Any]) -> Completion:
+    """The completion that a store holds."""
+    arrays = {name: from_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
+    return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
+
+
+def part_of(whole: Completion, continued: tuple[int, ...], sampling: Sampling) -> Completion | None:
+    """What a greedy call that continues after some tokens returns, given the whole answer; None if it is another one.
+
+    Its seconds are those of the whole in proportion to its tokens. The text is left empty.
+    """
+    start, ids = len(continued), whole.token_ids
+    if ids[:start] != continued or start >= len(ids):
+        return None
+    end = min(len(ids), start + sampling.max_tokens)
+    reason = "length"
+    if sampling.return_token_stats or sampling.max_entropy is not None:
+        if whole.entropy is None or len(whole.entropy) < len(ids):
+            return None
+        if sampling.max_entropy is not None:
+            until = start + len_until(whole.entropy[start:end], sampling.max_entropy)
+            if until < end:
+                end, reason = until, "max_entropy"
+    if end == len(ids) and whole.finish_reason == "stop":
+        reason = "stop"
+    measured = sampling.return_token_stats
+    return replace(
+        whole,
+        text="",
+        token_ids=ids[start:end],
+        finish_reason=reason,
+        prompt_tokens=whole.prompt_tokens + start,
+        cached_tokens=whole.cached_tokens if start == 0 else whole.prompt_tokens + start - 1,
+        seconds=whole.seconds * (end - start) / len(ids),
+        logprob=whole.logprob[start:end] if measured and whole.logprob is not None else None,
+        entropy=whole.entropy[start:end] if measured and whole.entropy is not None else None,
+    )
 
 
 def to_base64(array: np.ndarray[Any, Any]) -> str:

@@ -59,6 +59,13 @@ def to_bool(name: str, value: Any) -> bool:
     raise ArgumentError(f"{name}={value} has to be True or False.")
 
 
+def to_recorded(name: str, value: Any) -> bool | str:
+    """True, False, or the word answers."""
+    if str(value).lower() not in ("true", "false", "answers"):
+        raise ArgumentError(f"{name}={value} has to be True, False or answers.")
+    return "answers" if str(value).lower() == "answers" else to_bool(name, value)
+
+
 def to_choice(*allowed: str) -> Check:
     """A check that accepts some words and no others."""
 
@@ -217,7 +224,7 @@ ARGUMENTS = (
         "prompts",
         to_text,
         "`gpra`, `pair` (the bundled models' own), or a JSON file with `request`, `open`, `close` and, for `staged`, "
-        "`deepen`, for `budget_forcing`, `force`",
+        "`deepen`, for `budget_forcing`, `force`, for whole lines alone `whole_lines`",
         "The words that ask for insights and hand them to the intern.",
         otherwise="`gpra`; the bundled pair's own",
     ),
@@ -245,9 +252,10 @@ ARGUMENTS = (
     Argument("seed", to_whole_number, "whole number", "Seed of sampling; greedy answers need none.", default=42),
     Argument(
         "record_features",
-        to_bool,
-        words("True", "False"),
-        "Keep the judge's features in the ledger, at fixed stages too.",
+        to_recorded,
+        words("True", "False", "answers"),
+        "Keep the judge's features in the ledger, at fixed stages too; `answers`: only those of the intern's answer, "
+        "without its pass over the prompt.",
         default=False,
     ),
 )

@@ -83,7 +83,8 @@ class TandemLM(LM):
             policy=chosen.policy,
             efforts=chosen.efforts,
             judge=self.judge,
-            record_features=chosen.record_features,
+            record_features=bool(chosen.recorded),
+            record_prompts=chosen.recorded is True,
             prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
             view=view,
         )
@@ -120,6 +121,10 @@ class TandemLM(LM):
         registry.prepare(self._intern, view, None, None, "collect --hidden")
         self.cascade = replace(self.cascade, view=view)
 
+    def record_prompts(self) -> None:
+        """Let `record_features` include the intern's statistics of its prompts from now on."""
+        self.cascade = replace(self.cascade, record_prompts=True)
+
     def _load_engine(self, role: Role | None, opened: ExitStack) -> Engine | None:
         if role is None:
             return None
@@ -129,13 +134,14 @@ class TandemLM(LM):
 
     def _check_intern(self, view: ScoringView) -> None:
         """Refuse an intern that cannot do what the judge needs, and load the judge's adapter into it."""
-        reads_prompt = self.settings.record_features or (self.judge is not None and self.judge.reads_prompt)
-        measures = self.settings.record_features or (self.judge is not None and self.judge.probe is not None)
-        if reads_prompt and self._intern is not None and self._intern.cannot_score:
+        if self._intern is None:
+            return
+        recorded, judge = self.settings.recorded, self.judge
+        if (recorded is True or (judge is not None and judge.reads_prompt)) and self._intern.cannot_score:
             raise EngineError(self._intern.cannot_score)
-        if measures and self._intern is not None and self._intern.cannot_measure:
+        if (recorded or (judge is not None and judge.probe is not None)) and self._intern.cannot_measure:
             raise EngineError(self._intern.cannot_measure)
-        if self.judge is not None and self._intern is not None:
+        if self.judge is not None:
             who = f"classifier={self.settings.classifier}"
             registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
 
@@ -165,7 +171,22 @@ class TandemLM(LM):
                 " and ".join(map(str, fitted)),
                 " and ".join(ours),
             )
+        self._warn_of_other_setting(judge)
         return judge
+
+    def _warn_of_other_setting(self, judge: Sufficiency) -> None:
+        """Warn where the classifier was fitted on insights of other lengths or words than those of this run."""
+        ours = run_report.setting(self.settings)
+        for name, fitted in judge.config["fitted_on"].items():
+            if name in ours and fitted != ours[name]:
+                log.warning(
+                    "classifier=%s was fitted with %s=%s, and this run has %s, so its scores mean little; give "
+                    "the same, or fit one on this setting.",
+                    self.settings.classifier,
+                    name,
+                    as_argument(fitted),
+                    as_argument(ours[name]),
+                )
 
     def _with_store(self, engine: Engine | None) -> Engine | None:
         return engine if engine is None or self.store is None else CachedEngine(engine, self.store)
@@ -355,6 +376,11 @@ class TandemLM(LM):
         self._loop.close()
         if self.store is not None:
             self.store.close()
+
+
+def as_argument(value: Any) -> str:
+    """A value as it is written in `--model_args`."""
+    return ":".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 TandemLM.__doc__ = f"{TandemLM.__doc__}\n{model_arguments.docstring()}\n"

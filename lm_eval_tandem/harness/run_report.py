@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import __version__, ledger
 from lm_eval_tandem.cascade.algorithm import Cascade
+from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.harness.settings import Settings
@@ -40,9 +41,7 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
         "version": __version__,
         "pair": settings.pair_name,
         "policy": str(settings.policy),
-        "efforts": list(settings.efforts),
-        "insights": settings.prompts.insights,
-        "guidance": settings.prompts.guidance,
+        **setting(settings),
         "seed": settings.seed,
         "loglikelihood": settings.loglikelihood,
     }
@@ -63,6 +62,13 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
                 **({"prices": asdict(role.prices)} if role.prices is not None else {}),
             }
     return described
+
+
+def setting(settings: Settings) -> dict[str, Any]:
+    """The entries of a description that `prompts.SETTING` names."""
+    prompts = settings.prompts
+    values = (list(settings.efforts), prompts.insights, prompts.guidance, prompts.name)
+    return dict(zip(SETTING, values, strict=True))
 
 
 def computed(engines: Engines, cascade: Cascade, store: Store | None) -> dict[str, Any]:

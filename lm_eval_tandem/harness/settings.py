@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.accounting import PRICES, Prices
 from lm_eval_tandem.cascade.policies import Policy
-from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Wording
+from lm_eval_tandem.cascade.prompts import WORDINGS, Prompts, Wording
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, format_numbers
@@ -47,7 +47,7 @@ class Settings:
     store: Path | None
     ledger: Path | None
     seed: int
-    record_features: bool
+    recorded: bool | str
     bundled: bool
 
     @property
@@ -130,7 +130,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         store=own["store"],
         ledger=own["ledger"],
         seed=own["seed"],
-        record_features=own["record_features"],
+        recorded=own["record_features"],
         bundled=bundled,
     )
 
@@ -309,17 +309,19 @@ def prompts_of(own: Given, usual: str) -> Prompts:
     """The prompts of a run: by name, from a file, or, where none are given, the usual ones."""
     chosen = own["prompts"] or usual
     if chosen == PAIR:
-        wording = Wording(**pair_profile()["insights"])
-    elif chosen == "gpra":
-        wording = GPRA
+        name, wording = PAIR, Wording(**pair_profile()["insights"])
+    elif chosen in WORDINGS:
+        name, wording = chosen, WORDINGS[chosen]
     else:
-        wording = Wording.read(Path(chosen).expanduser())
+        file = Path(chosen).expanduser()
+        wording = Wording.read(file)
+        name = f"{file.stem}-{wording.checksum}"
     if own["insights"] == "staged" and not wording.deepen:
         raise ArgumentError(
             f"insights=staged needs a wording that asks for a deeper pass, and prompts={chosen} has none; "
             "use insights=cutoff, or a prompts file with `deepen`."
         )
-    return Prompts(wording, own["insights"], own["guidance"])
+    return Prompts(wording, own["insights"], own["guidance"], name)
 
 
 def classifier_of(own: Given, bundled: bool) -> Path | None:

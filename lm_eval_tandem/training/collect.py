@@ -111,6 +111,7 @@ def collect(
     metric: str | None = None,
     mentor: bool = True,
     hidden: bool = False,
+    prompts: bool = True,
     budgets: Sequence[int] = (),
     **evaluation: Any,
 ) -> Path:
@@ -135,6 +136,9 @@ def collect(
         with them.
     hidden
         Whether to collect the intern's hidden states and the prompts' tokens too, for `fit --inputs hidden` and `lora`.
+    prompts
+        Whether to collect the intern's statistics of its prompts, which `fit --inputs statistics` needs. Without them,
+        or where the intern's engine has none, a classifier reads the first tokens of the answer.
     budgets
         Numbers of mentor tokens N, for each of which budget_forcing:N is collected to be compared as well.
     **evaluation
@@ -155,15 +159,23 @@ def collect(
     for name in ("policy", "store", "ledger", "record_features"):
         if name in arguments:
             raise ArgumentError(f"collect sets {name} itself; leave {name}={arguments[name]} out of --model_args.")
+    if hidden and not prompts:
+        raise ArgumentError("--hidden keeps what the intern's pass over a prompt gives; leave out --no_statistics.")
     if hidden:
         backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     manager = _task_manager(tasks, include)
     check_tasks(tasks, manager)
     output.mkdir(parents=True, exist_ok=True)
-    lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features=True)
+    lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features="answers")
     if hidden:
         lm.record_hidden()
+    intern = lm.engines["intern"]
+    assert intern is not None
+    if prompts and not intern.cannot_score:
+        lm.record_prompts()
+    elif prompts:
+        print(f"collect: only the answers' first tokens are measured, because {intern.cannot_score}", file=sys.stderr)
     run = HarnessRun(lm, list(tasks), manager, metric, evaluation)
     print_unknown_sizes(lm)
     alone = [*([MENTOR] if mentor else []), *(f"budget_forcing:{budget}" for budget in budgets)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
@@ -26,7 +27,7 @@ NAME = "collected.parquet"
 _REQUIRED = {"task", "doc_id", "stage", "judged", "correct", "features", "mentor_tokens", "intern_tokens"}
 _LARGE = ("hidden", "prompt_ids")
 """Columns that are read without passing through Python's lists."""
-_OPTIONAL = (*_LARGE, "dollars", "alone")
+_OPTIONAL = (*_LARGE, "dollars", "alone", "insight", "answer", "target")
 """Columns that are left out when empty."""
 
 
@@ -92,12 +93,12 @@ def read(*paths: Path, cost: str | None = None, objective: str = "accuracy") -> 
 def _setting(description: dict[str, Any]) -> dict[str, Any]:
     """What collections that are fitted on together have in common."""
     models = {role: description[role]["model"] for role in ROLES}
-    return models | {name: description[name] for name in ("efforts", "insights", "guidance")}
+    return models | {name: description.get(name) for name in SETTING}
 
 
 def _check_same_setting(path: Path, other: dict[str, Any], first_path: Path, first: dict[str, Any]) -> None:
     for (entry, mine), theirs in zip(_setting(first).items(), _setting(other).values(), strict=True):
-        if mine != theirs:
+        if mine != theirs and None not in (mine, theirs):  # earlier versions did not write the name of the prompts
             raise ClassifierError(
                 f"{path} was collected with {entry} {theirs}, but {first_path} with {mine}; "
                 "fit on collections of one pair and one set of efforts."
@@ -113,7 +114,7 @@ def _read_one(path: Path) -> tuple[_Columns, dict[str, Any]]:
     try:
         table = pyarrow.parquet.read_table(file)
         description = json.loads((table.schema.metadata or {})[b"tandem"])
-        efforts = _setting(description)["efforts"]
+        efforts = description["efforts"]
         large = {name: table.column(name) for name in _LARGE if name in table.column_names}
         columns = {**table.drop_columns(list(large)).to_pydict(), **large}
         schema = description.get("schema")
@@ -179,7 +180,7 @@ class _Columns:
         judged[self.cells] = self.columns["judged"]
         return Collected(
             ids=[f"{task}/{doc_id}" for task, doc_id in self.questions],
-            features=self.array("features", len(FEATURE_NAMES)),
+            features=self.array("features", max(map(len, self.columns["features"]), default=len(FEATURE_NAMES))),
             correct=self.array("correct"),
             cost=cost,
             fallback_cost=fallback_cost,
@@ -189,7 +190,7 @@ class _Columns:
             answer_tokens=np.nan_to_num(intern, nan=-1).astype(np.int64),
             token_cost=token_cost,
             cost_unit=unit.name,
-            agrees=self.array("agrees"),
+            agrees=self.agrees(),
             tasks=[task for task, _ in self.questions],
             parts=self.array("parts", len(parts[0])) if parts and parts[0] else None,
             answer_ids=self.array("answer_ids", longest, np.int32, -1) if longest else None,
@@ -198,6 +199,15 @@ class _Columns:
             prompts=self.prompts(),
             alone=self.alone(unit),
         )
+
+    def agrees(self) -> Any:
+        """Agreement with the mentor, float (Q, T), NaN where the mentor's answer states none; None if nothing does."""
+        values = self.columns.get("agrees", ())
+        if all(value is None for value in values):
+            return None
+        array = np.full(self.shape, np.nan)
+        array[self.cells] = [np.nan if value is None else value for value in values]
+        return array
 
     def alone(self, unit: CostUnit) -> dict[str, tuple[Any, Any]]:
         """Grade and cost (Q,) of the mentor alone, by policy; only policies that were collected for every question."""

@@ -33,7 +33,8 @@ class Collected:
     ids
         One per question, no two alike.
     features
-        float (Q, T, 18), as `judge.features.features` returns them.
+        float (Q, T, 18), as `judge.features.features` returns them; (Q, T, 1), the stage alone, where the prompts were
+        not measured.
     correct
         (Q, T): the grade in [0, 1] of the intern's answer under the insight of each stage; 0.5 and more is label 1.
     cost
@@ -51,7 +52,8 @@ class Collected:
     token_cost
         What one token of the intern costs, in the unit of `cost`.
     agrees
-        (Q, T): as `correct`, but against the mentor's own full answer; None if that was not collected.
+        (Q, T): as `correct`, but against the mentor's own full answer, NaN where that states no final value; None if
+        it was not collected.
     tasks
         The task of each question; None if all are of the same.
     parts
@@ -133,6 +135,11 @@ class Collected:
         lengths = self.probe_all(probe)[1].astype(np.int64)
         return lengths if self.judged is None else lengths * self.judged
 
+    @property
+    def measures_prompts(self) -> bool:
+        """Whether the intern's statistics of its prompts were collected."""
+        return self.features.shape[2] > 1
+
     def inputs(self, schema: str = input_schemas.STATISTICS, probe: Probe | None = None) -> Floats:
         """The input vectors of a judge.
 
@@ -162,6 +169,11 @@ class Collected:
                     f"as the schema {schema} has; they are of another intern."
                 )
             return states.astype(np.float64)
+        if schema != input_schemas.PROBE and not self.measures_prompts:
+            raise ClassifierError(
+                "These questions were collected without the intern's statistics of its prompts; collect again without "
+                "--no_statistics (what the store holds is not generated again), or fit with --inputs probe."
+            )
         return input_schemas.vectors(schema, self.features, None if probe is None else self.probe_all(probe)[0])
 
     def hidden_states(self) -> NDArray[np.float32]:
@@ -258,6 +270,8 @@ def concatenate(collections: Sequence[Collected]) -> Collected:
         arrays = [getattr(data, name) for data in collections]
         if any(array is None for array in arrays):
             return None
+        if name == "features":  # of the stage alone, which is last, where some prompts were not measured
+            arrays = [array[:, :, -min(array.shape[2] for array in arrays) :] for array in arrays]
         if name in _PADDING:
             longest, padding = max(array.shape[2] for array in arrays), _PADDING[name]
             arrays = [np.pad(a, ((0, 0), (0, 0), (0, longest - a.shape[2])), constant_values=padding) for a in arrays]

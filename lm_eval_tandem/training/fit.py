@@ -177,7 +177,8 @@ def fit_sufficiency(
         data = _finetuned(data, truth, finetune, seed)
     holds_out = chosen.holds_out or inputs == "lora"
     fits = _OutOfSample(data, truth, _constructor(model, chosen, seed), holds_out, seed)
-    choosing = InputChoice(data, truth, (inputs,) if inputs else chosen.inputs, objective, seed)
+    allowed = (inputs,) if inputs else chosen.inputs_for(data.measures_prompts)
+    choosing = InputChoice(data, truth, allowed, objective, seed)
     choice = choosing.best(np.ones(len(truth), dtype=np.bool_))
     estimator, scores = fits.fit(choice)
     scored, outcomes = fits.outcomes(choice)

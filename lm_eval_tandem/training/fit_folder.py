@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem import pair
+from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines import registry
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.harness.arguments import PAIR
@@ -22,6 +23,7 @@ from lm_eval_tandem.training import card
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit import fit_sufficiency
+from lm_eval_tandem.training.labels import answered_by_mentor
 from lm_eval_tandem.training.thresholds import parse_objective
 
 BUNDLED = f"{PAIR}/intern"
@@ -71,6 +73,8 @@ def fit(
         raise ArgumentError(f"--output {output} is a file; name a folder for the classifier.")
     parse_objective(objective)
     data, description = read(*paths, cost=cost, objective=objective)
+    if how.get("labels") == "mentor":
+        data = answered_by_mentor(data)
     if per == "all":
         return [(output, _fit_one(data, description, output, per, objective, how))]
     assert data.tasks is not None
@@ -96,7 +100,7 @@ def _fit_one(
     fitted = fit_sufficiency(data, objective=objective, finetune=finetune, **of_fit)
     report = fitted.report
     fitted_on = {name: report[name] for name in ("questions", "objective", "cost_unit", "inputs", "model", "labels")}
-    fitted_on |= {name: description[name] for name in ("tasks", "efforts", "insights", "guidance")}
+    fitted_on |= {name: description[name] for name in ("tasks", *SETTING) if name in description}
     artefact.save(
         output,
         fitted.estimator,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -11,23 +12,41 @@ from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge.features import FEATURE_NAMES
 from lm_eval_tandem.training.dataset import Collected
 
+log = logging.getLogger(__name__)
+
 MIN_QUESTIONS = 20
 
 
-def with_mentor_labels(data: Collected) -> Collected:
-    """The data with agreement with the mentor's answer in the place of grades (`--labels mentor`).
+def answered_by_mentor(data: Collected) -> Collected:
+    """The questions to which the mentor's own answer states a final value, with which alone one can agree.
 
     Raises
     ------
     ClassifierError
-        The mentor's answers were not collected, or some state no final answer.
+        The mentor's answers were not collected, or none states a value.
     """
-    if data.agrees is None or not np.isfinite(np.asarray(data.agrees, dtype=np.float64)).all():
+    stated = np.zeros(len(data.ids), dtype=np.bool_)
+    if data.agrees is not None:
+        stated = np.asarray(np.isfinite(data.agrees).all(axis=1), dtype=np.bool_)
+    if not stated.any():
         raise ClassifierError(
-            "--labels mentor needs the mentor's own answer to every question, with a final answer to compare, which "
-            "was not collected; collect without --no_mentor, or fit with --labels truth."
+            "--labels mentor needs the mentor's own answers, with final values to compare, which were not collected; "
+            "collect again without --no_mentor (what the store holds is not generated again), or use --labels truth."
         )
-    return replace(data, correct=data.agrees)
+    if not stated.all():
+        log.warning(
+            "%d of %d questions are left out, because the mentor's own answer states no final value to agree with.",
+            len(stated) - int(stated.sum()),
+            len(stated),
+        )
+    return data.subset(stated)
+
+
+def with_mentor_labels(data: Collected) -> Collected:
+    """The questions that `answered_by_mentor` leaves, with agreement with its answer in the place of grades."""
+    answered = answered_by_mentor(data)
+    assert answered.agrees is not None
+    return replace(answered, correct=answered.agrees)
 
 
 def checked_labels(data: Collected) -> NDArray[np.int64]:
@@ -66,7 +85,7 @@ def _check_questions(data: Collected) -> None:
         raise ClassifierError(f"The question {twice!r} was collected twice; keep one record per question.")
     shape = np.shape(data.correct)
     two_stages = len(shape) == 2 and shape[0] == questions and shape[1] >= 2
-    if not two_stages or np.shape(data.features) != (*shape, len(FEATURE_NAMES)):
+    if not two_stages or np.shape(data.features) not in ((*shape, len(FEATURE_NAMES)), (*shape, 1)):
         raise ClassifierError(
             f"{questions} questions came with features of shape {np.shape(data.features)} and grades of shape {shape}; "
             f"collect (questions, stages, {len(FEATURE_NAMES)}) and (questions, stages), stage 0 and at least one more."

@@ -45,6 +45,14 @@ class Recipe:
     centred: bool = True
     holds_out: bool = False
 
+    def inputs_for(self, measured_prompts: bool) -> tuple[str, ...]:
+        """The inputs to choose from, where the intern has measured its prompts, and where it has not.
+
+        Where none is left, all are returned, so that fitting says what was not collected.
+        """
+        without = tuple(name for name in self.inputs if INPUTS[name] == input_schemas.PROBE)
+        return self.inputs if measured_prompts or not without else without
+
     def choose(self, outcomes: Outcomes, objective: str) -> tuple[float, ...]:
         """The thresholds for an objective; raises ClassifierError if none reach it."""
         thresholds = choose_thresholds(outcomes, objective, self.grid)

@@ -56,6 +56,12 @@ class Row:
     """What the question cost when it was answered from this stage; None without prices."""
     alone: list[dict[str, Any]] | None = None
     """What the mentor alone reached, at stage 0: policy, correct, tokens and dollars of each policy collected."""
+    insight: str | None = None
+    """What the intern read of the mentor; "" at stage 0."""
+    answer: str | None = None
+    """What the intern answered."""
+    target: str | None = None
+    """The task's own answer."""
 
 
 def final_answers(samples: Samples) -> dict[QuestionId, str]:
@@ -99,6 +105,7 @@ def rows_of_stage(
     """
     grades = _grades(samples, metrics)
     intern_answers, rows = final_answers(samples), []
+    logged = {(task, sample["doc_id"]): sample for task, of_task in samples.items() for sample in of_task}
     for record in ledger.unique(records):
         judgement, question = record.stages[-1], (record.task, record.doc_id)
         assert judgement.features is not None
@@ -131,6 +138,9 @@ def rows_of_stage(
                 prompt_ids=judgement.prompt_ids,
                 dollars=record.dollars,
                 alone=None if alone is None else alone.get(question),
+                insight=judgement.insight,
+                answer=str(logged[question]["resps"][0][0]),
+                target=str(logged[question]["target"]),
             )
         )
     return rows

@@ -23,7 +23,7 @@ from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit_folder import question_keys
-from lm_eval_tandem.training.labels import check_values
+from lm_eval_tandem.training.labels import answered_by_mentor, check_values
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
 from lm_eval_tandem.training.policy_comparison import PolicyOutcome, advice, fixed_policies, judged_policies
 from lm_eval_tandem.training.recipes import RECIPES, Recipe
@@ -230,6 +230,8 @@ def thresholds(
     """
     goal = parse_objective(objective)
     data, description = read(*paths, cost=cost, objective=objective)
+    if labels == "mentor":
+        data = answered_by_mentor(data)
     if folder is None:
         policies = fixed_policies(*_graded(data, labels))
         rows = [(policy.name, None, policy.correct, policy.cost) for policy in policies]
@@ -256,11 +258,7 @@ def _graded(data: Collected, labels: str) -> tuple[Collected, Floats]:
     """The questions and the grades (Q, T) of the intern's answers; by the mentor's own nothing of it is graded."""
     if labels != "mentor":
         return data, np.asarray(data.correct, dtype=np.float64)
-    if data.agrees is None:
-        raise ClassifierError(
-            "These questions were collected without the mentor's own answers, which --labels mentor needs; collect "
-            "again without --no_mentor (what the store holds is not generated again)."
-        )
+    assert data.agrees is not None
     return replace(data, alone={}), data.agrees
 
 

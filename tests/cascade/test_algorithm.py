@@ -273,6 +273,37 @@ def test_a_wording_file_is_checked(tmp_path: Path) -> None:
             Wording.read(file)
     file.write_text('{"request": "a", "open": "b", "close": "c"}')
     assert Wording.read(file) == Wording("a", "b", "c")
+    file.write_text('{"request": "a", "open": "b", "close": "c", "whole_lines": true}')
+    assert Wording.read(file) == Wording("a", "b", "c", whole_lines=True)
+    file.write_text('{"request": "a", "open": "b", "close": "c", "whole_lines": "yes"}')
+    with pytest.raises(ArgumentError, match=r"whole_lines of prompts=.* has to be true or false, not 'yes'"):
+        Wording.read(file)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("40 - 6", "40 - 6"),
+        ("40 - 6 = 34\n", "40 - 6 = 34\n"),
+        ("40 - 6 = 34\n34 +", "40 - 6 = 34\n"),
+        ("40 - 6 = 34\n34 + 2 = 36 and an end", "40 - 6 = 34\n34 + 2 = 36"),
+    ],
+    ids=["no whole line", "just a line", "a line and a half", "finished"],
+)
+def test_of_whole_lines_the_one_that_was_cut_off_is_not_read(
+    engines: tuple[HFEngine, HFEngine], tmp_path: Path, written: str, read: str
+) -> None:
+    """The mentor goes on from all that it has written; the intern reads it up to the last whole line."""
+    words = replace(WORDING, whole_lines=True)
+    folder = tiny.save_script(tmp_path, "40 - 6 = 34\n34 + 2 = 36", QUESTION.text + words.request)
+    mentor = HFEngine({"pretrained": str(folder), "dtype": "float32", "device": "cpu"})
+    efforts = (len(mentor.encode(written)),)
+    fixed = Cascade(mentor, engines[1], Prompts(words), Policy("stage", stage=1), efforts, record_features=True)
+    _, record = answer(fixed)
+    mentor.close()
+    assert record.stages[0].insight == read
+    expected = engines[1].encode(QUESTION.text + words.open + read + words.close)
+    assert record.stages[0].prompt_tokens == len(expected)
 
 
 def test_an_accepted_probe_costs_nothing_and_reads_the_same(cascade: Cascade) -> None:

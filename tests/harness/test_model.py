@@ -35,6 +35,15 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
+def test_a_classifier_that_was_fitted_on_other_insights_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    TandemLM(**COMMON).close()
+    assert "scores mean little" not in caplog.text
+    TandemLM(efforts="18:24:30", **COMMON).close()
+    assert "classifier=pair was fitted with efforts=18:24:40, and this run has 18:24:30" in " ".join(
+        caplog.text.replace(str(CLASSIFIER), "pair").split()
+    )
+
+
 @pytest.mark.usefixtures("no_model")
 class TestRefusedBeforeAModelIsLoaded:
     """One clear sentence each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_one_bundled_model_may_stand_beside_another_and_brings_its_sizes_and_pro
     assert chosen.prompts == read().prompts
     assert chosen.classifier is None, "the bundled classifier knows the bundled intern alone"
     assert read(**FOREIGN, policy="stage:2", prompts="pair").prompts == read().prompts
+
+
+def test_wordings_of_files_are_told_apart_in_results(tmp_path: Path) -> None:
+    words = {"request": " Hints:", "open": " ", "close": " "}
+    names = []
+    for text in (" Hints:", " Notes:"):
+        (tmp_path / "own.json").write_text(json.dumps({**words, "request": text}))
+        names.append(read(prompts=str(tmp_path / "own.json")).prompts.name)
+    assert names[0] != names[1]
+    assert all(name.startswith("own-") for name in names)
+    assert (read().prompts.name, read(**FOREIGN, policy="stage:2").prompts.name) == ("pair", "gpra")
 
 
 def test_engine_arguments_go_to_both_roles_or_to_one() -> None:
@@ -143,7 +155,7 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"loglikelihood": "judge"}, r"loglikelihood=judge is not known"),
         ({"loglikelihood": "mentor", "policy": "intern"}, r"loglikelihood=mentor has no model under policy=intern"),
         ({"seed": "x"}, r"seed=x has to be a whole number"),
-        ({"record_features": "perhaps"}, r"record_features=perhaps has to be True or False"),
+        ({"record_features": "perhaps"}, r"record_features=perhaps has to be True, False or answers"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: str) -> None:

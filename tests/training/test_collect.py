@@ -10,14 +10,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from lm_eval.tasks import TaskManager
 
 from command_line import ENVIRONMENT, entries, run
 from lm_eval_tandem import _paths
-from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.training.collect import check_tasks, collect
 from lm_eval_tandem.training.collected_file import NAME, read
+from lm_eval_tandem.training.dataset import concatenate
+from lm_eval_tandem.training.fit import fit_sufficiency
 
 PROGRAM = [sys.executable, "-m", "lm_eval_tandem.cli"]
 COLLECT = [*PROGRAM, "collect", "--tasks", "tandem_pair_math_train", "--batch_size", "32", "--limit", "60", "--output"]
@@ -73,3 +76,30 @@ def test_a_task_that_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> 
     check_tasks(["tandem_pair_math_train", str(file)], manager)
     with pytest.raises(ArgumentError, match=r"maths_train is no task .* did you mean tandem_pair_math_train\?"):
         check_tasks(["tandem_pair_code_train", "tandem_pair_maths_train"], manager)
+
+
+def test_answers_can_be_collected_without_the_statistics_of_prompts(tmp_path: Path) -> None:
+    arguments = {"dtype": "float32", "device": "cpu", "efforts": "24", "batch_size": 16}
+    tasks = ["tandem_pair_math_train"]
+    files = [
+        collect(dict(arguments), tasks, tmp_path / str(prompts), [], limit=40, prompts=prompts)
+        for prompts in (True, False)
+    ]
+    whole, answers = (read(file)[0] for file in files)
+    assert answers.features.shape == (40, 2, 1)
+    assert answers.parts is None
+    for name in ("correct", "agrees", "cost", "answer_tokens", "entropy", "answer_ids"):
+        np.testing.assert_allclose(getattr(answers, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
+    for row in pyarrow.parquet.read_table(files[1]).to_pylist():
+        assert (row["insight"] == "") == (row["stage"] == 0)
+        assert row["target"] in row["answer"] or not row["correct"]
+    fitted = fit_sufficiency(answers)
+    assert fitted.report["inputs"] == "probe"
+    assert fitted.thresholds == fit_sufficiency(whole, inputs="probe").thresholds
+    for options in ({"recipe": "paper"}, {"inputs": "statistics"}, {"inputs": "statistics+probe"}):
+        with pytest.raises(ClassifierError, match=r"without --no_statistics .* or fit with --inputs probe"):
+            fit_sufficiency(answers, **options)
+    both = concatenate([whole, answers])
+    np.testing.assert_array_equal(both.features[:40], whole.features[:, :, -1:])
+    with pytest.raises(ArgumentError, match="leave out --no_statistics"):
+        collect(dict(arguments), tasks, tmp_path / "hidden", [], hidden=True, prompts=False)

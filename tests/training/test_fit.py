@@ -142,8 +142,20 @@ def test_labels_of_the_mentor_use_no_grade(data: Collected) -> None:
     assert made.thresholds == again.thresholds
     assert made.report == again.report
     np.testing.assert_array_equal(made.scores, again.scores)
-    with pytest.raises(ClassifierError, match="--labels mentor needs the mentor's own answer"):
+    with pytest.raises(ClassifierError, match="--labels mentor needs the mentor's own answers"):
         fit_sufficiency(dataclasses.replace(data, agrees=None), labels="mentor")
+
+
+def test_questions_that_the_mentor_leaves_open_are_left_out(data: Collected, caplog: pytest.LogCaptureFixture) -> None:
+    """A mentor that errs may state no final value, and what nobody can agree with is no label."""
+    assert data.agrees is not None
+    agrees = np.array(data.agrees, dtype=float)
+    agrees[[3, 8]] = np.nan
+    rest = np.ones(len(data.ids), dtype=bool)
+    rest[[3, 8]] = False
+    made = fit_sufficiency(dataclasses.replace(data, agrees=agrees), model="logistic", labels="mentor")
+    assert f"2 of {len(data.ids)} questions are left out" in caplog.text
+    assert made.report == fit_sufficiency(data.subset(rest), model="logistic", labels="mentor").report
 
 
 def test_a_refused_probe_costs_its_tokens_and_an_accepted_one_nothing(data: Collected) -> None:

@@ -97,7 +97,7 @@ def test_a_collection_without_the_mentors_answers_compares_the_rest(collected: P
     points, sentence = thresholds([tmp_path], None, "accuracy")
     assert [point.name for point in points] == ["intern", "stage:1", "stage:2", "stage:3"]
     assert "mentor alone" not in sentence
-    with pytest.raises(ClassifierError, match="without the mentor's own answers"):
+    with pytest.raises(ClassifierError, match="--labels mentor needs the mentor's own answers"):
         thresholds([tmp_path], CLASSIFIER, "accuracy", labels="mentor")
 
 

@@ -20,7 +20,7 @@ RESUME_MODES = ("auto", "ids", "prefix", "stream")
 UNKNOWN_WINDOW = 1_000_000
 """The window in tokens where neither server nor user gives one: the server itself then refuses a prompt that is too
 long."""
-LEAST = {"retries": 0, "parameters": 1}
+LEAST = {"retries": 0, "parameters": 1, "prefix_token_id": 0}
 """The smallest value of an option, where it is not 1 for a whole number and 0 for another."""
 ABOVE_ZERO = ("timeout", "total_timeout")
 """Options for which 0 is no value."""

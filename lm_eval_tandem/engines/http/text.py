@@ -206,5 +206,5 @@ class TextOnlyLM:
     def _refuse(self, what: str) -> NoReturn:
         raise EngineError(
             f"{self.name} answers with text alone, and this needs {what}; use tasks of the kind generate_until, "
-            "or name a role with backend=hf in loglikelihood=…"
+            "or name a role with backend=hf, vllm or llamacpp in loglikelihood=…"
         )

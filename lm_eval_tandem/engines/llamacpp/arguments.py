@@ -60,6 +60,11 @@ class LlamaArguments(OptionSet):
     tokenizer: str | None = option(
         None, "Folder or hub id of a tokenizer of transformers; without it, the file's own as llama.cpp reads it."
     )
+    prefix_token_id: int | None = option(
+        None,
+        "Token that stands for an empty text, and before a text whose likelihood is wanted; without it the tokenizer's "
+        "first token, or its end token where it has none.",
+    )
     parameters: float | None = option(None, "Number of the model's parameters; without it, counted in the file.")
     enable_thinking: bool | None = option(
         None, "Value of enable_thinking for the chat template; without it the template's own default."

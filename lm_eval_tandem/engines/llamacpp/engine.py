@@ -25,42 +25,39 @@ import numpy as np
 from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Prompt, Sampling, ScoringView, TokenStats
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.entropy import Values, len_until
-from lm_eval_tandem.engines.http.client import ServerPool, ServerWork
-from lm_eval_tandem.engines.http.options import Options
+from lm_eval_tandem.engines.http.client import ServerWork
 from lm_eval_tandem.engines.identity import content_of
 from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
 from lm_eval_tandem.engines.llamacpp.arguments import LONGEST_WINDOW, LlamaArguments
 from lm_eval_tandem.engines.llamacpp.child import OwnServer
 from lm_eval_tandem.engines.llamacpp.gguf_file import GGUFFile
+from lm_eval_tandem.engines.llamacpp.likelihoods import Likelihoods
+from lm_eval_tandem.engines.llamacpp.lm import LlamaLM
 from lm_eval_tandem.engines.llamacpp.properties import Properties
-from lm_eval_tandem.engines.llamacpp.replies import FIELDS, Distribution, Reply
-from lm_eval_tandem.engines.llamacpp.tokenizer import LlamaLM, load_tokenizer
+from lm_eval_tandem.engines.llamacpp.replies import Distribution, Reply
+from lm_eval_tandem.engines.llamacpp.servers import LlamaServers, ServerSession
+from lm_eval_tandem.engines.llamacpp.tokenizer import load_tokenizer
 from lm_eval_tandem.engines.shared_time import SharedTime
 from lm_eval_tandem.engines.stopping import StopRule, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
-from lm_eval_tandem.errors import ArgumentError, EngineError, UnreachableError
+from lm_eval_tandem.errors import ArgumentError, EngineError
 
 log = logging.getLogger(__name__)
 
 BLOCK = 16
 """Tokens of a request where the server cannot see for itself where the generation ends."""
-FORCED = 1e9
-"""What is added to the logit of a token that has to follow; reported log-probabilities are those without it."""
 
 
 @dataclass
-class Session:
+class Session(ServerSession):
     """What earlier calls of a question have read and scored.
 
     Attributes
     ----------
-    read
-        The tokens of the last request.
     scored
         The tokens whose statistics are known, and these.
     """
 
-    read: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     logprob: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
@@ -102,30 +99,22 @@ class LlamaEngine(LocalTokenizer):
             tokenizer = load_tokenizer(model, chosen.tokenizer, file, urls[0], found)
             usual = found.window if self._server is None else LONGEST_WINDOW
             self.window = min(found.window, window_of(chosen, file, usual))
-            thinking = {} if chosen.enable_thinking is None else {"enable_thinking": chosen.enable_thinking}
-            lm = LlamaLM(model, self.window, chosen.max_gen_toks, tokenizer, thinking)
-            super().__init__(lm, tokenizer.encode)
+            lm = self._model_interface(found, tokenizer)
+            super().__init__(lm, lm.tok_encode)
         except BaseException:
             self._stop_server()
             raise
-        self.max_concurrency = found.slots * len(urls)
+        self.work = ServerWork()
+        self._servers = LlamaServers(
+            model, urls, self._server, found.slots, found.vocabulary, lm.eot_token_id, chosen.timeout, self.work
+        )
+        lm.likelihoods = Likelihoods(self._servers, lm.prefix_token_id)
+        self.max_concurrency = self._servers.max_concurrency
         counted = chosen.parameters or (found.parameters if file is None else file.parameters)
         self.parameters = None if counted is None else int(counted)
         self._vocabulary = found.vocabulary
         self._entropy_method = chosen.entropy_method(found.vocabulary)
         self._columns = min(self._entropy_method.top or found.vocabulary, found.vocabulary)
-        self.work = ServerWork()
-        self._servers = ServerPool(
-            Options(
-                model,
-                ";".join(urls),
-                concurrency=self.max_concurrency,
-                timeout=chosen.timeout,
-                total_timeout=np.inf,
-            ),
-            "",
-            self.work,
-        )
         self.identity = self._identity(found, file)
         self._stop_rule = StopRule(self._decode_all, chosen.think_end_token)
         self._sessions: dict[str, Session] = {}
@@ -133,12 +122,32 @@ class LlamaEngine(LocalTokenizer):
         if self._entropy_method.top is not None:
             log.info("%s: entropies are estimates (entropy=%s).", model, self._entropy_method)
 
+    def _model_interface(self, found: Properties, tokenizer: Any) -> LlamaLM:
+        chosen = self.arguments
+        if chosen.prefix_token_id is not None and chosen.prefix_token_id >= found.vocabulary:
+            raise ArgumentError(
+                f"prefix_token_id={chosen.prefix_token_id} is no token of {self.name}; give one from 0 to "
+                f"{found.vocabulary - 1}."
+            )
+        return LlamaLM(
+            self.name,
+            self.window,
+            # a server refuses a prompt that fills its window: the token after it has to fit
+            min(self.window, found.window - 1),
+            chosen.max_gen_toks,
+            tokenizer,
+            {} if chosen.enable_thinking is None else {"enable_thinking": chosen.enable_thinking},
+            chosen.prefix_token_id,
+        )
+
     def _identity(self, found: Properties, file: GGUFFile | None) -> dict[str, Any]:
         chosen = self.arguments
         own = {} if self._server is None else {"xllamacpp": version("xllamacpp"), "cache_type": chosen.cache_type}
+        prefix = {} if chosen.prefix_token_id is None else {"prefix_token_id": chosen.prefix_token_id}
         return {
             "engine": "llamacpp",
             **own,
+            **prefix,
             "servers": sorted(chosen.urls),
             "model": found.model if file is None else content_of(file.path),
             "build": found.model["build"],
@@ -155,7 +164,7 @@ class LlamaEngine(LocalTokenizer):
         ids = self._ids(prompt)
         check_window(self.name, self.window, len(ids), sampling.max_tokens)
         session = self._session(prompt)
-        async with self._servers.slot():
+        async with self._servers.pool.slot():
             with self._time.share() as seconds:
                 answer = await self._generate(session, prompt, ids, sampling)
         self.work.generate_seconds += seconds[0]
@@ -179,7 +188,7 @@ class LlamaEngine(LocalTokenizer):
         cached = common_prefix_length(session.scored, ids)
         known = max(1, cached)
         logprob, entropy = session.logprob[: known - 1], session.entropy[: known - 1]
-        async with self._servers.slot():
+        async with self._servers.pool.slot():
             with self._time.share() as seconds:
                 for place in range(known, len(ids)):
                     one = await self._stats_at(session, ids[:place], ids[place])
@@ -207,7 +216,7 @@ class LlamaEngine(LocalTokenizer):
 
     def close(self) -> None:
         """See `Engine.close`. An own server is ended; one that ran already runs on."""
-        self._servers.close()
+        self._servers.pool.close()
         self._stop_server()
 
     def _stop_server(self) -> None:
@@ -232,7 +241,7 @@ class LlamaEngine(LocalTokenizer):
             else:
                 body["stop"] = stop
             before = ids + answer.tokens
-            reply = await self._complete(session, before, body)
+            reply = await self._servers.complete(session, before, body)
             answer.cached = reply.cached if not answer.tokens else answer.cached
             new = reply.tokens[: search.length(reply.tokens)]
             if not new:
@@ -269,17 +278,9 @@ class LlamaEngine(LocalTokenizer):
         return logprob, entropy
 
     async def _stats_at(self, session: Session, before: list[int], token: int) -> tuple[float, float]:
-        """Log-probability and entropy of one token after those before it.
-
-        The token is made to follow, so that its log-probability is in the reply. After the first bytes of a character
-        the server reports nothing; then the end token is made to follow, and the token is looked up among all.
-        """
-        for follows, columns in ((token, self._columns), (int(self.lm.eot_token_id), self._vocabulary)):
-            body = {"temperature": 0, "n_predict": 1, "n_probs": columns, "logit_bias": [[follows, FORCED]]}
-            reply = await self._complete(session, before, body)
-            if reply.distributions:
-                return self._measured(reply.distributions[0], token)
-        raise EngineError(f"{self.name}: the llama-server reports no probabilities (n_probs); use a newer one.")
+        """Log-probability and entropy of one token after those before it."""
+        columns = (self._columns, self._vocabulary)
+        return self._measured(await self._servers.distribution(session, before, token, columns), token)
 
     def _measured(self, found: Distribution, token: int) -> tuple[float, float]:
         logprob = found.logprob_of(token)
@@ -291,31 +292,6 @@ class LlamaEngine(LocalTokenizer):
         self.work.estimated_entropies += len(found.ids) < self._vocabulary
         self.work.entropy_error += error
         return logprob, entropy
-
-    async def _complete(self, session: Session, ids: list[int], body: dict[str, Any]) -> Reply:
-        """One request, sent again where it fails."""
-        sent = {
-            "prompt": ids,
-            "cache_prompt": True,
-            "return_tokens": True,
-            "response_fields": list(FIELDS),
-            **body,
-        }
-        affinity = str(id(session))
-
-        async def attempt(number: int) -> Reply:
-            if self._server is not None and self._server.ended:
-                raise UnreachableError(
-                    f"the llama.cpp server of {self.name} has ended: {self._server.last_words()}; finished answers are "
-                    "kept where store= is given: start the same command again, perhaps with a smaller batch_size."
-                )
-            return Reply.of(await self._servers.post("/completion", sent, affinity, number))
-
-        reply = await self._servers.retry(attempt, self._servers.retries("llamacpp"), takes_connection=False)
-        self.work.prefill_tokens += reply.read
-        self.work.recomputed_tokens += max(0, common_prefix_length(session.read, ids) - reply.cached)
-        session.read = ids + reply.tokens[:-1]  # the last token was generated, but never read
-        return reply
 
     # Sessions and tokens
 

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lm_eval_tandem.engines.http.text import TextOnlyLM
 from lm_eval_tandem.engines.llamacpp.gguf_file import GGUFFile
 from lm_eval_tandem.engines.llamacpp.properties import Properties, ask
 from lm_eval_tandem.errors import EngineError
@@ -41,10 +40,11 @@ class ServerTokenizer:
     def __init__(self, name: str, url: str, properties: Properties, chat_template: str | None) -> None:
         self.name_or_path, self.chat_template, self._url = name, chat_template, url
         self._bos, self._eos = properties.bos_token, properties.eos_token
-        end = self._tokens(self._eos) if self._eos else []
-        self.eos_token_id = end[0] if len(end) == 1 else None
-        self.bos_token_id = None
         self._special: dict[int, bool] = {}
+        self.eos_token_id = self._single(self._eos)
+        first = self._single(self._bos)
+        # where a file names none, llama.cpp names an ordinary token
+        self.bos_token_id = first if first is not None and self._is_special(first) else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; a first token that the model wants is added unless the text has it."""
@@ -70,6 +70,11 @@ class ServerTokenizer:
     def _tokens(self, text: str, add_special: bool = False, parse_special: bool = True) -> list[int]:
         asked = {"content": text, "add_special": add_special, "parse_special": parse_special}
         return [int(i) for i in ask(self._url, "/tokenize", asked)["tokens"]]
+
+    def _single(self, name: str) -> int | None:
+        """The token of this name; None where there is none."""
+        ids = self._tokens(name) if name else []
+        return ids[0] if len(ids) == 1 else None
 
     def _is_special(self, token: int) -> bool:
         """Whether a token is a mark that no text has: its name is read as this token only where marks are."""
@@ -116,52 +121,3 @@ def load_tokenizer(name: str, given: str | None, file: GGUFFile | None, url: str
     )
     tokenizer.name_or_path, tokenizer.chat_template = name, template or None
     return tokenizer
-
-
-class LlamaLM(TextOnlyLM):
-    """lm-eval's model interface for a model run by llama.cpp: tokenizer and chat template, no likelihoods.
-
-    Parameters
-    ----------
-    name, max_length, max_gen_toks
-        See `TextOnlyLM`.
-    tokenizer
-        Of the model.
-    template_arguments
-        For its chat template.
-    """
-
-    tokenizer: Any
-
-    def __init__(
-        self, name: str, max_length: int, max_gen_toks: int, tokenizer: Any, template_arguments: dict[str, Any]
-    ) -> None:
-        super().__init__(name, max_length, max_gen_toks)
-        self.tokenizer, self._template_arguments = tokenizer, template_arguments
-
-    def apply_chat_template(self, history: Any, add_generation_prompt: bool = True) -> str:
-        """See `lm_eval.api.model.LM`."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **self._template_arguments,
-            )
-        )
-
-    def chat_template(self, chat_template: bool | str = False) -> str:
-        """See `lm_eval.api.model.LM`."""
-        return self.tokenizer.chat_template or "" if chat_template else ""
-
-    @property
-    def eot_token_id(self) -> int:
-        """The end token."""
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int:
-        """The token that stands for an empty text."""
-        first = self.tokenizer.bos_token_id
-        return self.eot_token_id if first is None else int(first)

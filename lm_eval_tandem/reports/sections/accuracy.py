@@ -115,15 +115,25 @@ def subjects_table(comparison: Comparison) -> Table:
     """Return Table 1: three rows per policy (accuracy, length, cost) and a column per subject."""
     unit, subjects = comparison.unit, comparison.subjects
     masks = [comparison.subject_mask(subject) for subject in subjects]
+    # Subject by subject, because the resamples of one are drawn once for all policies.
+    means = [
+        {
+            (place, measure): mean_with_interval(run, measure, mask)
+            for place, run in enumerate(comparison.rows)
+            for measure in ("length", "tflops")
+            if measure in run.measures
+        }
+        for mask in masks
+    ]
     rows: list[list[Cell]] = []
-    for run in comparison.rows:
+    for place, run in enumerate(comparison.rows):
         label = comparison.label(run)
         rows.append([label, "accuracy %", *[accuracy_of(run.grades[mask]) for mask in masks], accuracy(run)])
         if "length" in run.measures:
-            cells = [Number(*mean_with_interval(run, "length", mask)) for mask in masks]
+            cells = [Number(*of_subject[place, "length"]) for of_subject in means]
             rows.append([label, "length", *cells, length(comparison, run)])
         if "tflops" in run.measures:
-            cells = [unit.number(*mean_with_interval(run, "tflops", mask)) for mask in masks]
+            cells = [unit.number(*of_subject[place, "tflops"]) for of_subject in means]
             rows.append([label, f"cost, {unit.name}", *cells, cost(comparison, run)])
     counts = ", ".join(f"{subject} ({int(mask.sum())})" for subject, mask in zip(subjects, masks, strict=True))
     return make_table(

@@ -41,9 +41,10 @@ def entropy(data: ReportData) -> list[Part]:
 def mean_entropies(run: Run) -> Floats | None:
     """Return the mean entropy (Q,) of the intern's next-token distributions; None if the ledger has no features."""
     features = [judgement_of(record).get("features") for record in run.records]
-    if not features or not all(features):
+    measured = [vector for vector in features if vector and len(vector) == len(FEATURE_NAMES)]
+    if not measured or len(measured) < len(features):
         return None
-    return np.array([vector[MEAN_ENTROPY] for vector in features if vector], dtype=np.float64)
+    return np.array([vector[MEAN_ENTROPY] for vector in measured], dtype=np.float64)
 
 
 def figure(comparison: Comparison, by_stage: dict[int, Floats]) -> Figure:

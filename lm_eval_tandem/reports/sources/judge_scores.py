@@ -104,6 +104,8 @@ def input_vector(record: Record, classifier: Sufficiency) -> Floats | None:
     features = judgement.get("features")
     if not features or classifier.width is not None:  # ledgers hold no hidden states
         return None
+    if len(features) == 1 and classifier.schema != input_schemas.PROBE:  # the prompt was not measured
+        return None
     if classifier.probe is None:
         return np.array(features)
     logprob, entropy = judgement.get("answer_logprob"), judgement.get("answer_entropy")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.digits import nearest_decimal, without_last_bits
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources import harness_files
@@ -23,7 +24,7 @@ MEASURES = ("length", "mentor_tokens", "tflops", "stage", "truncated", "dollars"
 """Numbers that a run may have per question besides its grade: read from samples, or derived from ledger records."""
 SUBJECT_FIELDS = ("subject", "type")
 """Fields of a document that name its subject, unless the user names another one."""
-PAIR_SETTINGS = ("efforts", "insights", "guidance", "thinking")
+PAIR_SETTINGS = (*SETTING, "thinking")
 """Settings that make two runs of the same models runs of two different pairs."""
 
 

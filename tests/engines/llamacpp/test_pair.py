@@ -46,7 +46,7 @@ def answers(requests: list[Instance], policy: str, **given: Any) -> tuple[list[s
     return [str(answer) for answer in found], lm
 
 
-@pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [10, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("domain", ["math", "code"])
 def test_every_answer_and_score_is_that_of_transformers(files: dict[str, str], domain: str, n: int) -> None:
     requests = asked(domain, n)

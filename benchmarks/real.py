@@ -1,0 +1,273 @@
+"""Real models: collect, fit, and run every policy on GSM8K and HumanEval, in as many sittings as it takes.
+
+    python benchmarks/real.py MODELS [--data FOLDER] [--work FOLDER] [--output FOLDER] [--threads N] [--only STEP,STEP]
+
+MODELS is a folder with the GGUF files of Qwen2.5-Coder-1.5B-Instruct (mentor), Qwen2.5-Coder-0.5B-Instruct and
+SmolLM2-135M-Instruct (interns). The order is the one that honest figures need:
+
+1. `collect` on training questions of GSM8K alone: every stage, and the mentor's own answers;
+2. `fit`, and `thresholds`, whose sentence names the policy to use before any test question is asked;
+3. every policy on a fixed sample of GSM8K's test questions, and on all of HumanEval, to which the classifier is carried
+   over from GSM8K;
+4. the reports.
+
+A step that is finished is not repeated, and of one that was killed only what is missing is asked again: answers are in
+a store below --work. Without --data the questions come from the hub; FOLDER holds them as `gsm8k_train.jsonl`,
+`gsm8k_test.jsonl` and `humaneval.jsonl`. `make real` calls this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm_eval_tandem import _paths
+from lm_eval_tandem.machine import cores
+
+MENTOR = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+PROMPTS, EFFORTS = "gpra", "60:120:240"
+"""Chosen on training questions: see docs/real-models.md."""
+TRAINING_QUESTIONS = 200
+TEST_QUESTIONS, SEED = 200, 2026
+"""Size and seed of the sample of GSM8K's test questions."""
+ANSWER_TOKENS, WINDOW = 512, 2048
+GENERATION = ["--apply_chat_template", "--batch_size", "8", "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
+OBJECTIVE = "accuracy"
+DATA = {"gsm8k_train": "tandem_gsm8k_train", "gsm8k_test": "tandem_gsm8k", "humaneval": "tandem_humaneval"}
+"""The files of --data, and the tasks that read them."""
+GSM8K_TEST = 1319
+"""The number of GSM8K's test questions."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models and what is run with them.
+
+    Attributes
+    ----------
+    name
+        The folder of its results.
+    intern
+        The intern's file; the mentor is the same for all.
+    policies
+        In the order in which they are run.
+    """
+
+    name: str
+    intern: str
+    policies: tuple[str, ...]
+
+
+PAIRS = (
+    Pair(
+        "coder-0.5b",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        (
+            *("mentor", "intern", "stage:1", "stage:2", "stage:3", "cascade", "escalate", "llm_cascade"),
+            "budget_forcing:120",
+        ),
+    ),
+    Pair("smollm2-135m", "smollm2-135m-instruct-q4_1.gguf", ("intern", "stage:1", "stage:2", "stage:3", "cascade")),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and the file by which it is known to be finished.
+
+    Attributes
+    ----------
+    name
+        How --only names it.
+    command
+        The command.
+    output, file
+        The folder that it writes to, and the pattern of a file somewhere below it that is there when it has finished;
+        None for a step that is run each time.
+    printed
+        The file that its output goes to; None for the terminal.
+    """
+
+    name: str
+    command: list[str]
+    output: Path
+    file: str | None
+    printed: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its file is there."""
+        return self.file is not None and any(self.output.rglob(self.file))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where things are: the arguments of the program."""
+
+    models: Path
+    work: Path
+    output: Path
+    threads: int
+
+    def models_of(self, pair: Pair) -> str:
+        """`--model_args` of a pair, without its policy."""
+        return (
+            f"mentor={self.models / MENTOR},intern={self.models / pair.intern},prompts={PROMPTS},efforts={EFFORTS},"
+            f"max_length={WINDOW},threads={self.threads}"
+        )
+
+    def training(self, pair: Pair) -> Iterator[Step]:
+        """Collect, fit, and say which policy to use."""
+        collected, classifier = self.work / pair.name, self.output / pair.name / "classifier"
+        program = [sys.executable, "-m", "lm_eval_tandem.cli"]
+        yield Step(
+            f"collect-{pair.name}",
+            [
+                *(*program, "collect", "--model_args", self.models_of(pair), "--tasks", "tandem_gsm8k_train"),
+                *("--limit", str(TRAINING_QUESTIONS), "--no_statistics", "--output", str(collected), *GENERATION),
+            ],
+            collected,
+            "collected.parquet",
+        )
+        yield Step(
+            f"fit-{pair.name}",
+            [
+                *(*program, "fit", str(collected), "--inputs", "probe", "--objective", OBJECTIVE),
+                *("--output", str(classifier)),
+            ],
+            classifier,
+            "config.json",
+        )
+        yield Step(
+            f"thresholds-{pair.name}",
+            [
+                *(*program, "thresholds", str(collected), "--classifier", str(classifier)),
+                *("--objective", OBJECTIVE),
+            ],
+            self.output / pair.name,
+            "thresholds.txt",
+            printed=self.output / pair.name / "thresholds.txt",
+        )
+
+    def testing(self, pair: Pair) -> Iterator[Step]:
+        """Every policy on both tasks."""
+        for task in ("tandem_gsm8k", "tandem_humaneval"):
+            for policy in pair.policies:
+                name = policy.replace(":", "-")
+                output = self.output / pair.name / task / name
+                arguments = [
+                    self.models_of(pair),
+                    f"policy={policy}",
+                    f"store={self.work / 'store.sqlite'}",
+                    f"ledger={output / 'ledger.jsonl'}",
+                ]
+                if policy in ("cascade", "escalate", "llm_cascade"):
+                    arguments.append(f"classifier={self.output / pair.name / 'classifier'}")
+                if policy == "intern" or policy.startswith("stage"):
+                    arguments.append("record_features=answers")
+                command = [
+                    *(sys.executable, "-m", "lm_eval_tandem", "--model", "tandem", "--tasks", task, *GENERATION),
+                    *("--model_args", ",".join(arguments), "--include_path", str(_paths.task_configs())),
+                    *("--output_path", str(output), "--log_samples", "--confirm_run_unsafe_code"),
+                ]
+                if task == "tandem_gsm8k":
+                    command += ["--samples", json.dumps({task: sample()})]
+                yield Step(f"{pair.name}-{task}-{name}", command, output, "results_*.json")
+
+    def reports(self, pair: Pair) -> Iterator[Step]:
+        """The report of a pair; made anew each time."""
+        folder = self.output / pair.name
+        command = [
+            *(sys.executable, "-m", "lm_eval_tandem.cli", "report", str(folder / "tandem_gsm8k")),
+            *(str(folder / "tandem_humaneval"), "--output", str(folder / "report")),
+            *("--title", f"{MENTOR} and {pair.intern}", "--classifier", str(folder / "classifier")),
+        ]
+        yield Step(f"report-{pair.name}", command, folder / "report", None)
+
+
+def sample() -> list[int]:
+    """The numbers of the test questions of GSM8K that are asked, ascending."""
+    return sorted(random.Random(SEED).sample(range(GSM8K_TEST), TEST_QUESTIONS))
+
+
+def prepare_data(data: Path | None, work: Path) -> dict[str, str]:
+    """The environment of all commands; local questions are laid where the tasks look for them."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if data is None:
+        return environment
+    folder = work / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, task in DATA.items():
+        found = next(iter(sorted(data.glob(f"{name}*.jsonl"))), None)
+        if found is None:
+            raise SystemExit(f"real.py: --data {data} holds no {name}.jsonl; leave --data out to use the hub.")
+        shutil.copyfile(found, folder / f"{task}.jsonl")
+    return {**environment, "TANDEM_DATA": str(folder.resolve()), "HF_HUB_OFFLINE": "1"}
+
+
+def run(step: Step, environment: dict[str, str], log: Path) -> None:
+    """Run a step, and note its seconds; a step that fails ends the program, and the next call continues there."""
+    print(f"{time.strftime('%H:%M')} {step.name}", flush=True)
+    started = time.perf_counter()
+    if step.printed is None:
+        code = subprocess.run(step.command, env=environment).returncode
+    else:
+        done = subprocess.run(step.command, env=environment, stdout=subprocess.PIPE, text=True)
+        code = done.returncode
+        if code == 0:
+            step.printed.parent.mkdir(parents=True, exist_ok=True)
+            step.printed.write_text(done.stdout, encoding="utf-8")
+            print(done.stdout, end="")
+    with log.open("a", encoding="utf-8") as file:
+        entry = {"step": step.name, "seconds": round(time.perf_counter() - started), "code": code}
+        file.write(json.dumps({**entry, "machine": machine(), "python": platform.python_version()}) + "\n")
+    if code:
+        raise SystemExit(
+            f"real.py: {step.name} ended with code {code}; the same command continues with what is missing."
+        )
+
+
+def machine() -> str:
+    """The processor and the number of cores that this program may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {cores()} cores"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not finished yet."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("build/real"))
+    parser.add_argument("--output", type=Path, default=Path("results/real"))
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--only", help="names of steps, or how they begin, with commas between them")
+    given = parser.parse_args(arguments)
+    for name in (MENTOR, *(pair.intern for pair in PAIRS)):
+        if not (given.models / name).is_file():
+            raise SystemExit(f"real.py: {given.models} holds no {name}; name a folder with the GGUF files.")
+    given.output.mkdir(parents=True, exist_ok=True)
+    environment = prepare_data(given.data, given.work)
+    setting = Setting(given.models, given.work, given.output, given.threads)
+    steps = [step for pair in PAIRS for step in (*setting.training(pair), *setting.testing(pair))]
+    steps += [step for pair in PAIRS for step in setting.reports(pair)]
+    chosen = tuple(given.only.split(",")) if given.only else ("",)
+    for step in steps:
+        if step.name.startswith(chosen) and not step.finished:
+            run(step, environment, given.output / "seconds.jsonl")
+
+
+if __name__ == "__main__":
+    main()

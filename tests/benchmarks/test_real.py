@@ -1,0 +1,77 @@
+"""`benchmarks/real.py`: which steps it runs, on what, and that finished ones are left alone."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm_eval_tandem import cli, pair
+
+real = pytest.importorskip("benchmarks.real", reason="the tests were copied without benchmarks/")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Any:
+    return real.Setting(tmp_path / "models", tmp_path / "work", tmp_path / "results", 1)
+
+
+def test_nothing_is_fitted_on_test_questions_and_the_advice_comes_first(setting: Any) -> None:
+    for one in real.PAIRS:
+        training, testing = list(setting.training(one)), list(setting.testing(one))
+        for step in training:
+            words = " ".join(step.command)
+            assert "tandem_gsm8k_train" in words or str(setting.work / one.name) in words
+            assert "humaneval" not in words
+            cli.parser().parse_args(step.command[3:])  # it ends the program where an option is unknown
+        assert len(testing) == 2 * len(one.policies)
+        assert [step.name.partition("-")[0] for step in training] == ["collect", "fit", "thresholds"]
+
+
+def test_the_sample_of_test_questions_is_fixed_and_large_enough() -> None:
+    assert len(set(real.sample())) == real.TEST_QUESTIONS >= 200
+    assert real.sample() == real.sample()
+    assert max(real.sample()) < real.GSM8K_TEST
+    assert real.sample()[:3] == [0, 5, 10]
+
+
+def test_a_folder_without_the_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"holds no qwen2.5-coder-1.5b.*; name a folder with the GGUF files"):
+        real.main([str(tmp_path)])
+
+
+@pytest.mark.skipif(
+    find_spec("xllamacpp") is None or find_spec("gguf") is None,
+    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
+)
+def test_a_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bundled pair under the names of the real models, on two questions."""
+    from engines.llamacpp import to_gguf
+
+    models, data = tmp_path / "models", tmp_path / "data"
+    for folder in (models, data):
+        folder.mkdir()
+    for name, folder in ((real.MENTOR, pair.MENTOR), (real.PAIRS[0].intern, pair.INTERN)):
+        to_gguf.save(folder, models / name)
+    (models / real.PAIRS[1].intern).touch()
+    for name in real.DATA:
+        rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(3)]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(real, "sample", lambda: [0, 2])
+    monkeypatch.setattr(real, "GENERATION", ["--batch_size", "2", "--gen_kwargs", "max_gen_toks=8"])
+    monkeypatch.setattr(real, "PROMPTS", "pair")
+    monkeypatch.setattr(real, "WINDOW", 512)
+    command = [str(models), "--data", str(data), "--work", str(tmp_path / "work"), "--threads", "1"]
+    command += ["--output", str(tmp_path / "out"), "--only", "coder-0.5b-tandem_gsm8k-stage-1"]
+    real.main(command)
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(results.read_text())
+    assert found["n-samples"]["tandem_gsm8k"]["effective"] == 2
+    assert found["config"]["tandem"]["policy"] == "stage:1"
+    real.main(command)
+    assert len(list((tmp_path / "out").rglob("results_*.json"))) == 1
+    (line,) = (tmp_path / "out" / "seconds.jsonl").read_text().splitlines()
+    assert json.loads(line)["code"] == 0
