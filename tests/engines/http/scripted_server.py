@@ -165,7 +165,7 @@ class ScriptedServer(Listener):
 
     def _entry(self, token: Token, columns: int, temperature: float) -> dict[str, Any]:
         kind = self.kind
-        warmth = temperature or (0.01 if kind.sampled else 1.0)
+        warmth = temperature or (0.2 if kind.sampled else 1.0)
         values = token.distribution(warmth if kind.tempered or kind.sampled else 1.0)
         names = [token.data.decode("utf-8", "replace") or "<end>", *(f"<{i}>" for i in range(1, VOCABULARY))]
         listed = sorted(range(VOCABULARY), key=lambda i: -values[i])[:columns]
