@@ -32,6 +32,8 @@ class Tokens:
         Prompt tokens read to judge, without those in a prefix cache.
     mentor_unused
         Tokens that the mentor's server generated past the cut before it was stopped; no part of L_L.
+    intern_unused
+        Tokens that the intern's server generated of refused answers after what was judged; no part of L_S.
     """
 
     mentor_new: int = 0
@@ -40,6 +42,7 @@ class Tokens:
     intern_prefill: int = 0
     judge_prefill: int = 0
     mentor_unused: int = 0
+    intern_unused: int = 0
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
@@ -86,7 +89,7 @@ def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int, read:
 def bill(tokens: Tokens, mentor_parameters: int, intern_parameters: int) -> float:
     """The cost of every token in TFLOPs: 2 |theta| per token for prompts, judge passes and generation of both roles."""
     mentor = tokens.mentor_new + tokens.mentor_unused + tokens.mentor_prefill
-    intern = tokens.intern_new + tokens.intern_prefill + tokens.judge_prefill
+    intern = tokens.intern_new + tokens.intern_unused + tokens.intern_prefill + tokens.judge_prefill
     return 2 / TERA * (mentor_parameters * mentor + intern_parameters * intern)
 
 

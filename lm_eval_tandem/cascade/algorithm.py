@@ -165,7 +165,7 @@ class Cascade:
         answer.engine.work.judge_seconds += seconds
         seconds += 0.0 if stats is None else stats.seconds
         judgement = self._record_judgement(run, stage, answer, seconds, vector, score)
-        judgement.probe_tokens = len(answer.ids)
+        judgement.probe_tokens = answer.tokens
         return answer, score
 
     async def _answer_at_fixed_stage(
@@ -186,6 +186,7 @@ class Cascade:
 
     async def _extend_insight(self, run: QuestionRun, stage: int) -> None:
         """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""
+        self._stop_intern(run)  # the judge has refused what it wrote
         mentor, insight, task = self._loaded_mentor, run.insight, run.task
         staged = self.prompts.insights == "staged"
         text = self.prompts.mentor(mentor, task.question, insight.passes if staged else ())
@@ -242,9 +243,17 @@ class Cascade:
             run.tokens.mentor_unused += unused.tokens
             run.dollars = sum_known(run.dollars, unused.dollars)
 
+    def _stop_intern(self, run: QuestionRun) -> None:
+        """Tell a server that may still write a refused answer to stop; count what it wrote after the judged part."""
+        unused = self.intern.stop(run.task.session) if self.intern is not None else None
+        if unused is not None:
+            run.tokens.intern_unused += unused.tokens
+            run.dollars = sum_known(run.dollars, unused.dollars)
+
     async def _answer_as_mentor(self, run: QuestionRun) -> tuple[str, Record]:
         """The mentor answers the bare question, as a model alone or as the last resort of `escalate`."""
         self._stop_mentor(run)
+        self._stop_intern(run)
         text = self.prompts.alone(self._loaded_mentor, run.task.question)
         completion = await self._generate_as_mentor(run, Prompt(text), run.task.sampling_for("mentor", MENTOR_STAGE))
         return completion.text, self._record(run, MENTOR_STAGE, "escalated" if run.judgements else "alone", completion)
@@ -362,7 +371,7 @@ class Cascade:
             generate_seconds=run.generate_seconds,
             stages=run.judgements,
             dollars=run.dollars,
-            refused_tokens=run.tokens.intern_new - (len(answer.ids) if isinstance(answer, PartialAnswer) else 0),
+            refused_tokens=run.tokens.intern_new - (answer.tokens if isinstance(answer, PartialAnswer) else 0),
         )
 
 

@@ -57,10 +57,12 @@ class PartialAnswer:
     ----------
     ids
         The tokens generated so far.
+    tokens
+        Their number, as the engine counts them.
     finish_reason
         "stop" or "length" once the answer is complete, "" before.
     logprob, entropy
-        float32 (n,), in nats: of the first n tokens, those whose statistics were requested.
+        float32 (n,), in nats: of the first n tokens, those whose statistics were requested and reported.
     """
 
     engine: Engine
@@ -69,6 +71,7 @@ class PartialAnswer:
     record_call: Callable[[tuple[int, ...], Completion, tuple[int, ...]], None]
     draft: tuple[int, ...] = ()
     ids: tuple[int, ...] = ()
+    tokens: int = 0
     finish_reason: str = ""
     logprob: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     entropy: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
@@ -104,7 +107,7 @@ class PartialAnswer:
             The text of the whole answer, cut before the first stop string.
         """
         if not self.finish_reason:
-            started = bool(self.ids)
+            started = self.tokens > 0
             completion = await self._generate(self.sampling.max_tokens, return_token_stats and not started)
             if not started:
                 self._single_call_text = completion.text
@@ -116,22 +119,25 @@ class PartialAnswer:
 
     async def _generate(self, tokens: int, return_token_stats: bool, max_entropy: float = math.inf) -> Completion:
         """One call for at most `tokens` more tokens."""
-        left = self.sampling.max_tokens - len(self.ids)
+        left = self.sampling.max_tokens - self.tokens
         sampling = replace(
             self.sampling,
             max_tokens=min(tokens, left),
-            seed=self.sampling.seed + len(self.ids) if self.sampling.temperature else self.sampling.seed,
+            seed=self.sampling.seed + self.tokens if self.sampling.temperature else self.sampling.seed,
             return_token_stats=return_token_stats,
             max_entropy=max_entropy if math.isfinite(max_entropy) else None,
         )
         draft: tuple[int, ...] = ()
         if self.engine.reads_drafts and self.draft[: len(self.ids)] == self.ids:
             draft = self.draft[len(self.ids) :][: sampling.max_tokens - 1]
-        completion = await self.engine.generate(replace(self.prompt, continued=self.ids, draft=draft), sampling)
+        horizon = left if sampling.max_tokens < left else None
+        prompt = replace(self.prompt, continued=self.ids, draft=draft, horizon=horizon)
+        completion = await self.engine.generate(prompt, sampling)
         self.record_call(self.ids, completion, draft)
         self.ids += completion.token_ids
+        self.tokens += completion.new_tokens
         if completion.finish_reason == "stop":
             self.finish_reason = "stop"
-        elif len(self.ids) >= self.sampling.max_tokens:
+        elif self.tokens >= self.sampling.max_tokens:
             self.finish_reason = "length"
         return completion

@@ -138,7 +138,8 @@ class Completion:
     seconds
         From submission to the result, waiting included.
     logprob, entropy
-        With `Sampling.return_token_stats`: float32 of shape (len(token_ids),), in nats. Otherwise None.
+        With `Sampling.return_token_stats`: float32 of shape (new_tokens,), in nats. Otherwise None. A server may leave
+        out the end token and the tokens of a stop string; the arrays are then shorter.
     counted
         New tokens as a server counts them, where that is not len(token_ids).
     dollars
@@ -292,6 +293,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def cannot_measure(self) -> str:
+        """Why `generate` can never return statistics of its tokens (`Sampling.return_token_stats`); otherwise ""."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Everything besides prompt and sampling that can change an output, as JSON values; part of a store's key."""
         ...
@@ -323,6 +329,18 @@ class Engine(Protocol):
             The prompt exceeds the window.
         EngineError
             The engine cannot score, or does not support this view.
+        """
+        ...
+
+    def stop(self, session: str) -> UnreadOutput | None:
+        """Stop a server that still generates for the session, because what it writes is no longer wanted.
+
+        Whatever later calls can use is kept.
+
+        Returns
+        -------
+        UnreadOutput or None
+            As `release`.
         """
         ...
 

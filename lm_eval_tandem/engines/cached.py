@@ -62,6 +62,11 @@ class CachedEngine:
         """See `Engine.cannot_score`, which some engines find out only where a run needs scores."""
         return self.engine.cannot_score
 
+    @property
+    def cannot_measure(self) -> str:
+        """See `Engine.cannot_measure`."""
+        return self.engine.cannot_measure
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
 
@@ -114,6 +119,10 @@ class CachedEngine:
             raise
         finally:
             del self._in_flight[key]
+
+    def stop(self, session: str) -> UnreadOutput | None:
+        """See `Engine.stop`."""
+        return self.engine.stop(session)
 
     def release(self, session: str) -> UnreadOutput | None:
         """See `Engine.release`."""

@@ -32,7 +32,7 @@ class LocalTokenizer:
         The tokenizer has no end token.
     """
 
-    cannot_score = ""
+    cannot_score = cannot_measure = ""
 
     def __init__(self, lm: Any, tokenize: Callable[[str], Sequence[int]]) -> None:
         require_end_token(lm.tokenizer.name_or_path, lm.tokenizer)
@@ -81,6 +81,9 @@ class LocalTokenizer:
         """Whether the template writes system texts; some refuse the role, whereupon lm-eval drops the text."""
         mark = "in-the-system-turn"
         return mark in self._apply_template((("system", mark), ("user", "in-the-user-turn")), True)
+
+    def stop(self, session: str) -> None:
+        """See `Engine.stop`. These engines generate nothing between calls, or end it at the next one."""
 
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`. An empty text is the model's prefix token."""

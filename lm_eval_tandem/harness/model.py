@@ -129,9 +129,12 @@ class TandemLM(LM):
 
     def _check_intern(self, view: ScoringView) -> None:
         """Refuse an intern that cannot do what the judge needs, and load the judge's adapter into it."""
-        needs_scores = self.judge is not None or self.settings.record_features
-        if needs_scores and self._intern is not None and self._intern.cannot_score:
+        reads_prompt = self.settings.record_features or (self.judge is not None and self.judge.reads_prompt)
+        measures = self.settings.record_features or (self.judge is not None and self.judge.probe is not None)
+        if reads_prompt and self._intern is not None and self._intern.cannot_score:
             raise EngineError(self._intern.cannot_score)
+        if measures and self._intern is not None and self._intern.cannot_measure:
+            raise EngineError(self._intern.cannot_measure)
         if self.judge is not None and self._intern is not None:
             who = f"classifier={self.settings.classifier}"
             registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)

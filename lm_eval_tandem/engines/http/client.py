@@ -16,6 +16,7 @@ import openai
 
 from lm_eval_tandem.engines import EngineWork
 from lm_eval_tandem.engines.http.failures import ErrorReader, Failure, error_in
+from lm_eval_tandem.engines.http.logprobs import COMPLETIONS_PATH
 from lm_eval_tandem.engines.http.options import Options, is_public
 from lm_eval_tandem.engines.http.replies import ModelEntry
 from lm_eval_tandem.engines.http.retries import Reachability, Retries
@@ -23,7 +24,7 @@ from lm_eval_tandem.engines.http.retries import Reachability, Retries
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-CHAT_PATH, COMPLETIONS_PATH = "/chat/completions", "/completions"
+CHAT_PATH = "/chat/completions"
 CONNECT_TIMEOUT = 10.0
 """Seconds within which a connection has to be established."""
 DROPPABLE = ("temperature", "seed", "stop", "top_p", "stream_options", "return_token_ids", "max_tokens")
@@ -50,11 +51,17 @@ class ServerWork(EngineWork):
         Attempts that failed.
     dollars
         Charged so far, where prices are known.
+    estimated_entropies
+        Number of entropies that are estimates.
+    entropy_error
+        Sum, over these, of the largest possible error in nats.
     """
 
     calls: int = 0
     failed_calls: int = 0
     dollars: float = 0.0
+    estimated_entropies: int = 0
+    entropy_error: float = 0.0
 
 
 class ServerPool:
@@ -91,6 +98,12 @@ class ServerPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._clients: list[openai.AsyncOpenAI] = []
         self._slots = asyncio.Semaphore(options.concurrency)
+
+    def twin(self) -> ServerPool:
+        """Further connections to the same servers, for another event loop, with what has been found out about them."""
+        other = ServerPool(self.options, self._key, self.work)
+        other.unsupported, other.has_completions = self.unsupported, self.has_completions
+        return other
 
     def retries(self, name: str, options: Options | None = None) -> Retries:
         """The attempts of a call of this name, within the limits of `options` (those of the model by default)."""
@@ -150,8 +163,7 @@ class ServerPool:
             No call can succeed.
         """
         while True:
-            if path == COMPLETIONS_PATH and not self.has_completions:
-                path, body = CHAT_PATH, as_chat(body)
+            path, body = self._offered(path, body)
             sent = self._supported(body)
             self.work.calls += 1
             try:
@@ -170,9 +182,9 @@ class ServerPool:
             return reply
 
     async def stream(
-        self, started: asyncio.Event, body: dict[str, Any], session: str, retries: Retries
+        self, started: asyncio.Event, path: str, body: dict[str, Any], session: str, retries: Retries
     ) -> AsyncGenerator[Any, None]:
-        """The chunks of a streamed chat completion as JSON objects.
+        """The chunks of a streamed completion as JSON objects.
 
         The stream occupies one connection until its end; `started` is set once it has one. Exceptions are those of the
         client library.
@@ -181,16 +193,18 @@ class ServerPool:
             retries.start()
             started.set()
             while True:
+                path, body = self._offered(path, body)
                 sent = self._supported(body)
                 self.work.calls += 1
                 client = self._client(session, len(retries.failures))
                 try:
                     opened: Any = await client.post(
-                        CHAT_PATH, body=sent, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+                        path, body=sent, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
                     )
                     break
                 except openai.APIStatusError as error:
-                    if not self._drop_refused(error, sent):
+                    lacking = path == COMPLETIONS_PATH and self._lacks_completions(error, body)
+                    if not lacking and not self._drop_refused(error, sent):
                         raise
             self.reachability.report_reply()
             try:
@@ -245,6 +259,12 @@ class ServerPool:
         for client in self._clients:
             await client.close()
 
+    def _offered(self, path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """A request to continue plain text, as one of a chat where the servers offer nothing else."""
+        if path == COMPLETIONS_PATH and not self.has_completions and isinstance(body["prompt"], str):
+            return CHAT_PATH, as_chat(body)
+        return path, body
+
     def _supported(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request without the parameters that have been refused."""
         sent = {name: value for name, value in body.items() if name not in self.unsupported}
@@ -281,10 +301,13 @@ class ServerPool:
         missing = isinstance(error, openai.APIStatusError) and error.status_code in (404, 405, 501)
         if missing and isinstance(body["prompt"], str):
             self.has_completions = False
-        return not self.has_completions
+            return True
+        return False
 
 
 def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     """A request to continue plain text, rewritten as a chat request with the text as the user's message."""
     others = {name: value for name, value in body.items() if name != "prompt"}
+    if "logprobs" in others:
+        others |= {"logprobs": True, "top_logprobs": others["logprobs"]}
     return {**others, "messages": [{"role": "user", "content": body["prompt"]}]}

@@ -3,15 +3,20 @@
 A mentor's text is continued from stage to stage in one of three ways (`resume=`). Where the server returns token ids,
 or can continue the assistant's last message, every stage is one request (`single`). Otherwise one stream per question
 is kept open, read up to each stage's budget, and closed when the insight suffices (`stream`). Which of them a server
-supports is found out by small requests when the engine is made (`probe`).
+supports is found out by small requests when the engine is made (`abilities`).
+
+An intern's answer that is judged while it is being written is one stream, whatever the server: measured calls ask for
+the log-probabilities of its tokens. Whether the server reports them is found out where a run needs them
+(`APIEngine.cannot_measure`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 from lm_eval_tandem.engines import (
     DEFAULT_VIEW,
@@ -24,13 +29,19 @@ from lm_eval_tandem.engines import (
     UnreadOutput,
 )
 from lm_eval_tandem.engines.entropy import EntropyMethod
-from lm_eval_tandem.engines.http.client import CHAT_PATH, ServerPool, ServerWork
+from lm_eval_tandem.engines.http.abilities import (
+    LARGE_VOCABULARY,
+    USUAL_COLUMNS,
+    Measuring,
+    find_logprobs,
+    probe,
+)
+from lm_eval_tandem.engines.http.client import ServerPool, ServerWork
+from lm_eval_tandem.engines.http.open_streams import OpenStreams
 from lm_eval_tandem.engines.http.options import UNKNOWN_WINDOW, Options
-from lm_eval_tandem.engines.http.replies import ModelEntry, Reply
-from lm_eval_tandem.engines.http.single import SingleRequests, request_body
-from lm_eval_tandem.engines.http.stream import OpenStreams, Stream
+from lm_eval_tandem.engines.http.replies import without_thinking
+from lm_eval_tandem.engines.http.single import SingleRequests
 from lm_eval_tandem.engines.http.text import (
-    Counting,
     TextOnlyLM,
     TokenCounter,
     decode_reply,
@@ -42,14 +53,8 @@ from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import ArgumentError, CallError, EngineError
 from lm_eval_tandem.event_loop import EventLoopThread
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-MAX_TOP_LOGPROBS = 20
-"""The largest number of logprobs per token that a vLLM server returns by default."""
-PROBE_TOKENS = 16
-"""Tokens that are generated to find out what a server can do."""
-STARTUP_RETRIES = 3
-"""Retries of these first requests: a mistyped address is reported within seconds."""
 
 
 class APIEngine:
@@ -89,26 +94,33 @@ class APIEngine:
         self.work = ServerWork()
         self._counter = TokenCounter(options.tokenizer)
         self._servers = ServerPool(options, options.key(), self.work)
-        self._entropy_method = entropy_method(options)
+        self._wanted = entropy_method(options)
         loop = EventLoopThread()
         try:
             server = loop.run(probe(self._servers, self._counter))
             self.resume = server.resume
             self.window = options.max_length or server.entry.window or UNKNOWN_WINDOW
-            self._single = SingleRequests(self._servers, self._counter, server.resume)
-            self._streams = OpenStreams(self._servers, self._counter, server.counting, self.window)
-            if options.entropy is not None:
-                loop.run(self.score(Prompt("Hi there")))
+            self._vocabulary = (
+                options.vocabulary or self._counter.vocabulary or server.entry.vocabulary or LARGE_VOCABULARY
+            )
+            self._single = SingleRequests(self._servers, self._counter, server.resume, self._vocabulary)
+            self._streams = OpenStreams(self._servers, self._counter, server.counting, self.window, server.resume)
         finally:
             loop.run(self._servers.disconnect())
             loop.close()
         self.lm = TextOnlyLM(model, self.window, options.max_gen_toks)
-        self.identity = self._identity(server)
-        if options.entropy is not None:
-            log.warning("%s: the judge's entropies are estimates from the %s.", model, options.entropy)
+        self._abilities = server
+        self._finding_out = threading.RLock()
+        self._measuring: Measuring | None = None
+        self._score_fault: str | None = None
 
-    def _identity(self, server: ServerAbilities) -> dict[str, Any]:
-        options = self.options
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Engine.identity`. It names the entropies once they have been asked for."""
+        options, server = self.options, self._abilities
+        measured = self._measuring is not None and self._measuring.request is not None
+        scored = self._score_fault == ""
+        sized = measured or options.vocabulary or (scored and not self._counter.vocabulary)
         return {
             "engine": "openai",
             "model": self.name,
@@ -123,8 +135,17 @@ class APIEngine:
                 "extra_body": dict(options.extra_body),
                 "think_end_token": options.think_end_token,
             },
-            **({} if options.entropy is None else {"entropy": options.entropy}),
+            **({"send_ids": True} if options.send_ids else {}),
+            **({"entropy": str(self.entropy_method)} if measured or scored or options.entropy else {}),
+            **({"vocabulary": self._vocabulary} if sized else {}),
         }
+
+    @property
+    def entropy_method(self) -> EntropyMethod:
+        """How entropies are obtained: from as many most likely tokens as are requested, or as the server reports."""
+        if self._measuring is not None and self._measuring.request is not None:
+            return EntropyMethod(self._measuring.request.columns)
+        return self._wanted or EntropyMethod(USUAL_COLUMNS[0])
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`.
@@ -137,31 +158,74 @@ class APIEngine:
             No call has reached a server for `options.give_up` seconds.
         """
         if sampling.return_token_stats:
-            raise EngineError(f"{self.name} runs behind a server, which reports no entropy of generated tokens.")
+            await self._check_measured(sampling)
         self._check_window(prompt, sampling.max_tokens)
+        judged = sampling.return_token_stats or (self._streams.logprobs is not None and bool(prompt.continued))
         grows = bool(prompt.continued) or (prompt.horizon or 0) > sampling.max_tokens
-        if self.resume == "stream" and grows and prompt.session is not None:
+        if judged or (self.resume == "stream" and grows and prompt.session is not None):
             return await self._streams.generate(prompt, sampling)
         return await self._single.generate(prompt, sampling)
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
-        """See `Engine.score`. It needs a vLLM server and `entropy=topk:K`; the entropies are estimates."""
-        if self.cannot_score:
-            raise EngineError(self.cannot_score)
+        """See `Engine.score`. It needs a server that reports `prompt_logprobs` (vLLM); the entropies are estimates."""
+        fault = await asyncio.to_thread(lambda: self.cannot_score)
+        if fault:
+            raise EngineError(fault)
         require_default_view(view, self.name)
         self._check_window(prompt, 1)
-        return await self._single.score(prompt, self._entropy_method)
+        return await self._single.score(prompt, self.entropy_method)
 
     @property
     def cannot_score(self) -> str:
-        """Why this engine cannot score prompts; "" where it can."""
-        if self.options.entropy is not None:
-            return ""
-        return (
-            f"{self.name} runs behind a server, which reports no entropies, so it cannot be the intern of a judge; run "
-            "the intern with intern_backend=hf or vllm, use policy=stage:N, which needs no judge, or with a vLLM "
-            "server give intern_entropy=topk:20 for estimates."
-        )
+        """See `Engine.cannot_score`. When first read, it asks the server for the log-probabilities of a prompt."""
+        with self._finding_out:
+            if self._score_fault is None:
+                self._score_fault = self._find_score_fault()
+            return self._score_fault
+
+    def _find_score_fault(self) -> str:
+        servers = self._servers.twin()
+        single = SingleRequests(servers, self._counter, self.resume, self._vocabulary)
+        try:
+            run_apart(servers, single.score(Prompt("Hi there"), self.entropy_method))
+        except CallError as error:
+            return (
+                f"the server reports no log-probabilities of a prompt ({error}), so {self.name} cannot be the intern "
+                "of a judge that reads the prompt; use a classifier that reads the answer's first tokens alone "
+                "(fit --inputs probe), policy=stage:N, which needs no judge, or run the intern with intern_backend=hf, "
+                "vllm or llamacpp."
+            )
+        log.warning("%s: the judge's entropies are estimates (entropy=%s).", self.name, self.entropy_method)
+        return ""
+
+    @property
+    def cannot_measure(self) -> str:
+        """See `Engine.cannot_measure`. When first read, it asks the server for log-probabilities of a few tokens."""
+        with self._finding_out:
+            if self._measuring is None:
+                servers = self._servers.twin()
+                work = find_logprobs(servers, self._counter, self._wanted, self._vocabulary)
+                self._measuring = run_apart(servers, work)
+                self._streams.logprobs = self._measuring.request
+                if self._measuring.request is not None:
+                    log.warning("%s: the judge's entropies are estimates (entropy=%s).", self.name, self.entropy_method)
+            return self._measuring.fault
+
+    async def _check_measured(self, sampling: Sampling) -> None:
+        """Refuse a measured call that the server cannot answer."""
+        fault = await asyncio.to_thread(lambda: self.cannot_measure)
+        if fault:
+            raise EngineError(fault)
+        assert self._measuring is not None
+        if self._measuring.tempered and sampling.temperature not in (0, 1):
+            raise EngineError(
+                f"the server of {self.name} reports log-probabilities after temperature={sampling.temperature:g}, and "
+                "the judge needs those of the model; use a temperature of 0 or 1, or another server or backend."
+            )
+
+    def stop(self, session: str) -> UnreadOutput | None:
+        """See `Engine.stop`: closes the session's stream."""
+        return self._streams.release(session)
 
     def release(self, session: str) -> UnreadOutput | None:
         """See `Engine.release`: closes the session's stream, so that the server stops generating."""
@@ -182,7 +246,7 @@ class APIEngine:
 
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
-        return answer_text(decode_reply(token_ids), stop, self.options.think_end_token)[0]
+        return answer_text(without_thinking(decode_reply(token_ids)), stop, self.options.think_end_token)[0]
 
     def close(self) -> None:
         """Close all streams and connections."""
@@ -194,99 +258,31 @@ class APIEngine:
         check_window(self.name, self.window, len(self.encode(prompt.text)) + continued, new_tokens)
 
 
-def entropy_method(options: Options) -> EntropyMethod:
-    """How `score` estimates entropies.
+def run_apart(servers: ServerPool, work: Coroutine[Any, Any, T]) -> T:
+    """The result of calls that go through `servers` alone, from any thread; the connections are closed again."""
+    loop = EventLoopThread()
+    try:
+        return loop.run(work)
+    finally:
+        loop.run(servers.disconnect())
+        loop.close()
+
+
+def entropy_method(options: Options) -> EntropyMethod | None:
+    """How entropies are estimated where the user says so; otherwise None.
 
     Raises
     ------
     ArgumentError
-        `entropy=` requests what a server cannot give.
+        `entropy=` requests exact ones.
     """
-    method = EntropyMethod.parse(f"topk:{MAX_TOP_LOGPROBS}" if options.entropy is None else options.entropy)
-    without_tokenizer = options.entropy is not None and options.tokenizer is None
-    if method.top is None or method.top > MAX_TOP_LOGPROBS or without_tokenizer:
+    if options.entropy is None:
+        return None
+    method = EntropyMethod.parse(options.entropy)
+    if method.top is None:
         raise ArgumentError(
-            f"entropy={options.entropy} is not available from a server: give entropy=topk:K with K up to "
-            f"{MAX_TOP_LOGPROBS} and tokenizer=… (for the size of the vocabulary); exact ones need backend=hf or "
-            "backend=vllm."
+            f"entropy={options.entropy} is not available from a server: give entropy=topk:K, which with K=the size of "
+            "the vocabulary (vocabulary=…) is as good where the server allows it; exact ones need backend=hf, "
+            "backend=vllm or backend=llamacpp."
         )
     return method
-
-
-@dataclass(frozen=True)
-class ServerAbilities:
-    """What a server turned out to support.
-
-    Attributes
-    ----------
-    entry
-        Its entry for the model in its list of models; an empty one where it has none.
-    resume
-        How a text is continued: "ids", "prefix" or "stream".
-    counting
-        How the tokens of a stream are counted.
-    """
-
-    entry: ModelEntry
-    resume: str
-    counting: Counting
-
-
-async def probe(servers: ServerPool, counter: TokenCounter) -> ServerAbilities:
-    """Find out what a server supports: by its list of models, one small request, and a second one for streams.
-
-    Raises
-    ------
-    EngineError
-        The server cannot be used, or not with the `resume=` that is set.
-    """
-    options = servers.options
-    body = request_body(options, Sampling(max_tokens=PROBE_TOKENS), return_ids=options.resume in ("auto", "ids"))
-    body["messages"] = [{"role": "user", "content": "Hi"}]
-    impatient = replace(options, retries=min(options.retries, STARTUP_RETRIES))
-
-    async def attempt(number: int) -> Reply:
-        return Reply.of(await servers.post(CHAT_PATH, body, "", number))
-
-    try:
-        entry = await servers.retry(servers.model_entry, servers.retries("list", impatient))
-        reply = await servers.retry(attempt, servers.retries("look", impatient))
-        returns_ids = bool(reply.ids and reply.prompt_ids)
-    except CallError as error:
-        if "output limit" not in str(error) and "hidden reasoning" not in str(error):
-            raise EngineError(f"{error}; check the model's name and the server, {options.urls[0]}.") from error
-        # The model thinks, and the few tokens were too few for an answer. So the server works.
-        returns_ids = False
-    if options.resume == "ids" and not returns_ids:
-        raise EngineError(
-            f"resume=ids needs a server that returns token ids (vLLM does), and that of {options.model} does not; "
-            "use resume=stream, or resume=prefix where it can continue the last message."
-        )
-    resume = options.resume if options.resume != "auto" else "ids" if returns_ids else "stream"
-    counting: Counting = "by a tokenizer" if counter.exact else "by bytes"
-    if returns_ids:
-        counting = "by the server"
-    elif resume == "stream" and await streams_each_token(servers, counter, body, impatient):
-        counting = "by pieces"
-    return ServerAbilities(entry, resume, counting)
-
-
-async def streams_each_token(
-    servers: ServerPool, counter: TokenCounter, body: Mapping[str, Any], options: Options
-) -> bool:
-    """Whether a server sends each token as one chunk of a stream, as most do."""
-    retries = servers.retries("pieces", options)
-
-    async def attempt(_: int) -> bool:
-        stream = Stream("", (), "", counter.count)
-        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        stream.start(servers.stream(stream.started, streamed, "", retries))
-        try:
-            await stream.read(UNKNOWN_WINDOW, servers.options.timeout)
-        except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
-            raise servers.errors.failure(error) from error
-        usage = stream.usage
-        # An end token is billed and has no chunk.
-        return usage is not None and 0 <= usage.new - usage.reasoning - stream.pieces <= 1
-
-    return await servers.retry(attempt, retries, takes_connection=False)

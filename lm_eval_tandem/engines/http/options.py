@@ -107,6 +107,16 @@ class Options(OptionSet):
     tokenizer: str | None = option(
         None, "Folder or hub id of the tokenizer that counts tokens; without one, 4 bytes count as one token."
     )
+    send_ids: bool = option(
+        False,
+        "Send prompts as token ids of tokenizer=, its chat template applied here, to the completions endpoint; vLLM, "
+        "SGLang and llama-server accept them.",
+    )
+    vocabulary: int | None = option(
+        None,
+        "Number of tokens of the vocabulary, for estimated entropies; without it that of tokenizer= or as the server "
+        "reports it, otherwise 262144, which is more than nearly all models have.",
+    )
     parameters: float | None = option(None, "Number of the model's parameters, from which its TFLOPs are computed.")
     max_length: int | None = option(
         None, "Context window in tokens, where the server does not report it or a shorter one is wanted."
@@ -138,8 +148,8 @@ class Options(OptionSet):
     )
     entropy: str | None = option(
         None,
-        "Setting topk:K lets an intern behind a vLLM server score prompts, with entropies estimated from the K most "
-        "likely tokens.",
+        "topk:K: the judge's entropies are estimated from the K most likely tokens, of prompts too where the server "
+        "reports them (vLLM); without it, topk:20 for the tokens of answers, or as many as the server reports.",
     )
 
     @classmethod
@@ -157,6 +167,8 @@ class Options(OptionSet):
             raise ArgumentError(f"resume={options.resume} is not known; use one of {', '.join(RESUME_MODES)}.")
         for url in options.urls:
             check_url(url)
+        if options.send_ids and options.tokenizer is None:
+            raise ArgumentError("send_ids=True needs tokenizer=…, the folder or hub id of the tokenizer of the model.")
         Prices.read(vars(options))
         return options
 

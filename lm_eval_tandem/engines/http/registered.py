@@ -135,7 +135,7 @@ class RegisteredEngine:
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`. Raises CallError when the model fails or generates nothing."""
         if sampling.return_token_stats:
-            raise EngineError(f"{self.name} (backend={self.backend}) reports no entropy of generated tokens.")
+            raise EngineError(self.cannot_measure)
         if sampling.temperature > 0 and not self._takes_seed and not self._warned:
             self._warned = True
             log.warning("backend=%s takes no seed: answers that are sampled differ from run to run.", self.backend)
@@ -172,6 +172,14 @@ class RegisteredEngine:
             f"backend={self.backend} returns text alone, so {self.name} cannot be the intern of a judge; "
             "run the intern with intern_backend=hf or vllm, or use policy=stage:N, which needs no judge."
         )
+
+    @property
+    def cannot_measure(self) -> str:
+        """Why this engine reports no statistics of generated tokens."""
+        return self.cannot_score
+
+    def stop(self, session: str) -> None:
+        """See `Engine.stop`. Nothing is generated between calls."""
 
     def release(self, session: str) -> None:
         """See `Engine.release`. Nothing is kept for a session."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.engines.http.failures import Failure
+from lm_eval_tandem.engines.http.logprobs import NOT_MEASURED, Measured, TokenLogprob, token_logprobs
 
 T = TypeVar("T")
 
@@ -151,6 +152,8 @@ class Delta:
         "stop" or "length" where the chunk ends the answer, otherwise None.
     marker
         Whether the chunk has no content field, or announces the role: without text it then stands for no token.
+    logprobs
+        Of its tokens, where they were requested.
     """
 
     thought: str
@@ -158,10 +161,18 @@ class Delta:
     ids: tuple[int, ...] | None
     finish_reason: str | None
     marker: bool
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @classmethod
-    def of(cls, chunk: Any) -> Delta | None:
+    def of(cls, chunk: Any, columns: int | None = None) -> Delta | None:
         """Read a chunk; None where it holds no part of the answer.
+
+        Parameters
+        ----------
+        chunk
+            The JSON object.
+        columns
+            Number of most likely tokens that were requested with each token; None where no log-probabilities were.
 
         Raises
         ------
@@ -181,6 +192,7 @@ class Delta:
             ids=token_ids_of(choice, "token_ids"),
             finish_reason=finish_reason_of(choice, delta),
             marker=delta.get("content") is None or bool(delta.get("role")),
+            logprobs=() if columns is None else tuple(token_logprobs(choice, columns)),
         )
 
 
@@ -196,20 +208,43 @@ class Piece:
         The part of the text that is not thinking.
     tokens
         Number of its tokens.
+    ids
+        The server's ids of the tokens, where it returns them.
+    measured
+        Statistics of the tokens, where they were requested.
     """
 
-    text: str
-    content: str
-    tokens: int
+    text: str = ""
+    content: str = ""
+    tokens: int = 0
+    ids: tuple[int, ...] = ()
+    measured: Measured = NOT_MEASURED
 
     def split(self, tokens: int) -> tuple[Piece, Piece]:
         """The piece in two, the first with this number of tokens and their share of the characters."""
         share = tokens / self.tokens
         n_text, n_content = (round(share * len(text)) for text in (self.text, self.content))
+        first, rest = self.measured.split(tokens)
         return (
-            Piece(self.text[:n_text], self.content[:n_content], tokens),
-            Piece(self.text[n_text:], self.content[n_content:], self.tokens - tokens),
+            Piece(self.text[:n_text], self.content[:n_content], tokens, self.ids[:tokens], first),
+            Piece(self.text[n_text:], self.content[n_content:], self.tokens - tokens, self.ids[tokens:], rest),
         )
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Piece]) -> Piece:
+        """Consecutive pieces as one."""
+        return cls(
+            "".join(piece.text for piece in pieces),
+            "".join(piece.content for piece in pieces),
+            sum(piece.tokens for piece in pieces),
+            tuple(number for piece in pieces for number in piece.ids),
+            Measured.joined([piece.measured for piece in pieces]),
+        )
+
+
+def without_thinking(text: str) -> str:
+    """A generated text without the thinking that the server returned apart from the content."""
+    return text.partition(THINK_CLOSE)[2] if text.startswith(THINK_OPEN) else text
 
 
 def malformed(what: str, value: Any) -> Failure:
@@ -407,10 +442,13 @@ class ModelEntry:
         Largest number of prompt and new tokens together, as vLLM servers report it; None where it is unknown.
     root
         The folder or hub id of the weights; None where it is unknown.
+    vocabulary
+        Number of different tokens, as llama.cpp's servers report it; None where it is unknown.
     """
 
     window: int | None = None
     root: str | None = None
+    vocabulary: int | None = None
 
     @classmethod
     def of(cls, models: Any, name: str) -> ModelEntry:
@@ -424,5 +462,9 @@ class ModelEntry:
         entries = member(models, "data", list) if isinstance(models, Mapping) else models  # Together sends a bare list
         if entries is not None and not isinstance(entries, list):
             raise malformed("the list of models", models)
-        entry = next((entry for entry in entries or () if isinstance(entry, Mapping) and entry.get("id") == name), {})
-        return cls(count(entry, "max_model_len") or None, member(entry, "root", str))
+        known = [entry for entry in entries or () if isinstance(entry, Mapping)]
+        entry = next((entry for entry in known if entry.get("id") == name), {})
+        # A llama-server has one model and takes any name for it.
+        only = known[0] if len(known) == 1 else entry
+        details = member(only, "meta", dict) or {}
+        return cls(count(entry, "max_model_len") or None, member(entry, "root", str), count(details, "n_vocab") or None)

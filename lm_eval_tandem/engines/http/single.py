@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats
-from lm_eval_tandem.engines.entropy import EntropyMethod, estimate_entropy
+from lm_eval_tandem.engines.entropy import EntropyMethod, entropy_bounds
 from lm_eval_tandem.engines.http.client import CHAT_PATH, COMPLETIONS_PATH, ServerPool
 from lm_eval_tandem.engines.http.options import Options
 from lm_eval_tandem.engines.http.replies import Reply, Usage, prompt_logprobs
@@ -44,10 +44,12 @@ class SingleRequests:
     resume
         How a text is continued: "ids" (the token ids of prompt and text are the new prompt) or "prefix" (the text is
         the start of the assistant's message). With "stream" a text cannot be continued here.
+    vocabulary
+        Number of tokens of the vocabulary, for estimated entropies.
     """
 
-    def __init__(self, servers: ServerPool, counter: TokenCounter, resume: str) -> None:
-        self._servers, self._counter, self._resume = servers, counter, resume
+    def __init__(self, servers: ServerPool, counter: TokenCounter, resume: str, vocabulary: int) -> None:
+        self._servers, self._counter, self._resume, self._vocabulary = servers, counter, resume, vocabulary
         self._options, self._work = servers.options, servers.work
         self._prompt_ids: dict[str, tuple[str, list[int]]] = {}
 
@@ -85,7 +87,10 @@ class SingleRequests:
         async def attempt(number: int) -> tuple[TokenStats, Usage | None]:
             reply = await self._servers.post(path, body, prompt.session or prompt.text, number)
             logprob, top = prompt_logprobs(reply, method.columns)
-            entropy = np.concatenate([[np.nan], estimate_entropy(top, self._counter.vocabulary)]).astype(np.float32)
+            least, most = entropy_bounds(top, self._vocabulary)
+            entropy = np.concatenate([[np.nan], (least + most) / 2]).astype(np.float32)
+            self._work.estimated_entropies += len(top)
+            self._work.entropy_error += float((most - least).sum()) / 2
             return TokenStats(logprob, entropy, 0, time.perf_counter() - started), Usage.of(reply)
 
         retries = self._servers.retries("score")
@@ -101,26 +106,11 @@ class SingleRequests:
     async def _request(self, prompt: Prompt, sampling: Sampling) -> tuple[str, dict[str, Any]]:
         """The request's path and body; text generated so far is included as `resume` requires."""
         body = request_body(self._options, sampling, return_ids=self._resume == "ids")
-        # `text` is the partial answer after the messages or, without messages, the plain prompt.
-        messages, text = decode_chat(prompt.text)
         if prompt.continued and self._resume == "ids":
             ids = await self._ids_of_prompt(prompt) + server_ids(prompt.continued)
             return COMPLETIONS_PATH, {**body, "prompt": ids}
-        if messages is None and not self._servers.has_completions:
-            messages, text = (("user", text),), ""
-        text += decode_reply(prompt.continued)
-        if messages is None:
-            return COMPLETIONS_PATH, {**body, "prompt": text}
-        turns = [{"role": role, "content": content} for role, content in messages]
-        if text and self._resume == "stream":
-            raise EngineError(
-                f"the server of {self._options.model} cannot continue a partial answer (resume=stream), "
-                "and this run needs it; use another policy or guidance, or resume=prefix where the server can."
-            )
-        if text:
-            turns.append({"role": "assistant", "content": text})
-            body |= {"add_generation_prompt": False, "continue_final_message": True}
-        return CHAT_PATH, {**body, "messages": turns}
+        path, fields = prompt_fields(self._servers, self._counter, self._resume, prompt)
+        return path, body | fields
 
     async def _ids_of_prompt(self, prompt: Prompt) -> list[int]:
         """The server's token ids of the prompt's text.
@@ -128,6 +118,8 @@ class SingleRequests:
         They are requested again where another process had made the session's first call and its result came from a
         store.
         """
+        if self._options.send_ids:
+            return self._counter.encode(prompt.text)
         text, ids = self._prompt_ids.get(prompt.session or "", ("", []))
         if text != prompt.text:
             path, body = await self._request(Prompt(prompt.text, session=prompt.session), Sampling(max_tokens=1))
@@ -202,6 +194,49 @@ def request_body(options: Options, sampling: Sampling, return_ids: bool) -> dict
     if options.enable_thinking is not None:
         body["chat_template_kwargs"] = {"enable_thinking": options.enable_thinking}
     return {name: value for name, value in body.items() if value is not None} | dict(options.extra_body)
+
+
+def prompt_fields(
+    servers: ServerPool, counter: TokenCounter, resume: str, prompt: Prompt, plain_as_chat: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The path of a request and the fields that hold its prompt, with the text generated so far.
+
+    Parameters
+    ----------
+    servers, counter
+        Where the request goes, and what encodes it with `send_ids`.
+    resume
+        Whether a partial answer can be continued: not with "stream".
+    prompt
+        The prompt.
+    plain_as_chat
+        Whether plain text is sent as a user's message.
+
+    Raises
+    ------
+    EngineError
+        The server cannot continue a partial answer, and there is one.
+    """
+    # `text` is the partial answer after the messages or, without messages, the plain prompt.
+    messages, text = decode_chat(prompt.text)
+    so_far = decode_reply(prompt.continued)
+    if servers.options.send_ids:
+        return COMPLETIONS_PATH, {"prompt": counter.encode(prompt.text + so_far)}
+    if messages is None and (plain_as_chat or not servers.has_completions):
+        messages, text = (("user", text),), ""
+    text += so_far
+    if messages is None:
+        return COMPLETIONS_PATH, {"prompt": text}
+    turns = [{"role": role, "content": content} for role, content in messages]
+    if not text:
+        return CHAT_PATH, {"messages": turns}
+    if resume == "stream":
+        raise EngineError(
+            f"the server of {servers.options.model} cannot continue a partial answer (resume=stream), and this run "
+            "needs it; use another policy or guidance, or resume=prefix or send_ids=True where the server can."
+        )
+    turns.append({"role": "assistant", "content": text})
+    return CHAT_PATH, {"messages": turns, "add_generation_prompt": False, "continue_final_message": True}
 
 
 def call_name(prompt: Prompt, sampling: Sampling) -> str:

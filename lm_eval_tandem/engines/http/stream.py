@@ -1,180 +1,24 @@
-"""One stream per question, kept open from stage to stage, for servers that cannot continue a text.
+"""One answer that a server is generating: what has arrived, and how much of it calls have read.
 
-The first call of a session opens a stream that is long enough for all stages (`Prompt.horizon`). Each call reads on up
-to its own budget (`OpenStreams.generate`); `OpenStreams.release` closes the stream, so that the server stops
-generating, and accounts for what had arrived unread.
-
-A stream that breaks is opened again. The server then generates the same text once more; what earlier calls have
-returned of it is skipped. Where it generates another text, it is asked in a further message to continue the old one.
+`open_streams` keeps one `Stream` for each question and makes calls of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import codecs
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from lm_eval_tandem.engines import Completion, Prompt, Sampling, UnreadOutput
-from lm_eval_tandem.engines.http.client import ServerPool
+import numpy as np
+
+from lm_eval_tandem.engines import Prompt
+from lm_eval_tandem.engines.entropy import Values
 from lm_eval_tandem.engines.http.failures import Failure
-from lm_eval_tandem.engines.http.replies import (
-    THINK_CLOSE,
-    THINK_OPEN,
-    Delta,
-    Piece,
-    Usage,
-    empty_reply,
-    whole_characters,
-)
-from lm_eval_tandem.engines.http.retries import Retries
-from lm_eval_tandem.engines.http.single import call_name, request_body
-from lm_eval_tandem.engines.http.text import (
-    CONTINUE_REQUEST,
-    Counting,
-    TokenCounter,
-    decode_chat,
-    decode_reply,
-    encode_reply,
-)
-from lm_eval_tandem.engines.stopping import answer_text
-
-
-class OpenStreams:
-    """The open streams of an engine, one for each session.
-
-    Parameters
-    ----------
-    servers
-        Where streams are opened; their options and totals are used.
-    counter
-        Counts tokens where the server does not.
-    counting
-        How the tokens of a stream are counted.
-    window
-        Largest number of prompt and new tokens together.
-    """
-
-    def __init__(self, servers: ServerPool, counter: TokenCounter, counting: Counting, window: int) -> None:
-        self._servers, self._counter, self._counting, self._window = servers, counter, counting, window
-        self._options, self._work, self._prices = servers.options, servers.work, servers.options.prices
-        self._streams: dict[str, Stream] = {}
-
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        """See `Engine.generate`: read on in the session's stream, or open one that gets to the same place."""
-        started = time.perf_counter()
-        assert prompt.session is not None
-        retries = self._servers.retries(call_name(prompt, sampling))
-        replays, dollars = True, 0.0
-        while True:
-            stream = self._streams.get(prompt.session)
-            try:
-                if stream is None or (stream.prompt_text, stream.returned) != (prompt.text, prompt.continued):
-                    dollars += self._abandon(prompt.session)
-                    stream = self._open(prompt, sampling, retries, replays)
-                read, finish_reason = await stream.read(sampling.max_tokens, self._options.timeout)
-                if not (read.text or prompt.continued):
-                    raise empty_reply(finish_reason, stream.usage)
-                break
-            except ReplayDiverged:
-                dollars += self._abandon(prompt.session)
-                replays = False
-            except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
-                self._work.failed_calls += 1
-                dollars += self._abandon(prompt.session)
-                await retries.wait_after(self._servers.errors.failure(error))
-        token_ids = encode_reply(read.text)
-        stream.returned += token_ids
-        text, stopped = answer_text(read.content, sampling.stop, self._options.think_end_token)
-        dollars += self._charge(stream, stream.replayed_tokens + stream.read_tokens) or 0.0
-        usage = stream.usage or self._prompt_usage(prompt.text)
-        new_prompt = stream.count_prompt(usage.prompt - usage.cached)
-        self._work.decode_tokens += read.tokens
-        seconds = time.perf_counter() - started
-        self._work.generate_seconds += seconds
-        return Completion(
-            text=text,
-            token_ids=token_ids,
-            finish_reason="stop" if stopped else finish_reason,
-            prompt_tokens=usage.prompt,
-            cached_tokens=usage.prompt - new_prompt,
-            seconds=seconds,
-            counted=read.tokens,
-            dollars=None if self._prices is None else dollars,
-        )
-
-    def release(self, session: str) -> UnreadOutput | None:
-        """See `Engine.release`: close the session's stream, so that the server stops generating."""
-        stream = self._streams.pop(session, None)
-        if stream is None:
-            return None
-        stream.close()
-        unread = stream.unread_tokens
-        self._work.decode_tokens += unread
-        dollars = self._charge(stream, stream.arrived_tokens)
-        return UnreadOutput(unread, dollars) if unread or dollars else None
-
-    def close(self) -> None:
-        """Close all streams."""
-        for session in list(self._streams):
-            self.release(session)
-
-    def _open(self, prompt: Prompt, sampling: Sampling, retries: Retries, replays: bool) -> Stream:
-        """A new stream for the session.
-
-        Of a text that has been started already, the server repeats the start (`replays`), or it gets the start as a
-        message and is asked to continue it.
-        """
-        assert prompt.session is not None
-        messages, plain_text = decode_chat(prompt.text)
-        turns = [("user", plain_text)] if messages is None else [*messages]
-        so_far = decode_reply(prompt.continued)
-        if not replays:
-            turns += [("assistant", so_far), ("user", CONTINUE_REQUEST)]
-        # Room for the replayed text: half a token per character is more than enough.
-        needed = (prompt.horizon or sampling.max_tokens) + (len(so_far) // 2 if replays else 0)
-        prompt_tokens = len(self._counter.encode(prompt.text))
-        limit = min(needed, max(1, self._window - prompt_tokens))
-        exact = self._counting in ("by pieces", "by the server")
-        replay = so_far if replays else ""
-        stream = Stream(prompt.text, prompt.continued, replay, self._tokens_of, limit if exact else None)
-        body = request_body(self._options, sampling, return_ids=self._counting == "by the server") | {
-            "max_tokens": limit,
-            "messages": [{"role": role, "content": content} for role, content in turns],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        stream.start(self._servers.stream(stream.started, body, prompt.session, retries))
-        if prompt.continued:
-            stream.count_prompt(prompt_tokens)  # an earlier stream has read it
-        self._streams[prompt.session] = stream
-        self._work.prefill_tokens += prompt_tokens
-        return stream
-
-    def _abandon(self, session: str) -> float:
-        """Close a stream before its end; dollars that it has cost beyond what is charged already."""
-        unread = self.release(session)
-        return unread.dollars or 0.0 if unread is not None else 0.0
-
-    def _charge(self, stream: Stream, new_tokens: int) -> float | None:
-        """Dollars of a stream up to its `new_tokens`-th token, without what was charged before; None without prices."""
-        if self._prices is None:
-            return None
-        usage = stream.usage or self._prompt_usage(stream.prompt_text)
-        billed = stream.arrived_tokens or stream.usage is not None
-        total = self._prices.dollars(usage.prompt, usage.cached, new_tokens) if billed else 0.0
-        dollars, stream.charged_dollars = total - stream.charged_dollars, total
-        self._work.dollars += dollars
-        return dollars
-
-    def _prompt_usage(self, prompt_text: str) -> Usage:
-        return Usage(len(self._counter.encode(prompt_text)), 0, 0)
-
-    def _tokens_of(self, text: str) -> int:
-        """Number of tokens of a piece for which the server returns no token ids."""
-        return 1 if self._counting == "by pieces" else max(1, self._counter.count(text))
+from lm_eval_tandem.engines.http.logprobs import Coverage, LogprobRequest, Measured, wrong
+from lm_eval_tandem.engines.http.replies import THINK_CLOSE, THINK_OPEN, Delta, Piece, Usage, whole_characters
 
 
 class Stream:
@@ -192,6 +36,8 @@ class Stream:
         Number of tokens of a piece's text, for servers that return no token ids.
     limit
         Number of tokens at which the server ends the stream; None where tokens are estimated.
+    logprobs
+        Which log-probabilities the server was asked for, by which tokens are counted then; None for none.
 
     Attributes
     ----------
@@ -203,6 +49,8 @@ class Stream:
         Tokens of `replay`, which calls do not get.
     pieces
         Number of pieces that have arrived.
+    first_top
+        Log-probabilities of the most likely first tokens, where they were asked for.
     charged_dollars
         What completions account for so far.
     counted_prompt
@@ -216,6 +64,7 @@ class Stream:
         replay: str,
         count_tokens: Callable[[str], int],
         limit: int | None = None,
+        logprobs: LogprobRequest | None = None,
     ) -> None:
         self.prompt_text, self.returned = prompt_text, returned
         self.started = asyncio.Event()
@@ -228,6 +77,9 @@ class Stream:
         self._replay = replay
         self._count_tokens = count_tokens
         self._limit = limit
+        self.logprobs = logprobs
+        self.first_top: Values = np.empty(0, dtype=np.float32)
+        self._coverage = Coverage()
         self._unread: deque[Piece] = deque()
         self._changed = asyncio.Event()
         self._finish_reason: str | None = None
@@ -245,6 +97,10 @@ class Stream:
         """
         new, self.counted_prompt = tokens - self.counted_prompt, tokens
         return new
+
+    def is_at(self, prompt: Prompt) -> bool:
+        """Whether the next tokens are those after this prompt."""
+        return (self.prompt_text, self.returned) == (prompt.text, prompt.continued)
 
     # Receiving
 
@@ -276,19 +132,43 @@ class Stream:
             self._changed.set()
 
     def _add(self, chunk: Any) -> None:
-        delta = Delta.of(chunk)
+        delta = Delta.of(chunk, None if self.logprobs is None else self.logprobs.columns)
         self.usage = Usage.of(chunk) or self.usage
         if delta is None:
             return
         thought, half = whole_characters(self._half + delta.thought)
         content, self._half = whole_characters(half + delta.content)
         self._finish_reason = delta.finish_reason or self._finish_reason
+        if self.logprobs is not None:
+            self._add_measured(self.logprobs, delta, thought, content)
+            return
         # A chunk without text is one token if its content is empty: a token that holds only the first bytes of a
         # character. Chunks that announce a role or the end are not tokens.
         if not (thought or content or delta.ids) and (delta.marker or self._finish_reason):
             return
         tokens = self._count_tokens(thought + content) if delta.ids is None else len(delta.ids)
-        piece = Piece(self._with_think_marks(thought, content), content, tokens)
+        self._append(Piece(self._with_think_marks(thought, content), content, tokens, delta.ids or ()))
+
+    def _add_measured(self, request: LogprobRequest, delta: Delta, thought: str, content: str) -> None:
+        """Add a chunk whose tokens are those with log-probabilities, one by one where their texts are its text."""
+        tokens = delta.logprobs
+        if tokens and not len(self.first_top):
+            self.first_top = tokens[0].top
+        self._coverage.add(thought + content, tokens)
+        if delta.ids is not None and len(delta.ids) != len(tokens):
+            raise wrong(f"{len(tokens)} for {len(delta.ids)} tokens")
+        ids = delta.ids or tuple(token.id for token in tokens if token.id is not None)
+        if len(tokens) > 1 and not thought and b"".join(token.text or b"" for token in tokens) == content.encode():
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            for i, token in enumerate(tokens):
+                text = decoder.decode(token.text or b"")
+                measured = Measured.of([token], request.vocabulary)
+                self._append(Piece(self._with_think_marks("", text), text, 1, ids[i : i + 1], measured))
+        elif tokens or thought or content:
+            measured = Measured.of(tokens, request.vocabulary)
+            self._append(Piece(self._with_think_marks(thought, content), content, len(tokens), ids, measured))
+
+    def _append(self, piece: Piece) -> None:
         self.pieces += 1
         self._tokens += piece.tokens
         self._unread.append(self._without_replay(piece))
@@ -312,12 +192,20 @@ class Stream:
         n_new = len(piece.text) - n
         replayed = piece.tokens if not n_new else 0
         self.replayed_tokens += replayed
-        content = piece.content[len(piece.content) - min(n_new, len(piece.content)) :] if n_new else ""
-        return Piece(piece.text[n:], content, piece.tokens - replayed)
+        if not n_new:
+            return Piece(tokens=piece.tokens - replayed)
+        content = piece.content[len(piece.content) - min(n_new, len(piece.content)) :]
+        return Piece(piece.text[n:], content, piece.tokens, piece.ids, piece.measured)
 
     # Reading
 
-    async def read(self, budget: int, timeout: float) -> tuple[Piece, str]:
+    async def read(
+        self,
+        budget: int,
+        timeout: float,
+        max_entropy: float | None = None,
+        ends: Callable[[str], bool] | None = None,
+    ) -> tuple[Piece, str]:
         """The next tokens.
 
         Parameters
@@ -326,12 +214,16 @@ class Stream:
             Largest number of tokens to read.
         timeout
             Seconds to wait for each chunk.
+        max_entropy
+            In nats: the first token whose entropy is higher is the last that is read.
+        ends
+            Whether the answer ends with the content read so far.
 
         Returns
         -------
         piece : Piece
         finish_reason : str
-            "length" where the budget is used up, otherwise how the stream ended.
+            "stop" where `ends` says so, "length" where the budget is used up, "max_entropy", or how the stream ended.
 
         Raises
         ------
@@ -342,27 +234,46 @@ class Stream:
             The server generates another text than the one to be skipped.
         """
         await self.started.wait()
-        read = Piece("", "", 0)
-        while read.tokens < budget:
-            while not self._unread and self._task is not None and not self._over:
-                await self._wait_for_change(timeout)
-            if not self._unread:
-                if self._failure is not None:
-                    raise self._failure
-                break
+        pieces: list[Piece] = []
+        tokens, content, reason, silent = 0, "", "", False
+        while tokens < budget and not reason and await self._has_arrived(timeout):
             piece = self._unread.popleft()
-            if read.tokens + piece.tokens > budget:
-                piece, rest = piece.split(budget - read.tokens)
+            n = min(piece.tokens, budget - tokens)
+            uncertain = piece.measured.first_above(max_entropy)
+            if uncertain is not None and uncertain < n:
+                n, reason = uncertain + 1, "max_entropy"
+            if n < piece.tokens:
+                piece, rest = piece.split(n)
                 self._unread.appendleft(rest)
-            read = Piece(read.text + piece.text, read.content + piece.content, read.tokens + piece.tokens)
-        while self._fully_read and not self._over:
+            pieces.append(piece)
+            tokens, content = tokens + piece.tokens, content + piece.content
+            silent = bool(piece.measured) and not piece.text  # perhaps the end token: the next chunk says so
+            if ends is not None and ends(content):
+                reason = "stop"
+        while reason != "stop":
+            while self._unread and not self._unread[0].tokens:  # text of the tokens that are read
+                pieces.append(self._unread.popleft())
+            if self._unread or self._over or not (silent or self._fully_read):
+                break
             await self._wait_for_change(timeout)
+            silent = silent and not self._unread
+        read = Piece.joined(pieces)
         ended = self._ended and not self._unread
         if ended and self.usage is not None:
             # The server's own count, hidden reasoning included, replaces what was counted piece by piece.
             read.tokens = max(0, self.usage.new - self.replayed_tokens - self.read_tokens)
         self.read_tokens += read.tokens
-        return read, (self._finish_reason or "stop") if ended else "length"
+        if ended and reason != "stop":
+            return read, self._finish_reason or "stop"
+        return read, reason or "length"
+
+    async def _has_arrived(self, timeout: float) -> bool:
+        """Wait for the next piece; False where the stream has ended. Raises what broke it."""
+        while not self._unread and self._task is not None and not self._over:
+            await self._wait_for_change(timeout)
+        if not self._unread and self._failure is not None:
+            raise self._failure
+        return bool(self._unread)
 
     async def _wait_for_change(self, timeout: float) -> None:
         # `asyncio.wait_for` would lose a cancellation that arrives together with the change (Python < 3.12).
@@ -381,6 +292,11 @@ class Stream:
         if self._unread or self._task is None:
             return False
         return self._finish_reason is not None or (self._limit is not None and self._tokens >= self._limit)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the server may still be generating."""
+        return self._task is not None and not self._over
 
     @property
     def _over(self) -> bool:

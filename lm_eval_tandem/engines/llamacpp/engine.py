@@ -49,22 +49,6 @@ FORCED = 1e9
 
 
 @dataclass
-class LlamaWork(ServerWork):
-    """Totals of an engine on llama.cpp.
-
-    Attributes
-    ----------
-    estimated_entropies
-        Number of entropies that are estimates.
-    entropy_error
-        Sum, over these, of the largest possible error in nats.
-    """
-
-    estimated_entropies: int = 0
-    entropy_error: float = 0.0
-
-
-@dataclass
 class Session:
     """What earlier calls of a question have read and scored.
 
@@ -130,7 +114,7 @@ class LlamaEngine(LocalTokenizer):
         self._vocabulary = found.vocabulary
         self._entropy_method = chosen.entropy_method(found.vocabulary)
         self._columns = min(self._entropy_method.top or found.vocabulary, found.vocabulary)
-        self.work = LlamaWork()
+        self.work = ServerWork()
         self._servers = ServerPool(
             Options(
                 model,

@@ -111,6 +111,11 @@ class VLLMEngine(LocalTokenizer):
 
         return entropy_fault(send, self.encode(TEXT), VERSION)
 
+    @property
+    def cannot_measure(self) -> str:  # type: ignore[override]
+        """See `Engine.cannot_measure`: what is wrong with entropies of prompts is wrong with those of answers."""
+        return self.cannot_score
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
         started = time.perf_counter()

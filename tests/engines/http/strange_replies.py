@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from engines.http.openai_server import response
+from engines.http.listener import response
 
 WRONG = "WRONG"
 """Part of the text of every broken reply: it may be stored nowhere."""

@@ -23,7 +23,8 @@ pytest.importorskip("openai", reason="the package openai is not installed")
 import tiny
 from command_line import DEFAULT_TASKS_LEFT_OUT, MAIN, save_task
 from engines.conformance import THOUGHT, Reference, run, together
-from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, refusal, serving
+from engines.http.listener import refusal
+from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, serving
 from engines.http.strange_replies import whole
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
@@ -460,6 +461,7 @@ def test_judge_calls_and_repeated_requests_are_part_of_the_engine_s_work(folder:
         }
         server.behaviour.raw_replies = {"Hi there": lambda _: whole(scored), "lantern": lambda _: whole(scored)}
         engine = engine_of(server, entropy="topk:3", tokenizer=str(folder), retries=0, **prices)
+        assert engine.cannot_score == ""
         dollars = engine.work.dollars
         assert len(run(engine.score(Prompt(engine.render((("user", "a lantern"),)))))) == 2
         assert engine.work.dollars - dollars == pytest.approx(3 / 1e6)
@@ -715,6 +717,23 @@ def test_a_judge_that_needs_entropies_is_refused_before_the_run(folder: Path) ->
         given = {"intern": "tiny", "intern_backend": "openai", "intern_base_url": server.url}
         with pytest.raises(EngineError, match="cannot be the intern of a judge"):
             TandemLM(mentor=str(folder), policy="stage:1", record_features=True, device="cpu", **given)
+
+
+@pytest.mark.parametrize("policy", ["intern", "mentor", "stage:2"])
+def test_both_models_may_be_behind_servers_that_report_nothing(folder: Path, reference: Reference, policy: str) -> None:
+    with serving(folder, Behaviour(returns_ids=False)) as server:
+        given = {"intern": "tiny", "intern_backend": "openai", "intern_base_url": server.url}
+        lm = tandem(server, folder, policy=policy, **given)
+        found = answered(lm, QUESTIONS[:4])
+        asked = {name for request in server.requests for name in request}
+    assert not {"logprobs", "top_logprobs", "prompt_logprobs"} & asked, "asked for what the policy does not need"
+    assert [record.finish_reason for record in lm.records] == ["length"] * 4
+    assert [record.tokens.mentor_new for record in lm.records] == [{"intern": 0, "mentor": 12}.get(policy, 14)] * 4
+    if policy != "mentor":
+        assert {record.refused_tokens for record in lm.records} == {0}, "bytes were counted as tokens"
+    if policy == "intern":
+        expected = [reference.greedy(question, 12) for question in QUESTIONS[:4]]
+        assert found == [reference.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
 
 
 @pytest.mark.parametrize("ids", [True, False], ids=["resumed", "streamed"])
