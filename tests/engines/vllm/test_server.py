@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 from engines.conformance import TEXTS, EngineConformance, Reference, run, together
+from engines.http.behind_server import EXACT, assert_answers_are_those_in_process, assert_refused_beginnings_end
 from engines.vllm.vllm_server import INSTALLED, serve
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
@@ -61,20 +63,20 @@ def engine(server: str) -> Iterator[InIds]:
 
 
 class TestAPIEngine(EngineConformance):
-    """The contract of an engine that cannot score."""
+    """The contract of an engine that continues texts by token ids."""
 
     block = 32
 
-    @pytest.mark.skip(reason="a server reports no entropies")
+    @pytest.mark.skip(reason="entropies are estimates here; that of the whole vocabulary is tested below")
     def test_stats_of_generated_tokens_are_those_of_a_scored_prompt(self) -> None: ...  # type: ignore[override]
 
-    @pytest.mark.skip(reason="a server reports no entropies")
+    @pytest.mark.skip(reason="entropies are estimates here; that of the whole vocabulary is tested below")
     def test_max_entropy_ends_a_generation_with_the_token_that_exceeds_it(self) -> None: ...  # type: ignore[override]
 
-    @pytest.mark.skip(reason="a server reports no entropies")
+    @pytest.mark.skip(reason="entropies are estimates here; that of the whole vocabulary is tested below")
     def test_score_is_exact_over_the_whole_vocabulary(self) -> None: ...  # type: ignore[override]
 
-    @pytest.mark.skip(reason="a server reports no entropies")
+    @pytest.mark.skip(reason="entropies are estimates here; that of the whole vocabulary is tested below")
     def test_a_prompt_that_grows_is_scored_as_if_read_at_once(self) -> None: ...  # type: ignore[override]
 
     def test_a_call_that_exceeds_the_window_is_refused(self, engine: Any) -> None:
@@ -139,4 +141,27 @@ def test_a_closed_stream_ends_the_request_at_the_server(server: str) -> None:
 
     assert sum(run(together(*(first_stage(text) for text in TEXTS)))) < 300 * len(TEXTS) / 4
     asyncio.run(asyncio.sleep(0.2))
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def intern_server() -> Iterator[str]:
+    """The bundled intern, with room for the whole vocabulary among the log-probabilities."""
+    with serve(pair.INTERN, "--max-logprobs", "2000") as url:
+        yield url
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_answers_of_an_intern_are_those_in_process(intern_server: str, n: int) -> None:
+    assert_answers_are_those_in_process(intern_server, n)
+
+
+def test_refused_beginnings_end_at_the_server_within_16_tokens(intern_server: str) -> None:
+    def written() -> int:
+        with urllib.request.urlopen(intern_server.removesuffix("/v1") + "/metrics") as reply:
+            lines = reply.read().decode().splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+    engine = APIEngine("served", {"base_url": intern_server, **EXACT})
+    print("tokens after a refusal, at most:", assert_refused_beginnings_end(engine, written, QUESTIONS[:4]))
     engine.close()
