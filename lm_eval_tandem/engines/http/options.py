@@ -148,8 +148,8 @@ class Options(OptionSet):
     )
     entropy: str | None = option(
         None,
-        "topk:K: the judge's entropies are estimated from the K most likely tokens, of prompts too where the server "
-        "reports them (vLLM); without it, topk:20 for the tokens of answers, or as many as the server reports.",
+        "With topk:K the judge's entropies are estimated from the K most likely tokens, of prompts too where the "
+        "server reports them (vLLM); without it, topk:20 for the tokens of answers, or as many as the server reports.",
     )
 
     @classmethod

@@ -723,7 +723,7 @@ def test_a_judge_that_needs_entropies_is_refused_before_the_run(folder: Path) ->
 def test_both_models_may_be_behind_servers_that_report_nothing(folder: Path, reference: Reference, policy: str) -> None:
     with serving(folder, Behaviour(returns_ids=False)) as server:
         given = {"intern": "tiny", "intern_backend": "openai", "intern_base_url": server.url}
-        lm = tandem(server, folder, policy=policy, **given)
+        lm = tandem(server, folder, policy=policy, **given, dtype=None, device=None)
         found = answered(lm, QUESTIONS[:4])
         asked = {name for request in server.requests for name in request}
     assert not {"logprobs", "top_logprobs", "prompt_logprobs"} & asked, "asked for what the policy does not need"
