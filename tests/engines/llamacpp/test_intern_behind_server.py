@@ -87,7 +87,7 @@ class TestJudgedAnswers(JudgedConformance):
             assert completion.finish_reason == ("stop" if stop else completion.finish_reason)
 
 
-@pytest.mark.parametrize("n", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_answers_are_those_of_the_same_intern_in_process(address: str, n: int) -> None:
     assert_answers_are_those_in_process(f"{address}/v1", n)
 
