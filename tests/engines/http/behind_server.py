@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,28 +78,30 @@ class JudgedConformance(EngineConformance):
             run(engine.generate(Prompt("x"), Sampling(engine.window + 1)))
 
 
-def assert_answers_are_those_in_process(url: str, n: int) -> None:
-    """Greedy answers, stages and scores of a cascade whose intern is the bundled one behind the server."""
+def assert_answers_are_those_in_process(
+    url: str, n: int, policy: str = "cascade", intern: Path = pair.INTERN, **options: Any
+) -> None:
+    """Greedy answers, a judge's stages and scores: of an intern behind the server, and of the same one in process."""
     requests = instances(n)
 
     def answered(**given: Any) -> tuple[list[str], TandemLM]:
-        lm = TandemLM(policy="cascade", **{**COMMON, **given})
+        lm = TandemLM(policy=policy, **{**COMMON, **given})
         answers = [str(answer) for answer in lm.generate_until(requests, disable_tqdm=True)]
         lm.close()
         return answers, lm
 
-    theirs, local = answered()
+    common = {"mentor": str(pair.MENTOR), "prompts": "pair", "efforts": "18:24:40", "classifier": "pair"}
+    theirs, local = answered(**common, intern=str(intern))
     ours, remote = answered(
-        mentor=str(pair.MENTOR),
+        **common,
         intern="served",
         intern_backend="openai",
         intern_base_url=url,
-        **{f"intern_{name}": value for name, value in EXACT.items()},
-        prompts="pair",
-        efforts="18:24:40",
-        classifier="pair",
+        **{f"intern_{name}": value for name, value in (options or EXACT).items()},
     )
     assert sum(one == other for one, other in zip(ours, theirs, strict=True)) == n
+    if policy != "cascade":
+        return
     assert remote.description["intern"]["entropy"] == EXACT["entropy"]
     records = [{record.doc_id: record for record in lm.records} for lm in (local, remote)]
     for one, other in ((records[0][i], records[1][i]) for i in range(n)):
