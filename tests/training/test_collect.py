@@ -88,7 +88,10 @@ def test_a_task_that_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> 
             ({"limit": limit}, r"--limit \S+ selects no questions; give their number per task, a share of them below 1")
             for limit in (-4.0, 0.0, math.nan, math.inf)
         ],
-        ({"metric": "accuracy"}, r"--metric accuracy is none of tandem_pair_math_train's; use one of acc, no_answer, length, "),
+        (
+            {"metric": "accuracy"},
+            r"--metric accuracy is none of tandem_pair_math_train's; use one of acc, no_answer, length, ",
+        ),
         ({"output": "taken"}, r"--output \S+taken is a file; give the name of a folder\."),
         ({"output": "taken/below"}, r"--output \S+below cannot be made \(Not a directory\); give another folder\."),
     ],
