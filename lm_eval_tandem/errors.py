@@ -6,7 +6,9 @@ ends the process with that sentence and exit code 1 (`print_plainly`).
 
 from __future__ import annotations
 
+import re
 import sys
+from itertools import accumulate
 from types import TracebackType
 
 
@@ -49,10 +51,43 @@ ENDS_THE_RUN = (UnreachableError, StoreError)
 """What no other question could escape; every other `TandemError` that a question meets is an error of it alone."""
 
 
+LONGEST_REASON = 300
+"""Characters of an error of another library that a message repeats."""
+
+
 INTERRUPTED = "interrupted; finished calls are in the store, where one was given: run again with it to go on."
 """What Ctrl-C prints."""
 INTERRUPTED_CODE = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+
+def one_line(message: object, longest: int = LONGEST_REASON) -> str:
+    """A reason from elsewhere as one line, cut at the end of a sentence or line, otherwise of a word.
+
+    Parameters
+    ----------
+    message
+        An exception, or a text; its lines are joined.
+    longest
+        The number of characters to keep at most.
+    """
+    lines = [" ".join(line.split()) for line in str(message).splitlines()]
+    lines = [line for line in lines if line]
+    text = " ".join(lines)
+    if len(text) <= longest:
+        return text
+    ends = [end.start() + 1 for end in re.finditer(r"[.!?](?= )", text)]
+    ends += [end - 1 for end in accumulate(len(line) + 1 for line in lines)]
+    last = max((end for end in ends if end <= longest), default=0)
+    if last >= longest // 5:  # what is shorter says too little
+        return text[:last]
+    word = text.rfind(" ", 0, longest)
+    return text[: word if word > 0 else longest - 1] + "…"
+
+
+def install(extra: str) -> str:
+    """How to install an extra of the package, for the sentence that says what is missing."""
+    return f'pip install ".[{extra}]" in a checkout'
 
 
 def print_plainly() -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem.accounting import Tokens
+from lm_eval_tandem.errors import ArgumentError
 
 FORMAT = "tandem-ledger/1"
 
@@ -158,6 +159,52 @@ class Record:
 def unique(records: Iterable[Record]) -> list[Record]:
     """One record per question; lm-eval repeats requests to give all ranks the same number of them."""
     return list({record.key: record for record in records}.values())
+
+
+def check_replaceable(path: Path, policy: str, pair: str, models: Mapping[str, str]) -> None:
+    """Refuse a file that a run must not replace: another run's ledger, or anything that is no ledger.
+
+    Parameters
+    ----------
+    path
+        The file; it need not exist, and an empty one holds nothing.
+    policy, pair
+        Those of the run, as in its description.
+    models
+        The label of the model of each role that the run uses.
+
+    Raises
+    ------
+    ArgumentError
+        The file holds something else than the ledger of the same run.
+    """
+    if path.is_dir():
+        raise ArgumentError(f"ledger={path} is a folder; give the name of a file.")
+    if not path.is_file() or not path.stat().st_size:
+        return
+    advice = "give each run a ledger file of its own, or remove the file."
+    head = header(path)
+    if head is None:
+        raise ArgumentError(f"ledger={path} holds something else than a ledger, which the run would replace; {advice}")
+    theirs = {role: head[role].get("model") for role in ("mentor", "intern") if isinstance(head.get(role), dict)}
+    if (head.get("policy"), head.get("pair"), theirs) != (policy, pair, models):
+        called = f"policy={head.get('policy')} of {' and '.join(map(str, theirs.values())) or 'other models'}"
+        raise ArgumentError(
+            f"ledger={path} holds the ledger of another run, {called}, which policy={policy} of "
+            f"{' and '.join(models.values())} would replace; {advice}"
+        )
+
+
+def header(path: Path) -> dict[str, Any] | None:
+    """The description of the run whose ledger a file is; None for a file that is no ledger."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = json.loads(file.readline())
+    except (ValueError, RecursionError):
+        return None
+    except OSError as error:
+        raise ArgumentError(f"ledger={path} cannot be read ({error.strerror}); give another file.") from None
+    return head if isinstance(head, dict) and head.get("format") == FORMAT else None
 
 
 def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:

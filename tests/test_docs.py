@@ -16,6 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from command_line import command, results, run
+from lm_eval_tandem.cascade.prompts import Prompts, Question, Wording
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "docs" / "outputs.py"
 
@@ -53,6 +56,43 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     folders = "lm_eval_tandem|tests|task_configs|benchmarks|docs|examples|classifiers|results"
     named = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language on a page of docs/, in their order; "" for those without a language."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if name == language]
+
+
+def test_the_task_of_one_s_own_runs_and_shows_its_costs(tmp_path: Path) -> None:
+    folder = tmp_path / "my_tasks"
+    folder.mkdir()
+    (question,) = code_blocks("tasks.md", "json")
+    test, train = code_blocks("tasks.md", "yaml")
+    (grading,) = code_blocks("tasks.md", "python")
+    contents = {"coins_test.jsonl": question, "coins_train.jsonl": question * 2, "coins.py": grading}
+    contents |= {"coins.yaml": test, "coins_train.yaml": train}
+    for name, content in contents.items():
+        assert name in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+        (folder / name).write_text(content, encoding="utf-8")
+    line = command("coins,coins_train", policy="stage:1", dtype="float32", device="cpu")
+    run([*line, "--include_path", "my_tasks", "--output_path", "out", "--log_samples"], tmp_path)
+    found = results(tmp_path / "out")
+    assert {task: count["effective"] for task, count in found["n-samples"].items()} == {"coins": 1, "coins_train": 2}
+    figures = {name.partition(",")[0]: value for name, value in found["results"]["coins"].items()}
+    assert {"acc", "length", "tflops", "stage"} <= set(figures)
+    assert figures["stage"] == 1
+    assert figures["length"] > 0
+
+
+def test_the_wording_on_the_page_makes_the_prompt_on_the_page(tmp_path: Path) -> None:
+    (wording,) = code_blocks("real-models.md", "json")
+    (prompt,) = code_blocks("real-models.md", "")
+    (tmp_path / "notes.json").write_text(wording, encoding="utf-8")
+    prompts = Prompts(Wording.read(tmp_path / "notes.json"))
+    read = prompts.as_read("3 boxes\n3 x 12 = 36\nSo it is", cut_off=True)
+    asked = Question("How many are 3 boxes of 12 eggs?")
+    assert prompts.intern(None, asked, read) == prompt  # type: ignore[arg-type]  # plain text needs no engine
 
 
 ROWS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView
 from lm_eval_tandem.engines.http.options import IGNORED, Options
 from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
-from lm_eval_tandem.errors import ArgumentError, ClassifierError
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, install
 
 BACKENDS = ("hf", "vllm", "openai", "llamacpp")
 SCORING_VIEW_BACKENDS = ("hf",)
@@ -50,9 +50,7 @@ def arguments(backend: str) -> Collection[str] | None:
         return vllm_arguments()
     if backend in ("openai", "llamacpp"):
         if find_spec("openai") is None:
-            raise ArgumentError(
-                f"backend={backend} needs the package openai; install it with pip install 'lm-eval-tandem[{backend}]'."
-            )
+            raise ArgumentError(f"backend={backend} needs the package openai; install it with {install(backend)}.")
         options = Options if backend == "openai" else LlamaArguments
         return {*options.names(), *IGNORED}
     from lm_eval_tandem.engines.http.registered import constructor_arguments
@@ -71,7 +69,7 @@ def vllm_arguments() -> set[str]:
     except ImportError as error:
         raise ArgumentError(
             f"backend=vllm needs vLLM, which cannot be imported ({error}); "
-            "install it with pip install 'lm-eval-tandem[vllm]' (README, Engines), or use backend=hf."
+            f"install it with {install('vllm')} (docs/engines.md), or use backend=hf."
         ) from error
     return names()
 
@@ -146,7 +144,7 @@ def require_peft(who: str) -> None:
         The package is missing.
     """
     if find_spec("peft") is None:
-        raise ClassifierError(f"{who} needs the package peft; install it with pip install 'lm-eval-tandem[peft]'.")
+        raise ClassifierError(f"{who} needs the package peft; install it with {install('peft')}.")
 
 
 def prepare(intern: Engine, view: ScoringView, width: int | None, adapter: Path | None, who: str) -> None:

@@ -248,7 +248,13 @@ ARGUMENTS = (
         "SQLite file",
         "Keeps finished generations: a killed run continues where it stopped, and policies share the mentor's text.",
     ),
-    Argument("ledger", to_path, "JSON-lines file", "One record per question: stages, scores, tokens, cost."),
+    Argument(
+        "ledger",
+        to_path,
+        "JSON-lines file",
+        "One record per question: stages, scores, tokens, cost. Each run needs a file of its own; only the same run "
+        "(policy and models) replaces it.",
+    ),
     Argument("seed", to_whole_number, "whole number", "Seed of sampling; greedy answers need none.", default=42),
     Argument(
         "record_features",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from lm_eval_tandem import errors, ledger
@@ -62,6 +63,9 @@ class TandemLM(LM):
         errors.print_plainly()
         self.settings = read_settings(arguments, registry.arguments)
         chosen = self.settings
+        if chosen.ledger is not None:
+            models = {name: role.label for name, role in chosen.roles.items() if role is not None}
+            ledger.check_replaceable(chosen.ledger, str(chosen.policy), chosen.pair_name, models)
         self.ranks = Ranks()
         self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self.judge = self._load_judge() if chosen.policy.needs_judge else None
@@ -96,10 +100,18 @@ class TandemLM(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> TandemLM:
-        """Make the model as the harness does; `arg_dict` gets the run's name, which names the folder of results."""
-        lm = cls(**arg_dict, **{k: v for k, v in (additional_config or {}).items() if v is not None})
+        """Make the model as the harness does; `arg_dict` gets the run's name, which names the folder of results.
+
+        What stands in `arg_dict` (--model_args) goes before what the harness adds (--batch_size, --device).
+        """
+        lm = cls(**{name: value for name, value in (additional_config or {}).items() if value is not None} | arg_dict)
         arg_dict.setdefault("model", lm.settings.run_name)
         return lm
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> TandemLM:
+        """Make the model from `--model_args` as text; see `create_from_arg_obj`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def use(self, policy: str) -> None:
         """Switch to another policy that needs no judge, with the same engines; the records start anew."""

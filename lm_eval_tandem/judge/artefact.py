@@ -167,7 +167,7 @@ def load(folder: str | Path, *, stages: int | None = None) -> Sufficiency:
     if stages not in (None, len(judge.thresholds)):
         raise ClassifierError(
             f"The classifier {path} has thresholds for {len(judge.thresholds)} stages (stage 0 included), but this "
-            f"cascade has {stages}; set as many budgets or refit it."
+            f"cascade has {stages}; give {len(judge.thresholds) - 1} efforts, as it was fitted with, or refit it."
         )
     return judge
 

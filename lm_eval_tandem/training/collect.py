@@ -164,9 +164,11 @@ def collect(
     if hidden:
         backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
+    check_limit(limit)
     manager = _task_manager(tasks, include)
     check_tasks(tasks, manager)
-    output.mkdir(parents=True, exist_ok=True)
+    check_metric(metric, tasks, manager)
+    make_folder(output)
     lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features="answers")
     if hidden:
         lm.record_hidden()
@@ -202,6 +204,40 @@ def check_tasks(tasks: Sequence[str], manager: Any) -> None:
             close = difflib.get_close_matches(name, manager.all_tasks, n=1)
             hint = f"did you mean {close[0]}?" if close else "`lm_eval ls tasks` lists all."
             raise ArgumentError(f"--tasks {name} is no task that is known; {hint} Add own ones with --include_path.")
+
+
+def check_limit(limit: float | None) -> None:
+    """Raise ArgumentError for a limit that selects no questions."""
+    if limit is not None and not 0 < limit < math.inf:
+        raise ArgumentError(
+            f"--limit {limit:g} selects no questions; give their number per task, a share of them below 1, or leave it "
+            "out for all."
+        )
+
+
+def check_metric(metric: str | None, tasks: Sequence[str], manager: Any) -> None:
+    """Raise ArgumentError where the file of a task lists its metrics and this one is not among them.
+
+    Groups, tags and tasks written in Python are checked when their first questions are graded.
+    """
+    for name in tasks:
+        entry = manager.task_index.get(name)
+        listed = (entry.cfg or {}).get("metric_list") if entry is not None else None
+        if metric is None or not isinstance(listed, list):
+            continue
+        names = [str(one["metric"]) for one in listed if isinstance(one, dict) and "metric" in one]
+        if names and metric not in names:
+            raise ArgumentError(f"--metric {metric} is none of {name}'s; use one of {', '.join(names)}.")
+
+
+def make_folder(output: Path) -> None:
+    """Make the folder of --output; raises ArgumentError where that is not possible."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ArgumentError(f"--output {output} is a file; give the name of a folder.") from None
+    except OSError as error:
+        raise ArgumentError(f"--output {output} cannot be made ({error.strerror}); give another folder.") from None
 
 
 def _description(lm: TandemLM, tasks: Sequence[str], hidden: bool) -> dict[str, Any]:

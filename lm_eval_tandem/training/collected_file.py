@@ -16,7 +16,7 @@ import numpy as np
 
 from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
-from lm_eval_tandem.errors import ClassifierError
+from lm_eval_tandem.errors import ClassifierError, one_line
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
 from lm_eval_tandem.training.costs import ROLES, CostUnit, choose_unit
 from lm_eval_tandem.training.dataset import Collected, concatenate
@@ -119,7 +119,7 @@ def _read_one(path: Path) -> tuple[_Columns, dict[str, Any]]:
         columns = {**table.drop_columns(list(large)).to_pydict(), **large}
         schema = description.get("schema")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ClassifierError(
             f"{file} is nothing that `lm-eval-tandem collect` wrote ({reason}); collect first."
         ) from error

@@ -240,7 +240,8 @@ def thresholds(
     fitted_on = artefact.load(folder, stages=data.features.shape[1]).pair
     if pair != fitted_on:
         raise ClassifierError(
-            f"{folder} was fitted on the pair {fitted_on}, but the questions were collected with {pair}; "
+            f"{folder} was fitted on the pair {' and '.join(map(str, fitted_on.values()))}, but the questions were "
+            f"collected with {' and '.join(pair.values())}; "
             "give a classifier and questions of the same pair."
         )
     data, scores, judge = out_of_sample(data, folder)

@@ -15,8 +15,8 @@ from lm_eval.models.huggingface import HFLM
 
 import tiny
 from bundled import COMMON, instances
-from lm_eval_tandem import _paths
-from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, StoreError
+from lm_eval_tandem import _paths, ledger
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, EngineError, StoreError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.requests import Answer, tasks_of
 from lm_eval_tandem.harness.run_report import shares
@@ -77,6 +77,35 @@ class TestRefusedBeforeAModelIsLoaded:
             TandemLM(store=str(tmp_path / "s"))
         assert (tmp_path / "s").read_text().startswith("no store")
 
+    def test_a_ledger_of_another_run(self, tmp_path: Path) -> None:
+        """The one that is there would be lost."""
+        file, asked = tmp_path / "l.jsonl", r"give each run a ledger file of its own, or remove the file\."
+        head = {
+            "policy": "stage:1",
+            "pair": "pair",
+            "mentor": {"model": "pair/mentor"},
+            "intern": {"model": "pair/intern"},
+        }
+        ledger.write(file, [], head)
+        written = file.read_bytes()
+        with pytest.raises(ArgumentError, match=rf"holds .* policy=stage:1 of .* which policy=stage:2 of .*; {asked}"):
+            TandemLM(ledger=str(file), policy="stage:2")
+        with pytest.raises(ArgumentError, match=rf"policy=stage:1 of pair/mentor and pair/intern, .*; {asked}"):
+            TandemLM(ledger=str(file), policy="stage:1", mentor="org/big", intern="pair")
+        with pytest.raises(EngineError, match="a model was loaded"):  # past all checks: the same run again
+            TandemLM(ledger=str(file), policy="stage:1")
+        assert file.read_bytes() == written
+
+    @pytest.mark.parametrize("content", ["my notes\n", '{"question": "mine"}\n', "[" * 100_000, "\xff\xfe"])
+    def test_a_file_that_is_no_ledger(self, tmp_path: Path, content: str) -> None:
+        file = tmp_path / "rows.jsonl"
+        file.write_text(content, encoding="latin-1")
+        with pytest.raises(ArgumentError, match=r"rows\.jsonl holds something else than a ledger"):
+            TandemLM(ledger=str(file), policy="stage:1")
+        with pytest.raises(ArgumentError, match="is a folder; give the name of a file"):
+            TandemLM(ledger=str(tmp_path), policy="stage:1")
+        assert file.read_text(encoding="latin-1") == content
+
     def test_a_mentor_that_is_not_there(self) -> None:
         with pytest.raises(ArgumentError, match="is no folder"):
             TandemLM(mentor="/no/such/model", intern="org/small", policy="stage:1")
@@ -98,6 +127,25 @@ def test_a_cache_that_would_give_old_answers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"--use_cache .* give store=FILE"):
         CachingLM(lm, str(tmp_path / "cache.db"))
     lm.close()
+
+
+def test_what_stands_in_the_model_arguments_goes_before_what_the_harness_adds() -> None:
+    added = {"batch_size": 2, "max_batch_size": None, "device": "cpu"}
+    given = {"policy": "intern", "dtype": "float32", "batch_size": 8}
+    text = ",".join(f"{name}={value}" for name, value in given.items())
+    for lm in (TandemLM.create_from_arg_obj(given, added), TandemLM.create_from_arg_string(text, added)):
+        assert lm._intern is not None
+        assert lm._intern.max_concurrency == 8
+        lm.close()
+
+
+def test_the_same_run_again_replaces_its_ledger(tmp_path: Path) -> None:
+    file = tmp_path / "l.jsonl"
+    for questions in (3, 2):
+        lm = TandemLM(policy="intern", ledger=str(file), **COMMON)
+        lm.generate_until(instances(questions), disable_tqdm=True)
+        lm.close()
+        assert len(file.read_text().splitlines()) == 1 + questions
 
 
 def test_the_batch_size_can_be_found_by_itself() -> None:

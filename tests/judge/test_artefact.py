@@ -277,7 +277,7 @@ def test_a_broken_artefact_is_refused_in_one_sentence(artefact: Path, case: str)
 def test_a_missing_folder_or_another_number_of_stages_says_what_to_do(artefact: Path, tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match=r"collect.*fit.*policy=stage:N"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ClassifierError, match=r"4 stages.*has 3"):
+    with pytest.raises(ClassifierError, match=r"4 stages.*has 3; give 3 efforts, as it was fitted with, or refit it"):
         load(artefact, stages=3)
 
 

@@ -246,8 +246,9 @@ def test_a_missing_table_names_the_runs_it_needs_and_their_commands(tmp_path: Pa
     (failures,) = gaps["failures"]
     assert failures.reason == "The table of failure cases needs the runs cascade, stage:1, stage:2 of t, small."
     assert failures.command.splitlines()[1] == (
-        "lm_eval --model tandem --model_args policy=stage:1,mentor=…/large,intern=…/small,store=s.sqlite "
-        "--tasks t --batch_size 4 --log_samples --output_path RUNS"
+        "lm_eval --model tandem --model_args policy=stage:1,mentor=…/large,intern=…/small,store=s.sqlite,"
+        "ledger=RUNS/ledger-t-small-stage-1.jsonl --tasks t --batch_size 4 --include_path FOLDER --log_samples "
+        "--output_path RUNS"
     )
     for text in (markdown.render(made), html.render(made), latex.render(made)):
         assert "/data/m" not in text
@@ -618,6 +619,39 @@ def test_runs_that_are_there_but_recorded_too_little_are_to_be_repeated(tmp_path
     (found,) = [part for part in parts if part.reason.startswith("Entropy by sufficiency")]
     assert "have not recorded; repeat each with ledger=FILE and record_features=True" in found.reason
     assert found.command.count("lm_eval --model tandem") == 3
+
+
+def test_no_command_for_a_missing_run_names_an_argument_twice(tmp_path: Path) -> None:
+    prices = {"mentor_price_input": 2, "mentor_price_cached": 1, "mentor_price_output": 8}
+    world = World.random(10)
+    for policy in ("intern", "cascade"):
+        world.write(tmp_path, policy, with_ledger=False, arguments={"policy": policy, **world.models, **prices})
+    gaps = missing(report([tmp_path]))
+    typed = [line for parts in gaps.values() for part in parts for line in (part.command or "").splitlines()]
+    runs_named = [line for line in typed if line.startswith("lm_eval ")]
+    assert len(runs_named) > 5
+    for line in runs_named:
+        words = shlex.split(line)
+        names = [pair.partition("=")[0] for pair in words[words.index("--model_args") + 1].split(",")]
+        assert len(names) == len(set(names)), line
+        assert "ledger" in names, "without it a report of a task that is not the package's has no costs"
+        assert words[words.index("--include_path") + 1] == "FOLDER"
+    (other_pair,) = (part.command or "" for part in gaps["pairs"] if "second pair" in part.reason)
+    assert "--model_args policy=cascade,mentor=OTHER,intern=OTHER,mentor_price_input=2," in other_pair
+    (dollars,) = (part.command or "" for part in gaps["dollars"])
+    assert "mentor_price_input=2,mentor_price_cached=1,mentor_price_output=8,intern_price_input=P," in dollars
+
+
+def test_a_comparison_without_costs_names_none(tmp_path: Path) -> None:
+    """Runs of a task that is not the package's have no costs without ledgers."""
+    world = World.random(10)
+    for policy in ("intern", "cascade"):
+        world.write(tmp_path, policy, with_ledger=False)
+    for samples in tmp_path.rglob("samples_*"):
+        lines = [json.loads(line) for line in samples.read_text().splitlines()]
+        samples.write_text("\n".join(json.dumps({k: v for k, v in line.items() if k != "tflops"}) for line in lines))
+    (table,) = (table for name, table in tables(report([tmp_path])).items() if name.startswith("compared"))
+    assert table.caption.startswith("cascade reaches 90.0 [59.6, 98.2] %. Differences are"), table.caption
 
 
 def test_a_command_for_a_missing_run_can_be_typed(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from command_line import ENVIRONMENT, entries, run
@@ -76,6 +79,32 @@ def test_a_task_that_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> 
     check_tasks(["tandem_pair_math_train", str(file)], manager)
     with pytest.raises(ArgumentError, match=r"maths_train is no task .* did you mean tandem_pair_math_train\?"):
         check_tasks(["tandem_pair_code_train", "tandem_pair_maths_train"], manager)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        *[
+            ({"limit": limit}, r"--limit \S+ selects no questions; give their number per task, a share of them below 1")
+            for limit in (-4.0, 0.0, math.nan, math.inf)
+        ],
+        (
+            {"metric": "accuracy"},
+            r"--metric accuracy is none of tandem_pair_math_train's; use one of acc, no_answer, length, ",
+        ),
+        ({"output": "taken"}, r"--output \S+taken is a file; give the name of a folder\."),
+        ({"output": "taken/below"}, r"--output \S+below cannot be made \(Not a directory\); give another folder\."),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.setattr(HFLM, "__init__", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "taken").write_text("mine")
+    output = tmp_path / options.pop("output", "collected")
+    with pytest.raises(ArgumentError, match=sentence):
+        collect({}, ["tandem_pair_math_train"], output, [], **options)
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_answers_can_be_collected_without_the_statistics_of_prompts(tmp_path: Path) -> None:

@@ -186,7 +186,9 @@ def test_mixed_pairs_and_efforts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match=r"collected with efforts \[10, 30\]"):
         fit([first, saved(tmp_path / "c", efforts=[10, 30])], tmp_path / "out")
     fit([first], tmp_path / "out", objective=OBJECTIVE)
-    with pytest.raises(ClassifierError, match="was fitted on the pair"):
+    with pytest.raises(
+        ClassifierError, match=r"was fitted on the pair large and small, .* collected with larger and small;"
+    ):
         thresholds([tmp_path / "b"], tmp_path / "out", OBJECTIVE)
 
 

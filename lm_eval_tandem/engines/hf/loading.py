@@ -12,7 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
 from lm_eval_tandem.engines.tokenizer import require_end_token
-from lm_eval_tandem.errors import EngineError
+from lm_eval_tandem.errors import EngineError, one_line
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params", "cache")
 """Names under which models of transformers accept one of its standard caches.
@@ -47,8 +47,7 @@ def load_hflm(arguments: Mapping[str, Any]) -> HFLM:
     try:
         return CheckedHFLM(**{"device": device, **arguments})
     except (OSError, ValueError, TypeError, ImportError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise EngineError(f"the model {arguments['pretrained']} could not be loaded: {reason[:300]}") from error
+        raise EngineError(f"the model {arguments['pretrained']} could not be loaded: {one_line(error)}") from error
 
 
 def refuse_other_caches(name: str, kind: str, backend: str, model_class: type[PreTrainedModel] | None) -> None:

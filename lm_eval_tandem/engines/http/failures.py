@@ -7,7 +7,9 @@ reply, in a choice, or in a chunk of a stream. Both are read here, and its own w
 from __future__ import annotations
 
 import asyncio
+import html
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -15,6 +17,7 @@ from typing import Any
 
 import openai
 
+from lm_eval_tandem import errors
 from lm_eval_tandem.engines.http.options import Options
 from lm_eval_tandem.errors import EngineError, UnreachableError
 
@@ -22,8 +25,8 @@ RETRIED_STATUSES = (408, 409, 425, 429)
 """HTTP statuses below 500 after which another attempt may succeed."""
 TRANSPORT_PACKAGES = ("httpx", "httpx2", "httpcore", "httpcore2", "h11", "anyio")
 """Packages whose exceptions mean that an established connection broke."""
-LONGEST_MESSAGE = 300
-"""Characters of a server's own words that an error message repeats."""
+PAGE = re.compile(r"<(?:!doctype\s+html|html|head)\b", re.I)
+"""Start of an HTML page, which proxies send in place of an error."""
 
 
 class Failure(Exception):
@@ -127,8 +130,8 @@ class ErrorReader:
         return self.one_line(error_text(error.body) or error.message)
 
     def one_line(self, message: object) -> str:
-        """The first characters of a message in one line, the key blotted out."""
-        return self.without_key(" ".join(str(message).split()))[:LONGEST_MESSAGE]
+        """A message in one line, shortened, the key blotted out; of an HTML page its title or first line."""
+        return errors.one_line(self.without_key(" ".join(without_page(str(message)).split())))
 
     def without_key(self, text: str) -> str:
         """The text with the key blotted out."""
@@ -151,6 +154,18 @@ class ErrorReader:
             raise UnreachableError(f"the account at {server} has no credit left ({status}): {message}")
         retryable = status in RETRIED_STATUSES or status >= 500
         return Failure(f"{how}: {message}", retryable, wait if retryable else None)
+
+
+def without_page(message: str) -> str:
+    """A message with an HTML page in it cut down to the page's title, or its first line of text."""
+    page = PAGE.search(message)
+    if page is None:
+        return message
+    before, text = message[: page.start()], message[page.start() :]
+    title = re.search(r"<title\b[^>]*>(.*?)</title>", text, re.I | re.S)
+    body = re.sub(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", "\n", text, flags=re.I | re.S)
+    lines = [line.strip() for line in (title[1].replace("\n", " ") if title else body).splitlines() if line.strip()]
+    return before + html.unescape(lines[0] if lines else "an empty HTML page")
 
 
 def is_connecting(error: BaseException | None) -> bool:

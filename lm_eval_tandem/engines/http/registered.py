@@ -47,7 +47,7 @@ from lm_eval_tandem.engines.http.text import (
 )
 from lm_eval_tandem.engines.limits import check_window
 from lm_eval_tandem.engines.stopping import answer_text
-from lm_eval_tandem.errors import CallError, EngineError
+from lm_eval_tandem.errors import CallError, EngineError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class RegisteredEngine:
         try:
             self._model: Any = get_model(backend)(**named, **given)
         except Exception as error:  # models of lm_eval raise exceptions of any kind
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise EngineError(f"the model {model} (backend={backend}) could not be loaded: {reason}") from error
         self.parameters = parameters_of(self._model, arguments.get("parameters"))
         self.window = int(getattr(self._model, "max_length", None) or UNKNOWN_WINDOW)
@@ -301,7 +301,7 @@ class RegisteredEngine:
                 n = len(texts) if isinstance(texts, (list, tuple)) else "no"
                 raise ValueError(f"it returned {n} texts for {len(requests)} questions")
         except (Exception, SystemExit) as error:  # a model of lm_eval may raise anything; only this batch fails
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             return [CallError(f"{who}: {reason}") for _ in requests]
         texts = ["" if text is None else text for text in texts]
         return [

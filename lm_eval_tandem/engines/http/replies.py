@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines.http.failures import Failure
+from lm_eval_tandem.engines.http.failures import Failure, without_page
 from lm_eval_tandem.engines.http.logprobs import NOT_MEASURED, Measured, TokenLogprob, token_logprobs
 
 T = TypeVar("T")
@@ -251,7 +251,7 @@ def malformed(what: str, value: Any) -> Failure:
     """The failure that something of an unexpected form is."""
     name = type(value).__name__
     kind = {"dict": "an object", "list": "a list", "str": "text"}.get(name, name)
-    shown = " ".join(str(value).split())
+    shown = " ".join(without_page(str(value)).split())
     said = "missing" if value is None else f"{kind}, {shown[:80] + '…' if len(shown) > 80 else shown!r}"
     return Failure(f"the server replied with something that is no completion: {what} is {said}", billed=True)
 

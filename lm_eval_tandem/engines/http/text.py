@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn
 
 from lm_eval_tandem.engines import Messages
 from lm_eval_tandem.engines.tokenizer import ENCODED_PROMPTS
-from lm_eval_tandem.errors import EngineError
+from lm_eval_tandem.errors import EngineError, one_line
 
 RECORD_SEPARATOR = "\x1e"
 SERVER_ID_OFFSET = 256
@@ -113,7 +113,7 @@ class TokenCounter:
             try:
                 self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
             except (OSError, ValueError, ImportError) as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error)
                 raise EngineError(f"tokenizer={tokenizer} could not be loaded: {reason}") from error
         self._encoded = lru_cache(ENCODED_PROMPTS)(self._encode)
 

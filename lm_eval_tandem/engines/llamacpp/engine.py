@@ -40,7 +40,7 @@ from lm_eval_tandem.engines.llamacpp.tokenizer import load_tokenizer
 from lm_eval_tandem.engines.shared_time import SharedTime
 from lm_eval_tandem.engines.stopping import StopRule, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
-from lm_eval_tandem.errors import ArgumentError, EngineError
+from lm_eval_tandem.errors import ArgumentError, EngineError, install
 
 log = logging.getLogger(__name__)
 
@@ -354,7 +354,7 @@ def start(chosen: LlamaArguments, file: GGUFFile) -> OwnServer:
     """
     if find_spec("xllamacpp") is None:
         raise ArgumentError(
-            f"{chosen.model} needs the package xllamacpp; install it with pip install 'lm-eval-tandem[llamacpp]', or "
+            f"{chosen.model} needs the package xllamacpp; install it with {install('llamacpp')}, or "
             "give the address of a llama-server that serves the file as base_url=…"
         )
     return OwnServer(chosen.server_settings(window_of(chosen, file, LONGEST_WINDOW)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from lm_eval_tandem.engines.entropy import Values, entropy_bounds
 from lm_eval_tandem.engines.http.failures import Failure
+from lm_eval_tandem.errors import one_line
 
 FIELDS = ("tokens", "stop_type", "timings", "completion_probabilities")
 """What of a reply is read; a server sends far more, the prompt's text among it."""
@@ -58,7 +59,7 @@ class Reply:
                 distributions=[Distribution.of(entry) for entry in reply.get("completion_probabilities") or ()],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            shown = f"{type(error).__name__}: {error}"[:200]
+            shown = one_line(f"{type(error).__name__}: {error}", 200)
             raise Failure(f"the reply is none of a llama-server's /completion ({shown})", retryable=False) from error
 
 

@@ -27,7 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from lm_eval_tandem.engines.vllm import worker_extension
 from lm_eval_tandem.engines.vllm.entropy_check import warn_of_untested
-from lm_eval_tandem.errors import EngineError
+from lm_eval_tandem.errors import EngineError, one_line
 
 T = TypeVar("T")
 
@@ -203,7 +203,7 @@ def translated_errors() -> Iterator[None]:
             "With store=FILE another run continues from what is finished."
         ) from error
     except (VLLMError, ValueError) as error:
-        raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error)}") from error
+        raise EngineError(f"vLLM {VERSION} refused a request: {one_line(error) or type(error).__name__}") from error
 
 
 def load_vllm(arguments: Mapping[str, Any], exact: bool) -> vllm_causallms.VLLM:
@@ -252,7 +252,7 @@ def loading_error(name: str, error: Exception) -> EngineError:
     hint = " Two engines on one device need mentor_gpu_memory_utilization and intern_gpu_memory_utilization."
     memory = hint if "memory" in str(error) or "Engine core initialization failed" in str(error) else ""
     return EngineError(
-        f"the model {name} could not be loaded by vLLM {VERSION}: {one_line(error)}"
+        f"the model {name} could not be loaded by vLLM {VERSION}: {one_line(error) or type(error).__name__}"
         f"{'' if 'log above' in str(error) else ' (more in its log above).'}{memory}"
     )
 
@@ -307,8 +307,3 @@ def vllm_environment() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def one_line(error: BaseException) -> str:
-    """The first 300 characters of an error, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

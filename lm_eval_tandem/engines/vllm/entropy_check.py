@@ -19,7 +19,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from lm_eval_tandem.engines.entropy import LOGPROB_COLUMNS, EntropyMethod
-from lm_eval_tandem.errors import EngineError
+from lm_eval_tandem.errors import EngineError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def entropy_fault(send: Send, ids: list[int], version: str) -> str:
         found = reported(send, ids[:TOKENS])
         right = np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True)
     except Exception as error:  # what an unknown vLLM answers can break at any place; the user gets one sentence
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        reason = one_line(error).rstrip(".") or type(error).__name__
         return f"the exact entropies of vLLM {version} cannot be checked ({reason}); {WAY_ON}."
     if right:
         return ""

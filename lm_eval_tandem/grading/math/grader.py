@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from lm_eval_tandem.errors import install
 from lm_eval_tandem.grading import GradingError
 from lm_eval_tandem.grading.math.answer import extract
 from lm_eval_tandem.grading.math.pool import CallFailed, Pool
@@ -59,7 +60,7 @@ def require() -> None:
     """Raise GradingError, with the command that installs it, if Math-Verify is not installed."""
     if importlib.util.find_spec("math_verify") is None:
         raise GradingError(
-            "Grading mathematics needs Math-Verify, which is not installed; run: pip install 'lm-eval-tandem[math]'"
+            f"Grading mathematics needs Math-Verify, which is not installed; install it with {install('math')}."
         )
 
 

@@ -48,11 +48,12 @@ def table(comparison: Comparison, cascade: Run) -> Table:
             ]
         )
     label, unit = comparison.label(cascade), comparison.unit.name
+    spent = cost(comparison, cascade)
+    reached = f"{label} reaches {accuracy(cascade)} %" + (f" at {spent} {unit} per question" if spent else "")
     return make_table(
         f"compared-{comparison.name}",
         comparison.title,
-        f"{label} reaches {accuracy(cascade)} % at {cost(comparison, cascade)} {unit} per question. Differences "
-        "are its accuracy minus that of the policy in the row.",
+        f"{reached}. Differences are its accuracy minus that of the policy in the row.",
         [
             "policy",
             "accuracy %",

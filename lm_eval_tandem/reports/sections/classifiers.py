@@ -20,7 +20,7 @@ def by_inputs(data: ReportData) -> list[Part]:
     parts: list[Part] = [inputs_table(comparison) for comparison in data.comparisons if len(comparison.cascades) > 1]
     if parts:
         return parts
-    cascade = command(data.comparisons[0], "cascade").replace("policy=cascade", "policy=cascade,classifier=OTHER")
+    cascade = command(data.comparisons[0], "cascade", changes={"classifier": "OTHER"})
     return [
         Missing(
             "The comparison of classifiers (statistics, hidden states, LoRA; other recipes) needs cascades with "
@@ -84,7 +84,7 @@ def unified(data: ReportData) -> list[Part]:
             parts.append(unified_table(comparison, min(shared, key=distance_from_default), best))
     if parts:
         return parts
-    cascade = command(data.comparisons[0], "cascade").replace("policy=cascade", "policy=cascade,classifier=PER_SUBJECT")
+    cascade = command(data.comparisons[0], "cascade", changes={"classifier": "PER_SUBJECT"})
     return [
         Missing(
             "The comparison of one classifier with one per subject needs a cascade with a classifier of each kind.",

@@ -7,7 +7,7 @@ import numpy as np
 from lm_eval_tandem import digits
 from lm_eval_tandem.reports.sections.cells import accuracy_of
 from lm_eval_tandem.reports.sources.comparison import Comparison
-from lm_eval_tandem.reports.sources.missing import command
+from lm_eval_tandem.reports.sources.missing import command, run_like
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Table, make_table
 
@@ -24,13 +24,14 @@ def dollars(data: ReportData) -> list[Part]:
     ]
     if parts:
         return parts
-    prices = ",".join(f"{role}_price_{kind}=P" for role in ("mentor", "intern") for kind in PRICED)
-    like = command(data.comparisons[0], "cascade", ledger=True)
+    first = data.comparisons[0]
+    names = [f"{role}_price_{kind}" for role in ("mentor", "intern") for kind in PRICED]
+    prices = {name: run_like(first).arguments.get(name, "P") for name in names}
     return [
         Missing(
             "Dollars need runs with prices per million tokens (those of an API, or what an API would charge for local "
             "models) and with a ledger; none of these runs has both.",
-            like.replace("policy=cascade", f"policy=cascade,{prices}"),
+            command(first, "cascade", ledger=True, changes=prices),
         )
     ]
 

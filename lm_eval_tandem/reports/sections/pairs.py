@@ -24,11 +24,10 @@ def pairs(data: ReportData) -> list[Part]:
         on_domain = [comparison for comparison in data.comparisons if comparison.domain == domain]
         parts += [models_table(domain, on_domain), efforts_table(domain, on_domain)]
     if len({comparison.pair for comparison in data.comparisons}) < 2:
-        like = command(data.comparisons[0], "cascade")
         parts.append(
             Missing(
                 "The comparison of pairs needs the runs of a second pair on the same questions.",
-                like.replace("policy=cascade", "policy=cascade,mentor=OTHER,intern=OTHER"),
+                command(data.comparisons[0], "cascade", changes={"mentor": "OTHER", "intern": "OTHER"}),
             )
         )
     return parts

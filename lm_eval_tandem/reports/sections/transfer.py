@@ -37,7 +37,7 @@ def no_other_domain(data: ReportData) -> Missing:
     first = data.comparisons[0]
     return Missing(
         f"Transfer needs a cascade on a domain that its classifier was not fitted on; it was fitted on {tasks}.",
-        command(first, "cascade").replace(f"--tasks {first.domain}", "--tasks OTHER_TASK"),
+        command(first, "cascade", task="OTHER_TASK"),
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lm_eval_tandem.reports.sources.comparison import Comparison
-from lm_eval_tandem.reports.sources.labels import without_paths
+from lm_eval_tandem.reports.sources.labels import slug, without_paths
+from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import Missing
 
 NOT_REPEATED = ("policy", "ledger", "classifier", "thresholds", "record_features")
@@ -56,15 +57,46 @@ def has_run(comparison: Comparison, policy: str, ledger: bool = False) -> bool:
     return any(run.records or not ledger for run in runs)
 
 
-def command(comparison: Comparison, policy: str, ledger: bool = False) -> str:
-    """Return the lm_eval command that runs a policy with the arguments of the comparison's other runs."""
-    like = next((run for run in comparison.runs if run.policy), comparison.runs[0])
-    arguments = {"policy": policy} | {n: value for n, value in like.arguments.items() if n not in NOT_REPEATED}
+def command(
+    comparison: Comparison,
+    policy: str,
+    ledger: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    task: str | None = None,
+) -> str:
+    """Return the lm_eval command that runs a policy with the arguments of the comparison's other runs.
+
+    Parameters
+    ----------
+    comparison
+        The runs that are there.
+    policy
+        The policy to run.
+    ledger
+        Whether the run needs a ledger that records features. A task that is not the package's gets a ledger in any
+        case, because a report has its costs from nowhere else.
+    changes
+        Model arguments of the run that those of the other runs do not have, or have other values of.
+    task
+        The task to run; None for the comparison's.
+    """
+    like, changed, task = run_like(comparison), changes or {}, task or comparison.domain
+    kept = {name: value for name, value in like.arguments.items() if name not in (*NOT_REPEATED, *changed)}
+    arguments = {"policy": policy, **changed, **kept}
+    own = task.startswith("tandem_")
+    if ledger or not own:
+        name = slug(f"{task}-{comparison.pair}-{policy}{'-other' * bool(changed)}")
+        arguments["ledger"] = f"RUNS/ledger-{name}.jsonl"
     if ledger:
-        arguments |= {"ledger": f"RUNS/ledger-{policy.replace(':', '-')}.jsonl", "record_features": True}
-    words = ["lm_eval --model tandem", f"--model_args {typed(arguments)}", f"--tasks {comparison.domain}", *like.flags]
-    words += ["--include_path task_configs"] if comparison.domain.startswith("tandem_") else []
+        arguments["record_features"] = True
+    words = ["lm_eval --model tandem", f"--model_args {typed(arguments)}", f"--tasks {task}", *like.flags]
+    words.append(f"--include_path {'task_configs' if own else 'FOLDER'}")
     return " ".join([*words, "--log_samples", "--output_path RUNS"])
+
+
+def run_like(comparison: Comparison) -> Run:
+    """Return the run whose model arguments and flags another run takes over."""
+    return next((run for run in comparison.runs if run.policy), comparison.runs[0])
 
 
 def typed(arguments: Mapping[str, Any]) -> str:

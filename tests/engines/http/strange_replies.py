@@ -152,7 +152,7 @@ BROKEN: dict[str, Strange] = {
     # no JSON
     "JSON that is cut off": raw("cannot be read", b'{"choices": [{"message": {"content": "WRONG'),
     "JSON that is nested too deeply": raw("cannot be read", b"[" * 200_000),
-    "a page": page("the reply is text, '<html>WRONG: sign in</html>'|the stream broke off"),
+    "a page": page("the reply is text, 'WRONG: sign in'|the stream broke off"),
     "a connection that breaks": cut_off(),
     "a stream and a whole reply exchanged": exchanged(),
     # finish reasons

@@ -23,7 +23,7 @@ pytest.importorskip("openai", reason="the package openai is not installed")
 import tiny
 from command_line import DEFAULT_TASKS_LEFT_OUT, MAIN, save_task
 from engines.conformance import THOUGHT, Reference, run, together
-from engines.http.listener import refusal
+from engines.http.listener import refusal, response
 from engines.http.openai_server import Behaviour, FaultyProxy, ModelServer, serving
 from engines.http.strange_replies import whole
 from lm_eval_tandem import pair
@@ -393,6 +393,30 @@ class TestReplies:
             with pytest.raises(EngineError, match="kind generate_until"):
                 engine.lm.loglikelihood([])
             engine.close()
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        (
+            "<html>\n<head><title>502 Bad\n Gateway</title></head>\n<body><h1>nginx</h1></body></html>",
+            "502 Bad Gateway",
+        ),
+        ("<!DOCTYPE html><html><style>p {}</style><body>\n<p>Please&nbsp;sign in</p><p>Now</p>", "Please\xa0sign in"),
+        ("<html></html>", "an empty HTML page"),
+        ("upstream is down", "upstream is down"),
+    ],
+)
+def test_a_server_s_page_is_quoted_by_its_title_or_first_line(folder: Path, page: str, shown: str) -> None:
+    replies = [response(502, page.encode(), "text/html", connection="close")]
+    with serving(folder) as server:
+        engine = engine_of(server, retries=0)
+        server.behaviour.raw_replies = {"lantern": lambda stream: replies}
+        with pytest.raises(CallError) as caught:
+            run(engine.generate(Prompt(engine.render((("user", "a lantern"),))), Sampling(5)))
+        engine.close()
+    assert f"the server replied with status 502: {' '.join(shown.split())}" in str(caught.value)
+    assert "<" not in str(caught.value)
 
 
 def test_a_wait_that_a_server_asks_for_is_limited(folder: Path) -> None:
