@@ -186,13 +186,19 @@ def check_replaceable(path: Path, policy: str, pair: str, models: Mapping[str, s
     head = header(path)
     if head is None:
         raise ArgumentError(f"ledger={path} holds something else than a ledger, which the run would replace; {advice}")
-    theirs = {role: head[role].get("model") for role in ("mentor", "intern") if isinstance(head.get(role), dict)}
-    if (head.get("policy"), head.get("pair"), theirs) != (policy, pair, models):
+    theirs = {role: str(head[role].get("model")) for role in ("mentor", "intern") if isinstance(head.get(role), dict)}
+    same_models = all(theirs.get(role) == label or same_path(theirs.get(role), label) for role, label in models.items())
+    if (head.get("policy"), head.get("pair"), set(theirs), same_models) != (policy, pair, set(models), True):
         called = f"policy={head.get('policy')} of {' and '.join(map(str, theirs.values())) or 'other models'}"
         raise ArgumentError(
             f"ledger={path} holds the ledger of another run, {called}, which policy={policy} of "
             f"{' and '.join(models.values())} would replace; {advice}"
         )
+
+
+def same_path(one: str | None, other: str) -> bool:
+    """Whether two labels of models are paths to the same file or folder."""
+    return one is not None and Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def header(path: Path) -> dict[str, Any] | None:

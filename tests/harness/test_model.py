@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,17 @@ class TestRefusedBeforeAModelIsLoaded:
         with pytest.raises(EngineError, match="a model was loaded"):  # past all checks: the same run again
             TandemLM(ledger=str(file), policy="stage:1")
         assert file.read_bytes() == written
+
+    def test_the_ledger_of_the_same_model_by_another_path_is_that_of_the_same_run(self, tmp_path: Path) -> None:
+        (tmp_path / "big").mkdir()
+        (tmp_path / "other" / "big").mkdir(parents=True)
+        head = {"policy": "mentor", "pair": "big", "mentor": {"model": os.path.relpath(tmp_path / "big")}}
+        ledger.write(tmp_path / "l.jsonl", [], head)
+        given = {"policy": "mentor", "intern": "pair", "ledger": str(tmp_path / "l.jsonl")}
+        with pytest.raises(EngineError, match="a model was loaded"):
+            TandemLM(mentor=str(tmp_path / "big"), **given)
+        with pytest.raises(ArgumentError, match=r"holds the ledger of another run, policy=mentor of .*big, which"):
+            TandemLM(mentor=str(tmp_path / "other" / "big"), **given)
 
     @pytest.mark.parametrize("content", ["my notes\n", '{"question": "mine"}\n', "[" * 100_000, "\xff\xfe"])
     def test_a_file_that_is_no_ledger(self, tmp_path: Path, content: str) -> None:
