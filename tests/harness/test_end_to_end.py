@@ -119,14 +119,14 @@ def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) ->
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + PATIENCE
-    while entries(tmp_path / "s.sqlite") < 20 and going.poll() is None and time.monotonic() < deadline:
+    while entries(tmp_path / "s.sqlite") < 60 and going.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     going.send_signal(signal.SIGINT)
     _, errors = going.communicate(timeout=PATIENCE)
     assert going.returncode in (-signal.SIGINT, 1), "130 in a shell; 1 where torch hides the signal from Python"
     assert b"tandem: interrupted" in errors
-    kept = len(Store(tmp_path / "s.sqlite"))
-    assert kept >= 20
+    assert len(Store(tmp_path / "s.sqlite")) >= 60
+    # of the last batches, 16 calls each, some were stored and not yet recorded
     assert len((tmp_path / "l.jsonl").read_text().splitlines()) >= 20
 
 
