@@ -56,6 +56,7 @@ def start_and_kill(folder: Path) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_continued_until_everything_is_measured(tmp_path: Path) -> None:
     output = run(*TINY, "--minutes", "0", "--output", str(tmp_path))
     assert f"Not measured: entropies, 1/mentor, {'1/' + ', 1/'.join(POLICIES[1:])}" in output
@@ -86,6 +87,7 @@ def test_a_run_that_is_killed_is_continued_until_everything_is_measured(tmp_path
     assert "has everything" in run(*TINY, "--output", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_why_a_group_could_not_be_measured_is_in_the_table(tmp_path: Path) -> None:
     package = tmp_path / "broken" / "lm_eval" / "__init__.py"
     package.parent.mkdir(parents=True)

@@ -47,6 +47,7 @@ def test_the_report_shows_a_benchmark_s_file_as_random_weights(tmp_path: Path) -
     assert "transformers" in shown.caption
 
 
+@pytest.mark.slow
 def test_a_sweep_has_every_point_and_stays_out_of_the_report(tmp_path: Path) -> None:
     output = bench(tmp_path, "--questions", "2,3", "--in_flight", "1,2", "--policies", "cascade", "--apart")
     points = json.loads((tmp_path / "sweep-questions-in_flight-hf.json").read_text(encoding="utf-8"))
@@ -57,6 +58,7 @@ def test_a_sweep_has_every_point_and_stays_out_of_the_report(tmp_path: Path) -> 
     assert not list(tmp_path.glob("latency*"))
 
 
+@pytest.mark.slow
 def test_what_judging_adds_is_measured_against_the_same_answers_without_a_judge(tmp_path: Path) -> None:
     """The script itself fails if the answers differ."""
     file, script = tmp_path / "judge.md", str(BENCHMARKS / "judge.py")

@@ -43,6 +43,7 @@ def test_a_folder_without_the_models_is_refused(tmp_path: Path) -> None:
         real.main([str(tmp_path)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("xllamacpp") is None or find_spec("gguf") is None,
     reason="xllamacpp is not installed: pip install '.[llamacpp]'",

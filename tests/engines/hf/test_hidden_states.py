@@ -258,5 +258,5 @@ def test_engines_that_tell_statistics_alone_refuse_before_and_in_the_run(monkeyp
         registry.check_view(view, "hf", "c")
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     registry.check_view(HIDDEN, "hf", "c")
-    with pytest.raises(ClassifierError, match=r"c needs the package peft; .*'lm-eval-tandem\[peft\]'"):
+    with pytest.raises(ClassifierError, match=r'c needs the package peft; .*pip install "\.\[peft\]"'):
         registry.check_view(ADAPTED, "hf", "c")
