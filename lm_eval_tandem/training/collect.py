@@ -218,10 +218,12 @@ def check_limit(limit: float | None) -> None:
 def check_metric(metric: str | None, tasks: Sequence[str], manager: Any) -> None:
     """Raise ArgumentError where the file of a task lists its metrics and this one is not among them.
 
-    Groups, tags and tasks written in Python are checked when their first questions are graded.
+    Groups, tags and tasks written in Python are checked when their first questions are graded, and so are all tasks
+    where the harness keeps no such index (0.5).
     """
+    index = getattr(manager, "task_index", {})
     for name in tasks:
-        entry = manager.task_index.get(name)
+        entry = index.get(name)
         listed = (entry.cfg or {}).get("metric_list") if entry is not None else None
         if metric is None or not isinstance(listed, list):
             continue
