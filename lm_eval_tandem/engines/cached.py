@@ -84,10 +84,10 @@ class CachedEngine:
         So a cascade over stages that have been answered before, with their statistics, computes nothing. That needs
         greedy decoding, under which the parts of an answer are the same in whatever calls they come.
         """
-        start = len(prompt.continued)
-        whole_length = start + (prompt.horizon or sampling.max_tokens)
         if sampling.temperature > 0:
             return None
+        start = len(prompt.continued)
+        whole_length = start + (prompt.horizon or sampling.max_tokens)
         for measured in dict.fromkeys((True, sampling.return_token_stats)):
             whole = replace(sampling, max_tokens=whole_length, return_token_stats=measured, max_entropy=None)
             if whole == sampling and not start:  # the call itself

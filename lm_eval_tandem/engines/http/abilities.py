@@ -10,11 +10,12 @@ import numpy as np
 
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.entropy import EntropyMethod
-from lm_eval_tandem.engines.http.client import CHAT_PATH, ServerPool
+from lm_eval_tandem.engines.http.client import ServerPool
 from lm_eval_tandem.engines.http.failures import Failure
-from lm_eval_tandem.engines.http.logprobs import COMPLETIONS_PATH, LogprobRequest
-from lm_eval_tandem.engines.http.options import UNKNOWN_WINDOW, Options
+from lm_eval_tandem.engines.http.logprobs import LogprobRequest
+from lm_eval_tandem.engines.http.options import CHAT_PATH, COMPLETIONS_PATH, UNKNOWN_WINDOW, Options
 from lm_eval_tandem.engines.http.replies import ModelEntry, Reply
+from lm_eval_tandem.engines.http.retries import Retries
 from lm_eval_tandem.engines.http.single import prompt_fields, request_body
 from lm_eval_tandem.engines.http.stream import Stream
 from lm_eval_tandem.engines.http.text import Counting, TokenCounter, encode_chat
@@ -100,17 +101,26 @@ async def streams_each_token(
 
     async def attempt(_: int) -> bool:
         stream = Stream("", (), "", counter.count)
-        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        stream.start(servers.stream(stream.started, CHAT_PATH, streamed, "", retries))
-        try:
-            await stream.read(UNKNOWN_WINDOW, servers.options.timeout)
-        except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
-            raise servers.errors.failure(error) from error
+        await read_once(servers, stream, CHAT_PATH, body, retries, UNKNOWN_WINDOW)
         usage = stream.usage
         # An end token is billed and has no chunk.
         return usage is not None and 0 <= usage.new - usage.reasoning - stream.pieces <= 1
 
     return await servers.retry(attempt, retries, takes_connection=False)
+
+
+async def read_once(
+    servers: ServerPool, stream: Stream, path: str, body: Mapping[str, Any], retries: Retries, tokens: int
+) -> None:
+    """Let a stream receive the answer to a request, read so many tokens of it at most, and close it."""
+    streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    stream.start(servers.stream(stream.started, path, streamed, "", retries))
+    try:
+        await stream.read(tokens, servers.options.timeout)
+    except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
+        raise servers.errors.failure(error) from error
+    finally:
+        stream.close()
 
 
 @dataclass(frozen=True)
@@ -200,17 +210,11 @@ async def first_tokens(
     path, fields = prompt_fields(servers, counter, "stream", Prompt(text))
     tokens = PROBE_TOKENS if temperature == 0 else 1
     body = request_body(options, Sampling(max_tokens=tokens, temperature=temperature), return_ids=False)
-    body |= {"stream": True, "stream_options": {"include_usage": True}, **fields, **request.fields(path)}
+    body |= {**fields, **request.fields(path)}
 
     async def attempt(_: int) -> Any:
         stream = Stream("", (), "", counter.count, tokens, request)
-        stream.start(servers.stream(stream.started, path, body, "", retries))
-        try:
-            await stream.read(tokens, options.timeout)
-        except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
-            raise servers.errors.failure(error) from error
-        finally:
-            stream.close()
+        await read_once(servers, stream, path, body, retries, tokens)
         if not len(stream.first_top):
             raise Failure("it sends none in a stream", retryable=False)
         return stream.first_top

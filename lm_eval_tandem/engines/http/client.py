@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,15 +16,14 @@ import openai
 
 from lm_eval_tandem.engines import EngineWork
 from lm_eval_tandem.engines.http.failures import ErrorReader, Failure, error_in
-from lm_eval_tandem.engines.http.logprobs import COMPLETIONS_PATH
-from lm_eval_tandem.engines.http.options import Options, is_public
+from lm_eval_tandem.engines.http.options import CHAT_PATH, COMPLETIONS_PATH, Options, is_public
 from lm_eval_tandem.engines.http.replies import ModelEntry
 from lm_eval_tandem.engines.http.retries import Reachability, Retries
+from lm_eval_tandem.event_loop import EventLoopThread
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-CHAT_PATH = "/chat/completions"
 CONNECT_TIMEOUT = 10.0
 """Seconds within which a connection has to be established."""
 DROPPABLE = ("temperature", "seed", "stop", "top_p", "stream_options", "return_token_ids", "max_tokens")
@@ -303,6 +302,18 @@ class ServerPool:
             self.has_completions = False
             return True
         return False
+
+
+def run_apart(servers: ServerPool, work: Coroutine[Any, Any, T]) -> T:
+    """The result of calls that go through `servers` alone, from any thread; the connections are closed again."""
+    loop = EventLoopThread()
+    try:
+        return loop.run(work)
+    finally:
+        try:
+            loop.run(servers.disconnect())
+        finally:
+            loop.close()
 
 
 def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ import numpy as np
 
 from lm_eval_tandem.engines.entropy import Values, entropy_bounds
 from lm_eval_tandem.engines.http.failures import Failure
+from lm_eval_tandem.engines.http.options import COMPLETIONS_PATH
 
 FLOOR = -9999.0
 """What OpenAI and vLLM send in place of a log-probability that is minus infinity or, of a sampled token, not known."""
 MISTAKE = 0.01
 """By how much probabilities may exceed 1 and each other because of rounding."""
-COMPLETIONS_PATH = "/completions"
 UNREADABLE = ("\N{REPLACEMENT CHARACTER}", "bytes:")
 """Parts of the text of a token that holds only some bytes of a character, where the server does not send the bytes."""
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from lm_eval_tandem.engines import (
     DEFAULT_VIEW,
@@ -36,7 +36,7 @@ from lm_eval_tandem.engines.http.abilities import (
     find_logprobs,
     probe,
 )
-from lm_eval_tandem.engines.http.client import ServerPool, ServerWork
+from lm_eval_tandem.engines.http.client import ServerPool, ServerWork, run_apart
 from lm_eval_tandem.engines.http.open_streams import OpenStreams
 from lm_eval_tandem.engines.http.options import UNKNOWN_WINDOW, Options
 from lm_eval_tandem.engines.http.replies import without_thinking
@@ -51,9 +51,7 @@ from lm_eval_tandem.engines.http.text import (
 from lm_eval_tandem.engines.limits import check_window, require_default_view
 from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import ArgumentError, CallError, EngineError
-from lm_eval_tandem.event_loop import EventLoopThread
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -95,19 +93,12 @@ class APIEngine:
         self._counter = TokenCounter(options.tokenizer)
         self._servers = ServerPool(options, options.key(), self.work)
         self._wanted = entropy_method(options)
-        loop = EventLoopThread()
-        try:
-            server = loop.run(probe(self._servers, self._counter))
-            self.resume = server.resume
-            self.window = options.max_length or server.entry.window or UNKNOWN_WINDOW
-            self._vocabulary = (
-                options.vocabulary or self._counter.vocabulary or server.entry.vocabulary or LARGE_VOCABULARY
-            )
-            self._single = SingleRequests(self._servers, self._counter, server.resume, self._vocabulary)
-            self._streams = OpenStreams(self._servers, self._counter, server.counting, self.window, server.resume)
-        finally:
-            loop.run(self._servers.disconnect())
-            loop.close()
+        server = run_apart(self._servers, probe(self._servers, self._counter))
+        self.resume = server.resume
+        self.window = options.max_length or server.entry.window or UNKNOWN_WINDOW
+        self._vocabulary = options.vocabulary or self._counter.vocabulary or server.entry.vocabulary or LARGE_VOCABULARY
+        self._single = SingleRequests(self._servers, self._counter, server.resume, self._vocabulary)
+        self._streams = OpenStreams(self._servers, self._counter, server.counting, self.window, server.resume)
         self.lm = TextOnlyLM(model, self.window, options.max_gen_toks)
         self._abilities = server
         self._finding_out = threading.RLock()
@@ -256,16 +247,6 @@ class APIEngine:
     def _check_window(self, prompt: Prompt, new_tokens: int) -> None:
         continued = len(server_ids(prompt.continued)) or self._counter.count(decode_reply(prompt.continued))
         check_window(self.name, self.window, len(self.encode(prompt.text)) + continued, new_tokens)
-
-
-def run_apart(servers: ServerPool, work: Coroutine[Any, Any, T]) -> T:
-    """The result of calls that go through `servers` alone, from any thread; the connections are closed again."""
-    loop = EventLoopThread()
-    try:
-        return loop.run(work)
-    finally:
-        loop.run(servers.disconnect())
-        loop.close()
 
 
 def entropy_method(options: Options) -> EntropyMethod | None:

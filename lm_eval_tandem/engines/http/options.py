@@ -16,6 +16,8 @@ from lm_eval_tandem.errors import ArgumentError
 PUBLIC_URL, PUBLIC_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 """OpenAI's own server, and the environment variable of its key, which no other server gets unless `api_key_env` names
 it."""
+CHAT_PATH, COMPLETIONS_PATH = "/chat/completions", "/completions"
+"""Where a server answers a conversation, and where it continues plain text or token ids."""
 RESUME_MODES = ("auto", "ids", "prefix", "stream")
 UNKNOWN_WINDOW = 1_000_000
 """The window in tokens where neither server nor user gives one: the server itself then refuses a prompt that is too

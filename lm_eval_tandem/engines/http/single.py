@@ -14,8 +14,8 @@ import numpy as np
 
 from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats
 from lm_eval_tandem.engines.entropy import EntropyMethod, entropy_bounds
-from lm_eval_tandem.engines.http.client import CHAT_PATH, COMPLETIONS_PATH, ServerPool
-from lm_eval_tandem.engines.http.options import Options
+from lm_eval_tandem.engines.http.client import ServerPool
+from lm_eval_tandem.engines.http.options import CHAT_PATH, COMPLETIONS_PATH, Options
 from lm_eval_tandem.engines.http.replies import Reply, Usage, prompt_logprobs
 from lm_eval_tandem.engines.http.retries import Retries
 from lm_eval_tandem.engines.http.text import (

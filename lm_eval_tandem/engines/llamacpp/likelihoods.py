@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lm_eval_tandem.engines.http.client import run_apart
 from lm_eval_tandem.engines.limits import undefined_logits
 from lm_eval_tandem.engines.llamacpp.replies import Distribution
 from lm_eval_tandem.engines.llamacpp.servers import LlamaServers, ServerSession
 from lm_eval_tandem.errors import EngineError
-from lm_eval_tandem.event_loop import EventLoopThread
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +86,8 @@ class Likelihoods:
         """
         if not pairs:
             return
-        loop, servers = EventLoopThread(), self._servers.reconnected()
-        unlikely = self._unlikely
-        try:
-            loop.run(self._measure(servers, pairs, take))
-        finally:
-            try:
-                loop.run(servers.pool.disconnect())
-            finally:
-                loop.close()
+        servers, unlikely = self._servers.reconnected(), self._unlikely
+        run_apart(servers.pool, self._measure(servers, pairs, take))
         if self._unlikely > unlikely:
             log.warning(
                 "%s: %d tokens are less likely than e^-87, which llama.cpp cannot tell exactly; none counts as less "
