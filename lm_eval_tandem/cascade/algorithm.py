@@ -183,9 +183,8 @@ class Cascade:
         if not self.record_features:
             return await self._finish_answer(run, stage, answer, reason)
         stats = await self._score_prompt(run, replace(self.view, adapter=None)) if self.record_prompts else None
-        seconds, vector = (
-            (0.0, prompt_features(None, stage)) if stats is None else (stats.seconds, features(stats, stage))
-        )
+        vector = prompt_features(None, stage) if stats is None else features(stats, stage)
+        seconds = 0.0 if stats is None else stats.seconds
         judgement = self._record_judgement(run, stage, answer, seconds, vector, None)
         result = await self._finish_answer(run, stage, answer, reason, record_stats=True)
         self._record_measurements(judgement, run, stats, answer)

@@ -221,11 +221,13 @@ def check_metric(metric: str | None, tasks: Sequence[str], manager: Any) -> None
     Groups, tags and tasks written in Python are checked when their first questions are graded, and so are all tasks
     where the harness keeps no such index (0.5).
     """
+    if metric is None:
+        return
     index = getattr(manager, "task_index", {})
     for name in tasks:
         entry = index.get(name)
         listed = (entry.cfg or {}).get("metric_list") if entry is not None else None
-        if metric is None or not isinstance(listed, list):
+        if not isinstance(listed, list):
             continue
         names = [str(one["metric"]) for one in listed if isinstance(one, dict) and "metric" in one]
         if names and metric not in names:
