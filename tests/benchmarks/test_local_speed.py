@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engines.llamacpp.local import NEEDS_LLAMACPP
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Engine, Role, registry
 
 local_speed = pytest.importorskip("benchmarks.local_speed", reason="the tests were copied without benchmarks/")
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gguf") is None,
-    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-)
+pytestmark = NEEDS_LLAMACPP
 
 
 def test_both_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engines.llamacpp.local import NEEDS_LLAMACPP
 from lm_eval_tandem import cli, pair
 
 real = pytest.importorskip("benchmarks.real", reason="the tests were copied without benchmarks/")
@@ -44,10 +44,7 @@ def test_a_folder_without_the_models_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gguf") is None,
-    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-)
+@NEEDS_LLAMACPP
 def test_a_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the bundled pair under the names of the real models, on two questions."""
     from engines.llamacpp import to_gguf

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from engines.conformance import SCRIPT, TEXTS, THOUGHT, EngineConformance, Reference, StopConformance, run, together
+from engines.llamacpp.local import NEEDS_LLAMACPP, converted, opened
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.errors import ArgumentError, EngineError
 
-INSTALLED = find_spec("xllamacpp") is not None and find_spec("gguf") is not None
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="xllamacpp is not installed: pip install '.[llamacpp]'")
-
-EXACT = {"batch_size": 4, "cache_type": "f32", "threads": 1}
-
-
-def opened(file: Path, **arguments: Any) -> Any:
-    from lm_eval_tandem.engines.llamacpp.engine import LlamaEngine
-
-    return LlamaEngine(str(file), {**EXACT, **arguments})
-
-
-def converted(folder: Path, to: Path) -> Path:
-    from engines.llamacpp import to_gguf
-
-    return to_gguf.save(folder, to / "model.gguf")
+pytestmark = NEEDS_LLAMACPP
 
 
 @pytest.fixture(scope="module", params=["pair", "llama", "qwen3"])

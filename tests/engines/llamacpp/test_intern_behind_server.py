@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,12 @@ from engines.http.behind_server import (
     assert_refused_beginnings_end,
 )
 from engines.llamacpp.llama_server import WINDOW, passes, serving
+from engines.llamacpp.local import NEEDS_LLAMACPP
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Engine, Prompt, Sampling
 from lm_eval_tandem.engines.http.openai import APIEngine
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gguf") is None,
-    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-)
+pytestmark = NEEDS_LLAMACPP
 
 
 @pytest.fixture(scope="module")

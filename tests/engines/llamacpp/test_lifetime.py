@@ -10,18 +10,15 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
 import tiny
+from engines.llamacpp.local import NEEDS_LLAMACPP
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gguf") is None,
-    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-)
+pytestmark = NEEDS_LLAMACPP
 
 PROGRAM = """
     import asyncio, sys

@@ -9,7 +9,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,19 @@ from lm_eval.models.huggingface import HFLM
 
 import tiny
 from command_line import WITHOUT_DEFAULT_TASKS, results, run, samples
+from engines.llamacpp.local import EXACT, NEEDS_LLAMACPP, converted, opened
 from lm_eval_tandem import pair
 from lm_eval_tandem.errors import ArgumentError, ContextError, EngineError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.pair import problems
 from tasks.in_process import lm_eval
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gguf") is None,
-    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-)
+pytestmark = NEEDS_LLAMACPP
 
 WINDOW = 120
 """Tokens: enough for a question, too few for two."""
-EXACT = {"batch_size": 4, "cache_type": "f32", "threads": 1}
 SCRIPTS = ["é", "naïve café", "Ωμέγα", "日本語", "🦙🦙 lama", "e\u0301", "x🦙"]
 """Characters that are several tokens each, at the beginning, in the middle and at the end."""
-
-
-def opened(model: Any, **arguments: Any) -> Any:
-    from lm_eval_tandem.engines.llamacpp.engine import LlamaEngine
-
-    return LlamaEngine(str(model), {**EXACT, **arguments})
 
 
 @pytest.fixture(scope="module", params=["pair", "llama"])
@@ -54,9 +44,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from engines.llamacpp import to_gguf
-
-    return to_gguf.save(folder, tmp_path_factory.mktemp("gguf") / "model.gguf")
+    return converted(folder, tmp_path_factory.mktemp("gguf"))
 
 
 @pytest.fixture(scope="module")

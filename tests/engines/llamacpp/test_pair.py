@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,12 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from bundled import COMMON
+from engines.llamacpp.local import NEEDS_LLAMACPP
 from lm_eval_tandem import pair
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.pair import problems
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None or find_spec("gguf") is None,
-    reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-)
+pytestmark = NEEDS_LLAMACPP
 
 
 @pytest.fixture(scope="module")

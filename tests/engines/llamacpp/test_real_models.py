@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engines.conformance import run, together
+from engines.llamacpp.local import NEEDS_LLAMACPP
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.llamacpp.gguf_file import GGUFFile
 
 FOLDER = os.environ.get("TANDEM_TEST_MODELS", "")
 pytestmark = [
     pytest.mark.skipif(not FOLDER, reason="TANDEM_TEST_MODELS names no folder with GGUF files"),
-    pytest.mark.skipif(
-        find_spec("xllamacpp") is None or find_spec("gguf") is None,
-        reason="xllamacpp is not installed: pip install '.[llamacpp]'",
-    ),
+    NEEDS_LLAMACPP,
 ]
 
 PARAMETERS = {
