@@ -21,12 +21,14 @@ from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Question, Wording
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.drafts import accepted_draft_tokens
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, features
 from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.store import Store
 
 EFFORTS = (4, 9, 15)
 WORDING = Wording(request=" Insights:", open=" Insights:", close=" Steps:", deepen=" Deeper:")
@@ -365,6 +367,27 @@ def test_the_best_refused_probe_is_continued(cascade: Cascade) -> None:
     assert probed[1].reason == plain[1].reason == "best of all"
     assert probed[1].tokens.intern_new == plain[1].tokens.intern_new + probed[1].refused_tokens
     assert 0 < probed[1].refused_tokens <= 3 * 4
+
+
+def test_a_cascade_over_stored_stages_computes_nothing(cascade: Cascade, tmp_path: Path) -> None:
+    """Stages that were answered with their statistics hold every beginning that a judge of first tokens asks for."""
+    store = Store(tmp_path / "store.sqlite")
+    assert cascade.mentor is not None
+    assert cascade.intern is not None
+    stored = replace(cascade, mentor=CachedEngine(cascade.mentor, store), intern=CachedEngine(cascade.intern, store))
+    recorded = replace(stored, judge=None, record_features=True, record_prompts=False)
+    fixed = [answer(replace(recorded, policy=Policy("stage", stage=stage)))[0] for stage in range(4)]
+    engines = (cascade.mentor, cascade.intern)
+    for stage in range(4):
+        scores = tuple(0.9 if other == stage else 0.1 for other in range(4))
+        judge = GivenJudge(scores, probe=Probe(5, max_entropy=6.0), reads_prompt=False)
+        plain = answer(replace(cascade, judge=judge))
+        before = [engine.work.decode_tokens for engine in engines]
+        text, record = answer(replace(stored, judge=judge))
+        assert [engine.work.decode_tokens for engine in engines] == before
+        assert text == plain[0] == fixed[stage]
+        assert (record.stage, record.tokens) == (stage, plain[1].tokens)
+    store.close()
 
 
 def test_a_recorded_fixed_stage_holds_what_a_probe_would_have_measured(cascade: Cascade) -> None:
