@@ -18,6 +18,8 @@ from lm_eval_tandem.accounting import Tokens
 from lm_eval_tandem.errors import ArgumentError
 
 FORMAT = "tandem-ledger/1"
+MENTOR_FINISHED = "mentor finished"
+"""The reason of a record whose answer the mentor, which had begun it, has also finished (`guidance=handoff`)."""
 
 
 @dataclass
@@ -90,8 +92,8 @@ class Record:
         The stage that the question was answered from: 0 without the mentor, -1 by the mentor itself.
     reason
         Why from there: "sufficient" (its score passed), "best of all" (no stage passed), "fixed" (the policy's stage),
-        "alone" (one model), "forced" (the budget was used up), or "escalated" (no stage passed, and the mentor
-        answered).
+        "alone" (one model), "forced" (the budget was used up), "escalated" (no stage passed, and the mentor
+        answered), or "mentor finished" (of the answer that it had begun nothing was left to the intern).
     finish_reason
         How the answer ended: "stop" or "length".
     mentor_finish_reason
@@ -136,6 +138,11 @@ class Record:
     def mentor_ended_before(self) -> bool:
         """Whether the mentor had ended before this stage, whose insight is therefore that of an earlier one."""
         return self.mentor_stages < self.stage
+
+    @property
+    def mentor_finished(self) -> bool:
+        """Whether nothing was left to the intern of an answer that the mentor had begun."""
+        return self.reason == MENTOR_FINISHED
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -27,7 +27,7 @@ from lm_eval_tandem.errors import CallError
 from lm_eval_tandem.judge.decision import fallback_stage, passes
 from lm_eval_tandem.judge.features import features, segment_statistics
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
-from lm_eval_tandem.ledger import Judgement, Record
+from lm_eval_tandem.ledger import MENTOR_FINISHED, Judgement, Record
 
 
 class Judge(Protocol):
@@ -138,6 +138,8 @@ class Cascade:
                 if run.insight.finish_reason == "stop":
                     break  # The mentor has finished, so further stages would judge the same insight again.
                 await self._extend_insight(run, stage)
+            if self._mentor_has_answered(run):
+                return await self._finish_answer(run, stage, self._prepare_answer(run, stage, ()), MENTOR_FINISHED)
             answer, score = await self._judge_stage(run, stage, draft=answers[-1].ids if answers else ())
             answers.append(answer)
             scores.append(score)
@@ -177,9 +179,10 @@ class Cascade:
     ) -> tuple[str, Record]:
         """Let the intern answer at a stage that was chosen beforehand; features may be recorded, nothing is judged."""
         for effort in range(1, stage + 1):
-            if run.insight.finish_reason != "stop":
+            if run.insight.finish_reason != "stop" and not self._mentor_has_answered(run):
                 await self._extend_insight(run, effort)
         answer, reason = self._prepare_answer(run, stage, draft), "fixed" if stage else "alone"
+        reason = MENTOR_FINISHED if self._mentor_has_answered(run) else reason
         if not self.record_features:
             return await self._finish_answer(run, stage, answer, reason)
         stats = await self._score_prompt(run, replace(self.view, adapter=None)) if self.record_prompts else None
@@ -191,19 +194,27 @@ class Cascade:
         return result
 
     async def _extend_insight(self, run: QuestionRun, stage: int) -> None:
-        """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2)."""
+        """I_t = I_{t-1} + what the mentor writes up to the stage's budget (Eq. 2).
+
+        A mentor that begins the answer itself writes as it would alone, so that both are one text, computed once.
+        """
         self._stop_intern(run)  # the judge has refused what it wrote
         mentor, insight, task = self._loaded_mentor, run.insight, run.task
-        staged = self.prompts.insights == "staged"
+        staged, hands_off = self.prompts.insights == "staged", self.prompts.hands_off
         text = self.prompts.mentor(mentor, task.question, insight.passes if staged else ())
         continued = () if staged else insight.ids
-        budget = self.efforts[stage - 1] - insight.tokens
-        sampling = replace(task.sampling_for("mentor", stage), max_tokens=budget, stop=())
-        horizon = None if staged else self.efforts[(self.policy.stage or len(self.efforts)) - 1] - insight.tokens
+        effort, longest = self.efforts[stage - 1], self.efforts[(self.policy.stage or len(self.efforts)) - 1]
+        stop: tuple[str, ...] = ()
+        if hands_off:
+            stop, longest = task.sampling.stop, task.sampling.max_tokens
+        budget = min(effort, longest) - insight.tokens
+        sampling = replace(task.sampling_for("mentor", stage), max_tokens=budget, stop=stop)
+        horizon = None if staged else longest - insight.tokens
         completion = await mentor.generate(Prompt(text, continued, task.session, horizon), sampling)
         run.count_generation(mentor, "mentor", text, continued, completion)
         ids = continued + completion.token_ids
-        written = mentor.decode(ids)
+        has_answered = hands_off and completion.finish_reason == "stop"
+        written = mentor.answer_text(ids, stop) if has_answered else mentor.decode(ids)
         run.insight = Insight(
             passes=(*insight.passes, written) if staged else (written,),
             ids=ids,
@@ -232,7 +243,22 @@ class Cascade:
             run.count_generation(intern, "intern", text, continued, completion, draft)
 
         prompt, sampling = Prompt(text, session=run.task.session), run.task.sampling_for("intern", stage)
-        return PartialAnswer(intern, prompt, sampling, record_call, strip_prompt_overlap(intern.encode(text), draft))
+        unread = strip_prompt_overlap(intern.encode(text), draft)
+        answer = PartialAnswer(intern, prompt, sampling, record_call, unread)
+        if self.prompts.hands_off and run.insight.stages:
+            answer.beginning = run.insight.written
+            answer.sampling = replace(sampling, max_tokens=sampling.max_tokens - run.insight.tokens)
+            if self._mentor_has_answered(run):
+                answer.finish_reason = run.insight.finish_reason or ""
+                return answer
+        run.read = run.insight.tokens
+        return answer
+
+    def _mentor_has_answered(self, run: QuestionRun) -> bool:
+        """Whether the mentor, which begins the answer itself, has come to its end: nothing is left to the intern."""
+        insight = run.insight
+        ended = insight.finish_reason == "stop" or insight.tokens >= run.task.sampling.max_tokens
+        return self.prompts.hands_off and insight.stages > 0 and ended
 
     async def _finish_answer(
         self, run: QuestionRun, stage: int, answer: PartialAnswer, reason: str, record_stats: bool = False
@@ -257,12 +283,22 @@ class Cascade:
             run.dollars = sum_known(run.dollars, unused.dollars)
 
     async def _answer_as_mentor(self, run: QuestionRun) -> tuple[str, Record]:
-        """The mentor answers the bare question, as a model alone or as the last resort of `escalate`."""
-        self._stop_mentor(run)
+        """The mentor answers the bare question, as a model alone or as the last resort of `escalate`.
+
+        What it has begun itself it finishes.
+        """
         self._stop_intern(run)
-        text = self.prompts.alone(self._loaded_mentor, run.task.question)
-        completion = await self._generate_as_mentor(run, Prompt(text), run.task.sampling_for("mentor", MENTOR_STAGE))
-        return completion.text, self._record(run, MENTOR_STAGE, "escalated" if run.judgements else "alone", completion)
+        mentor, sampling = self._loaded_mentor, run.task.sampling_for("mentor", MENTOR_STAGE)
+        text, reason = self.prompts.alone(mentor, run.task.question), "escalated" if run.judgements else "alone"
+        begun = run.insight.ids if self.prompts.hands_off else ()
+        if begun:
+            sampling = replace(sampling, max_tokens=sampling.max_tokens - run.insight.tokens)
+            completion = await self._generate_as_mentor(run, Prompt(text, begun, run.task.session), sampling)
+            answer = mentor.answer_text(begun + completion.token_ids, sampling.stop)
+            return answer, self._record(run, MENTOR_STAGE, reason, completion)
+        self._stop_mentor(run)
+        completion = await self._generate_as_mentor(run, Prompt(text), sampling)
+        return completion.text, self._record(run, MENTOR_STAGE, reason, completion)
 
     async def _force_budget(self, run: QuestionRun, budget: int) -> tuple[str, Record]:
         """Budget forcing: thinking that exceeds the budget is cut and closed, and the mentor has to answer."""
@@ -281,7 +317,7 @@ class Cascade:
 
     async def _generate_as_mentor(self, run: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:
         completion = await self._loaded_mentor.generate(prompt, sampling)
-        run.count_generation(self._loaded_mentor, "mentor", prompt.text, (), completion)
+        run.count_generation(self._loaded_mentor, "mentor", prompt.text, prompt.continued, completion)
         return completion
 
     def _intern_prompt(self, run: QuestionRun) -> str:
@@ -303,6 +339,8 @@ class Cascade:
 
     def _read_insight(self, run: QuestionRun) -> str:
         """What the intern reads of I_t."""
+        if self.prompts.hands_off:
+            return run.insight.written
         return self.prompts.as_read(run.insight.text, cut_off=run.insight.finish_reason == "length")
 
     @property
@@ -365,7 +403,7 @@ class Cascade:
         intern = self.intern.parameters if self.intern is not None else 0
         cost = whole = None
         if mentor is not None and intern is not None:
-            cost = tflops(run.tokens, mentor, intern, read=run.insight.tokens)
+            cost = tflops(run.tokens, mentor, intern, read=run.read)
             whole = bill(run.tokens, mentor, intern)
         return Record(
             task=run.task.task,

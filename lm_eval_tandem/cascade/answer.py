@@ -52,6 +52,8 @@ class PartialAnswer:
         Called after each call with the tokens that it continued from, its completion, and the draft that it read.
     draft
         Tokens of a refused answer to another prompt; the tokens that both share are read instead of generated.
+    beginning
+        What the mentor has written of the answer, which the prompt ends with; no part of the counts here.
 
     Attributes
     ----------
@@ -70,6 +72,7 @@ class PartialAnswer:
     sampling: Sampling
     record_call: Callable[[tuple[int, ...], Completion, tuple[int, ...]], None]
     draft: tuple[int, ...] = ()
+    beginning: str = ""
     ids: tuple[int, ...] = ()
     tokens: int = 0
     finish_reason: str = ""
@@ -104,7 +107,7 @@ class PartialAnswer:
         Returns
         -------
         str
-            The text of the whole answer, cut before the first stop string.
+            The text of the whole answer, its beginning included, cut before the first stop string.
         """
         if not self.finish_reason:
             started = self.tokens > 0
@@ -113,9 +116,10 @@ class PartialAnswer:
                 self._single_call_text = completion.text
                 if completion.logprob is not None and completion.entropy is not None:
                     self.logprob, self.entropy = completion.logprob, completion.entropy
-        if self._single_call_text is not None:
-            return self._single_call_text
-        return self.engine.answer_text(self.ids, self.sampling.stop)
+        text = self._single_call_text
+        if text is None:
+            text = self.engine.answer_text(self.ids, self.sampling.stop)
+        return join(self.beginning, text, self.sampling.stop)
 
     async def _generate(self, tokens: int, return_token_stats: bool, max_entropy: float = math.inf) -> Completion:
         """One call for at most `tokens` more tokens."""
@@ -141,3 +145,16 @@ class PartialAnswer:
         elif self.tokens >= self.sampling.max_tokens:
             self.finish_reason = "length"
         return completion
+
+
+def join(beginning: str, rest: str, stop: tuple[str, ...]) -> str:
+    r"""An answer of two writers, cut before a stop string that begins in the first part and ends in the second.
+
+    Examples
+    --------
+    >>> join("Six.\n", "\nNext", stop=("\n\n",))
+    'Six.'
+    """
+    whole, boundary = beginning + rest, len(beginning)
+    found = [whole.find(text, max(0, boundary - len(text) + 1), boundary + len(text) - 1) for text in stop if text]
+    return whole[: min((at for at in found if at >= 0), default=len(whole))]

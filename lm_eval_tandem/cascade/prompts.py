@@ -20,7 +20,8 @@ SETTING = ("efforts", "insights", "guidance", "prompts")
 """Entries of a run's description that decide what an intern reads: those of a classifier's training questions are to be
 those of the runs that it judges."""
 Insights = Literal["cutoff", "staged"]
-Guidance = Literal["guided", "continuation"]
+Guidance = Literal["guided", "continuation", "handoff"]
+HANDOFF = "handoff"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class Prompts:
     insights
         "cutoff": one text, cut at the efforts; "staged": one deeper pass per stage.
     guidance
-        "guided": the insights stand in the intern's prompt; "continuation": the intern continues the mentor's text.
+        "guided": the insights stand in the intern's prompt; "continuation": the intern continues the mentor's text;
+        "handoff": the mentor begins the answer itself, without a request for insights, and the intern goes on with it.
     name
         The wording's name in results; for one from a file its name with a checksum.
     """
@@ -149,6 +151,11 @@ class Prompts:
     guidance: Guidance = "guided"
     name: str = "gpra"
 
+    @property
+    def hands_off(self) -> bool:
+        """Whether what the mentor writes is the answer's own beginning."""
+        return self.guidance == HANDOFF
+
     def alone(self, engine: Engine, question: Question) -> str:
         """The question without insights: for a model that answers alone, and for the intern at stage 0."""
         if question.messages is None:
@@ -157,6 +164,8 @@ class Prompts:
 
     def mentor(self, engine: Engine, question: Question, passes: tuple[str, ...] = ()) -> str:
         """The mentor's prompt; `passes` are the earlier texts that a pass of `insights=staged` deepens."""
+        if self.hands_off:
+            return self.alone(engine, question)
         if question.messages is None:
             text = question.text + self.wording.request
             return text + "".join(insight + self.wording.deepen for insight in passes)
@@ -173,16 +182,17 @@ class Prompts:
     def as_read(self, insights: str, cut_off: bool) -> str:
         """The insights as the intern reads them: where the wording says so, without a last line that was cut off.
 
-        A text that holds no whole line is read as it is.
+        A text that holds no whole line is read as it is, and so is the beginning of an answer.
         """
         whole = insights[: insights.rfind("\n") + 1]
-        return whole if self.wording.whole_lines and cut_off and whole.strip() else insights
+        shortened = self.wording.whole_lines and cut_off and not self.hands_off
+        return whole if shortened and whole.strip() else insights
 
     def intern(self, engine: Engine, question: Question, insights: str) -> str:
         """The intern's prompt x_t under the insights so far; without insights, the question alone."""
         if not insights:
             return self.alone(engine, question)
-        if self.guidance == "continuation":
+        if self.guidance != "guided":
             return self.alone(engine, question) + insights
         block = self.wording.open + insights + self.wording.close
         if question.messages is None:

@@ -86,7 +86,12 @@ class Insight:
     @property
     def text(self) -> str:
         """I_t as the intern reads it."""
-        return strip_think_tags("".join(self.passes))
+        return strip_think_tags(self.written)
+
+    @property
+    def written(self) -> str:
+        """I_t as the mentor wrote it."""
+        return "".join(self.passes)
 
 
 @dataclass
@@ -104,6 +109,8 @@ class QuestionRun:
     ----------
     insight, judgements, tokens, judge_seconds, generate_seconds
         See `ledger.Record`, which they end up in.
+    read
+        How many of the mentor's tokens the intern has read.
     dollars
         What the calls so far cost; 0 before the first one if there are prices, None while nothing is known.
     cached_prefix
@@ -117,6 +124,7 @@ class QuestionRun:
     insight: Insight = field(default_factory=Insight)
     tokens: Tokens = field(default_factory=Tokens)
     judgements: list[Judgement] = field(default_factory=list)
+    read: int = 0
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
     dollars: float | None = None

@@ -217,7 +217,8 @@ ARGUMENTS = (
         "guidance",
         to_choice(*get_args(Guidance)),
         words(*get_args(Guidance)),
-        "Insights stand in the intern's prompt, or the intern continues the mentor's text.",
+        "Insights stand in the intern's prompt; or the intern continues the mentor's text; or the mentor begins the "
+        "answer itself, without being asked for insights, and the intern goes on with it.",
         default="guided",
     ),
     Argument(

@@ -321,6 +321,11 @@ def prompts_of(own: Given, usual: str) -> Prompts:
             f"insights=staged needs a wording that asks for a deeper pass, and prompts={chosen} has none; "
             "use insights=cutoff, or a prompts file with `deepen`."
         )
+    if own["insights"] == "staged" and own["guidance"] == "handoff":
+        raise ArgumentError(
+            "insights=staged asks for deeper insights, but with guidance=handoff the mentor writes the answer itself; "
+            "use insights=cutoff."
+        )
     return Prompts(wording, own["insights"], own["guidance"], name)
 
 

@@ -119,7 +119,7 @@ class InputChoice:
         inputs, probe = choice
         features, lengths = self._probed(probe)
         vectors = input_schemas.vectors(INPUTS[inputs], self.data.features[rows], features[rows])
-        scores = out_of_fold(LogisticJudge, vectors, self.labels[rows], FOLDS, self.seed)
+        scores = out_of_fold(LogisticJudge, vectors, self.labels[rows], FOLDS, self.seed, self.data.to_fit[rows])
         data = replace(self.data, logprob=None, entropy=None).subset(rows)
         return data.outcomes_with_probes(scores, lengths[rows])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.cascade.prompts import SETTING
+from lm_eval_tandem.cascade.prompts import HANDOFF, SETTING
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError, one_line
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
@@ -87,7 +87,8 @@ def read(*paths: Path, cost: str | None = None, objective: str = "accuracy") -> 
         _check_same_setting(path, other, paths[0], descriptions[0])
     unit = choose_unit(descriptions, all("dollars" in columns.columns for columns, _ in files), cost, objective)
     tasks = list(dict.fromkeys(task for other in descriptions for task in other["tasks"]))
-    return concatenate([columns.collected(unit) for columns, _ in files]), {**descriptions[0], "tasks": tasks}
+    collections = [columns.collected(unit, other.get("guidance") == HANDOFF) for columns, other in files]
+    return concatenate(collections), {**descriptions[0], "tasks": tasks}
 
 
 def _setting(description: dict[str, Any]) -> dict[str, Any]:
@@ -170,14 +171,15 @@ class _Columns:
             array[q, t, : len(entries)] = entries
         return array
 
-    def collected(self, unit: CostUnit) -> Collected:
-        """All columns, with costs in a unit."""
+    def collected(self, unit: CostUnit, hands_off: bool) -> Collected:
+        """All columns, with costs in a unit; `hands_off` if the mentor's insights are the beginning of its answer."""
         longest = max(map(len, self.columns.get("answer_entropy", [])), default=0)
         parts = self.columns.get("parts")
         mentor, intern = self.array("mentor_tokens"), self.array("intern_tokens")
-        cost, fallback_cost, token_cost = unit.costs(mentor, intern, self.array("dollars"))
-        judged = np.ones(self.shape, dtype=bool)
+        judged, finished = np.ones(self.shape, dtype=bool), np.zeros(self.shape, dtype=bool)
         judged[self.cells] = self.columns["judged"]
+        finished[self.cells] = self.columns.get("finished", False)
+        cost, fallback_cost, token_cost = unit.costs(mentor, intern, self.array("dollars"), finished)
         return Collected(
             ids=[f"{task}/{doc_id}" for task, doc_id in self.questions],
             features=self.array("features", max(map(len, self.columns["features"]), default=len(FEATURE_NAMES))),
@@ -185,6 +187,7 @@ class _Columns:
             cost=cost,
             fallback_cost=fallback_cost,
             judged=judged,
+            finished=finished if finished.any() else None,
             logprob=self.array("answer_logprob", longest, np.float32) if longest else None,
             entropy=self.array("answer_entropy", longest, np.float32) if longest else None,
             answer_tokens=np.nan_to_num(intern, nan=-1).astype(np.int64),
@@ -198,6 +201,7 @@ class _Columns:
             hidden=self.hidden_states(),
             prompts=self.prompts(),
             alone=self.alone(unit),
+            begun_cost=unit.generated_by_mentor(mentor[:, -1]) if hands_off else 0.0,
         )
 
     def agrees(self) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lm_eval_tandem.accounting import MILLION, Tokens, tflops
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.training.thresholds import parse_objective
@@ -41,7 +43,7 @@ class CostUnit:
     sizes: tuple[int, int] = (0, 0)
     prices: tuple[float, float] = (0.0, 0.0)
 
-    def costs(self, mentor: Any, intern: Any, dollars: Any) -> tuple[Any, Any, float]:
+    def costs(self, mentor: Any, intern: Any, dollars: Any, finished: Any = False) -> tuple[Any, Any, float]:
         """What questions cost at every stage.
 
         Parameters
@@ -50,6 +52,9 @@ class CostUnit:
             (Q, T): the tokens that each of them generated.
         dollars
             (Q, T): what it cost to answer from each stage, prompts included; not read unless the unit is dollars.
+        finished
+            bool (Q, T): where the mentor had finished the answer itself. The intern has then read none of it, or, in a
+            cascade, what was written up to the stage before, which is left out.
 
         Returns
         -------
@@ -60,16 +65,21 @@ class CostUnit:
         if self.name == DOLLARS:
             rest = mentor[:, -1:] - mentor
             return dollars, dollars + self.prices[0] * rest, self.prices[1]
-        return self._of(mentor, intern), self._of(mentor[:, -1:], intern), float(self._of(0, 1))
+        cost = np.where(finished, self.generated_by_mentor(mentor), self._of(mentor, intern))
+        return cost, self._of(mentor[:, -1:], intern), float(self._of(0, 1))
+
+    def generated_by_mentor(self, tokens: Any) -> Any:
+        """What it costs the mentor to generate tokens that no intern reads, its prompt not counted."""
+        if self.name == DOLLARS:
+            return self.prices[0] * tokens
+        return tflops(Tokens(mentor_new=tokens), *self.sizes, read=0) if self.name == TFLOPS else tokens
 
     def mentor_alone(self, tokens: int, dollars: float | None) -> float:
         """What an answer of the mentor alone costs, which no intern reads."""
         if self.name == DOLLARS:
             assert dollars is not None
             return dollars
-        if self.name == TFLOPS:
-            return tflops(Tokens(mentor_new=tokens), *self.sizes, read=0)
-        return tokens
+        return float(self.generated_by_mentor(tokens))
 
     def _of(self, mentor: Any, intern: Any) -> Any:
         if self.name == TFLOPS:

@@ -28,7 +28,12 @@ def fit_by_question(classifier: Any, X: Floats, y: NDArray[np.int64], groups: ND
 
 
 def out_of_fold(
-    make_classifier: Callable[[], Any], X: ArrayLike, y: ArrayLike, folds: int = FOLDS, seed: int = 42
+    make_classifier: Callable[[], Any],
+    X: ArrayLike,
+    y: ArrayLike,
+    folds: int = FOLDS,
+    seed: int = 42,
+    fitted_on: NDArray[np.bool_] | None = None,
 ) -> Floats:
     """Scores for every question, from a classifier fitted on the questions of the other folds only.
 
@@ -45,6 +50,8 @@ def out_of_fold(
         The number of folds, from 2 to Q. They hold whole questions, and are alike in their share of label 1.
     seed
         Of the split.
+    fitted_on
+        bool (Q, T): the questions and stages that classifiers may be fitted on; None for all.
 
     Returns
     -------
@@ -68,10 +75,12 @@ def out_of_fold(
     fold = stratified_folds(labels.sum(axis=1), folds, seed)
     scores = np.empty((questions, stages))
     for held_out in range(folds):
-        train, test = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
+        test = np.flatnonzero(fold == held_out)
+        train = np.repeat((fold != held_out)[:, None], stages, axis=1)
+        if fitted_on is not None:
+            train &= fitted_on
         classifier = make_classifier()
-        rows, groups = inputs[train].reshape(-1, inputs.shape[2]), np.repeat(train, stages)
-        fit_by_question(classifier, rows, labels[train].ravel(), groups)
+        fit_by_question(classifier, inputs[train], labels[train], np.nonzero(train)[0])
         sufficient = list(classifier.classes_).index(1)
         probabilities = classifier.predict_proba(inputs[test].reshape(-1, inputs.shape[2]))[:, sufficient]
         scores[test] = probabilities.reshape(len(test), stages)
@@ -86,7 +95,7 @@ def cross_fitted_thresholds(outcomes: Outcomes, choose: Choose, seed: int) -> Fl
     fold = _folds(outcomes, seed)
     limits = np.empty(outcomes.scores.shape)
     for number in range(FOLDS):
-        limits[fold == number] = choose(_subset(outcomes, fold != number))
+        limits[fold == number] = choose(outcomes.subset(fold != number))
     return limits
 
 
@@ -122,14 +131,10 @@ def cross_fitted_outcomes(
     for number in range(FOLDS):
         held_out = fold == number
         judged = outcomes if judge_without is None else judge_without(held_out)
-        thresholds = choose(_subset(judged, ~held_out))
-        _, correct[held_out], cost[held_out] = simulate(_subset(judged, held_out), thresholds)
+        thresholds = choose(judged.subset(~held_out))
+        _, correct[held_out], cost[held_out] = simulate(judged.subset(held_out), thresholds)
     return correct, cost
 
 
 def _folds(outcomes: Outcomes, seed: int) -> NDArray[np.int64]:
     return stratified_folds((outcomes.correct >= 0.5).sum(axis=1), FOLDS, seed)
-
-
-def _subset(outcomes: Outcomes, rows: NDArray[np.bool_]) -> Outcomes:
-    return Outcomes(outcomes.scores[rows], outcomes.correct[rows], outcomes.cost[rows], outcomes.fallback_cost[rows])

@@ -16,7 +16,7 @@ from lm_eval_tandem.training.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
 _ARRAYS = (
-    *("features", "correct", "cost", "fallback_cost", "judged", "logprob", "entropy", "answer_tokens"),
+    *("features", "correct", "cost", "fallback_cost", "judged", "finished", "logprob", "entropy", "answer_tokens"),
     *("agrees", "parts", "answer_ids", "prompt_ends"),
     *("hidden", "prompts"),
 )
@@ -44,6 +44,9 @@ class Collected:
     judged
         bool (Q, T): False where the mentor had already ended, so that the cascade does not judge again. Such a stage
         can neither pass nor be the best of all. None for True everywhere.
+    finished
+        bool (Q, T): where the mentor had finished the answer itself (`guidance=handoff`), so that nothing is judged and
+        the cascade ends; None for nowhere.
     logprob, entropy
         float32 (Q, T, P), natural logarithms, of the first P tokens of the intern's answers, NaN after their end; None
         if they were not collected.
@@ -71,6 +74,8 @@ class Collected:
         The unit of all costs: TFLOPs, dollars or tokens.
     alone
         Grade and cost (Q,) of the mentor alone, by policy ("mentor", "budget_forcing:N"), as far as collected.
+    begun_cost
+        What of the insights' cost (Q,) is also part of the mentor's own answer, which it has begun with them.
     """
 
     ids: list[str]
@@ -79,6 +84,7 @@ class Collected:
     cost: Floats
     fallback_cost: Floats
     judged: NDArray[np.bool_] | None = None
+    finished: NDArray[np.bool_] | None = None
     logprob: NDArray[np.float32] | None = None
     entropy: NDArray[np.float32] | None = None
     answer_tokens: NDArray[np.int64] | None = None
@@ -92,6 +98,7 @@ class Collected:
     prompts: NDArray[np.object_] | None = None
     cost_unit: str = "TFLOPs"
     alone: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    begun_cost: Floats | float = 0.0
 
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
         """Some of the questions, by a mask (Q,) or by their indices."""
@@ -101,7 +108,15 @@ class Collected:
         }
         tasks = None if self.tasks is None else [self.tasks[row] for row in indices]
         alone = {name: (grades[rows], costs[rows]) for name, (grades, costs) in self.alone.items()}
-        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, alone=alone, **arrays)
+        begun_cost = np.broadcast_to(self.begun_cost, len(self.ids))[rows]
+        return replace(
+            self,
+            ids=[self.ids[row] for row in indices],
+            tasks=tasks,
+            alone=alone,
+            begun_cost=begun_cost,
+            **arrays,
+        )
 
     def probe_all(self, probe: Probe) -> tuple[Floats, Floats]:
         """Apply a probe to every collected answer.
@@ -121,8 +136,10 @@ class Collected:
                 "These questions were collected without the entropies of the intern's answers, which a probe needs; "
                 "collect again, or fit with --inputs statistics."
             )
-        probed = np.zeros((*self.entropy.shape[:2], len(PROBE_FEATURE_NAMES)))
+        probed, to_fit = np.zeros((*self.entropy.shape[:2], len(PROBE_FEATURE_NAMES))), self.to_fit
         for q, t in np.ndindex(*probed.shape[:2]):
+            if not to_fit[q, t]:  # there is no answer of the intern
+                continue
             known = int(np.count_nonzero(~np.isnan(self.entropy[q, t])))
             ended = bool(known >= self.answer_tokens[q, t])
             probed[q, t] = probe_features(self.logprob[q, t, :known], self.entropy[q, t, :known], ended, probe)
@@ -134,6 +151,11 @@ class Collected:
             return np.zeros(np.shape(self.correct), dtype=np.int64)
         lengths = self.probe_all(probe)[1].astype(np.int64)
         return lengths if self.judged is None else lengths * self.judged
+
+    @property
+    def to_fit(self) -> NDArray[np.bool_]:
+        """Where (Q, T) there is something to judge, namely all that the mentor has not finished itself."""
+        return np.ones(np.shape(self.correct), dtype=bool) if self.finished is None else ~self.finished
 
     @property
     def measures_prompts(self) -> bool:
@@ -216,7 +238,7 @@ class Collected:
         grades = np.asarray(self.correct if correct is None else correct, dtype=np.float64)
         costs = self.costs(lengths * judged)
         # A stage that is not judged gets the score 0: it never passes, and of equal scores the earlier stage answers.
-        return Outcomes(np.where(judged, scores, 0.0), grades, *costs)
+        return Outcomes(np.where(judged, scores, 0.0), grades, *costs, self.finished)
 
     def costs(self, lengths: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """`cost` and `fallback_cost` (Q, T) plus what probes of `lengths` tokens, int (Q, T), cost."""
@@ -287,4 +309,6 @@ def concatenate(collections: Sequence[Collected]) -> Collected:
         for name in first.alone
         if all(name in data.alone for data in collections)
     }
-    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, alone=alone, **arrays)
+    ids = [name for data in collections for name in data.ids]
+    begun_cost = np.concatenate([np.broadcast_to(data.begun_cost, len(data.ids)) for data in collections])
+    return replace(first, ids=ids, tasks=tasks, alone=alone, begun_cost=begun_cost, **arrays)

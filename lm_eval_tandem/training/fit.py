@@ -92,7 +92,9 @@ class _OutOfSample:
         """A fitted classifier, and scores (Q, T) of questions that it, or one like it, has not seen; else NaN."""
         if choice not in self._fitted:
             vectors = self.data.inputs(self.schema(choice[0]), choice[1])
-            self._fitted[choice] = _fit_out_of_sample(self.make, vectors, self.labels, self.holds_out, self.seed)
+            self._fitted[choice] = _fit_out_of_sample(
+                self.make, vectors, self.labels, self.data.to_fit, self.holds_out, self.seed
+            )
         return self._fitted[choice]
 
     def outcomes(self, choice: Choice) -> tuple[NDArray[np.bool_], Outcomes]:
@@ -189,7 +191,7 @@ def fit_sufficiency(
         rest[np.flatnonzero(scored)[held_out]] = False
         return fits.outcomes(choosing.best(rest, must_reach=False))[1]
 
-    probe = choice[1]
+    probe, judged = choice[1], data.to_fit[scored]
     report = {
         "recipe": recipe,
         "inputs": choice[0],
@@ -203,7 +205,7 @@ def fit_sufficiency(
         "questions_out_of_sample": int(scored.sum()),
         "thresholds": list(thresholds),
         **fit_report.performance(outcomes, truth[scored], thresholds, data.cost[scored]),
-        "calibration": fit_report.calibration(outcomes.scores, truth[scored]),
+        "calibration": fit_report.calibration(outcomes.scores[judged], truth[scored][judged]),
     }
     report["cascade"] |= fit_report.cross_fitted(
         outcomes, partial(chosen.choose, objective=objective), seed, None if choosing.is_fixed else judge_without
@@ -245,21 +247,25 @@ def _held_out(labels: Labels, seed: int) -> NDArray[np.bool_]:
 
 
 def _fit_out_of_sample(
-    make: Callable[[], Any], vectors: Floats, labels: Labels, holds_out: bool, seed: int
+    make: Callable[[], Any],
+    vectors: Floats,
+    labels: Labels,
+    fitted_on: NDArray[np.bool_],
+    holds_out: bool,
+    seed: int,
 ) -> tuple[Estimator, Floats]:
     """See `_OutOfSample.fit`."""
-    questions, stages = labels.shape
-    groups = np.repeat(np.arange(questions), stages)
-    rows = vectors.reshape(-1, vectors.shape[2])
+    rows, row_labels, groups = vectors[fitted_on], labels[fitted_on], np.nonzero(fitted_on)[0]
     if not holds_out:
-        fitted = fit_by_question(make(), rows, labels.ravel(), groups)
-        return fitted, out_of_fold(make, vectors, labels, FOLDS, seed)
-    held_out = _held_out(labels, seed).ravel()
+        fitted = fit_by_question(make(), rows, row_labels, groups)
+        return fitted, out_of_fold(make, vectors, labels, FOLDS, seed, fitted_on)
+    of_questions = _held_out(labels, seed)
+    held_out = of_questions[fitted_on]
     estimator = make()
     if has_fit_parameter(estimator, "held_out"):  # The MLP validates its epochs on them.
-        estimator.fit(rows, labels.ravel(), held_out=held_out)
+        estimator.fit(rows, row_labels, held_out=held_out)
     else:
-        fit_by_question(estimator, rows[~held_out], labels.ravel()[~held_out], groups[~held_out])
+        fit_by_question(estimator, rows[~held_out], row_labels[~held_out], groups[~held_out])
     scores = np.full(labels.shape, np.nan)
-    scores[held_out.reshape(labels.shape)] = estimator.predict_proba(rows[held_out])[:, 1]
+    scores[of_questions] = estimator.predict_proba(vectors[of_questions])[:, 1]
     return estimator, scores

@@ -43,10 +43,11 @@ def performance(
     answered, correct, cost = simulate(outcomes, thresholds)
     stages, fixed = [], []
     for stage in range(labels.shape[1]):
+        judged = slice(None) if outcomes.finished is None else ~outcomes.finished[:, stage]
         stages.append(
             {
                 "stage": stage,
-                **_discrimination(labels[:, stage], outcomes.scores[:, stage]),
+                **_discrimination(labels[judged, stage], outcomes.scores[judged, stage]),
                 "share_answered": float((answered == stage).mean()),
             }
         )
@@ -55,7 +56,9 @@ def performance(
 
 
 def _discrimination(labels: NDArray[np.int64], scores: Floats) -> dict[str, Any]:
-    """How well scores tell the two labels apart; precision, recall and F1 at 0.5."""
+    """How well scores tell the two labels apart; precision, recall and F1 at 0.5; nothing where nothing is judged."""
+    if not labels.size:
+        return dict.fromkeys(("share_correct", "precision", "recall", "f1", "auc"))
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, scores > 0.5, average="binary", zero_division=0.0
     )
@@ -78,7 +81,7 @@ def calibration(scores: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
     Parameters
     ----------
     scores, labels
-        (Q, T); scores in [0, 1], labels 0 or 1.
+        Of one shape; scores in [0, 1], labels 0 or 1.
 
     Returns
     -------

@@ -27,6 +27,9 @@ class Outcomes:
         What the question costs when the cascade stops at stage t, everything up to there, in any one unit.
     fallback_cost
         What it costs when no stage passed and stage t is answered from, every mentor stage included.
+    finished
+        bool (Q, T): where the mentor had finished the answer itself, so that the cascade ends at the first such stage
+        whatever the thresholds; None for nowhere.
 
     Raises
     ------
@@ -38,6 +41,7 @@ class Outcomes:
     correct: Floats
     cost: Floats
     fallback_cost: Floats
+    finished: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         for name in ("scores", "correct", "cost", "fallback_cost"):
@@ -54,6 +58,16 @@ class Outcomes:
                 raise ClassifierError(
                     f"Outcomes got `{name}` from {values.min():g} to {values.max():g}; pass values from 0 to 1."
                 )
+
+    def passed(self, thresholds: ArrayLike) -> NDArray[np.bool_]:
+        """Where (Q, T) a question does not go beyond a stage, under thresholds of shape (T,) or (Q, T)."""
+        passed: NDArray[np.bool_] = passes(self.scores, np.asarray(thresholds, dtype=np.float64))
+        return passed if self.finished is None else passed | self.finished
+
+    def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Outcomes:
+        """Some of the questions, by a mask (Q,) or by their indices."""
+        finished = None if self.finished is None else self.finished[rows]
+        return Outcomes(self.scores[rows], self.correct[rows], self.cost[rows], self.fallback_cost[rows], finished)
 
 
 def simulate(outcomes: Outcomes, thresholds: ArrayLike) -> tuple[NDArray[np.int64], Floats, Floats]:
@@ -82,7 +96,7 @@ def simulate(outcomes: Outcomes, thresholds: ArrayLike) -> tuple[NDArray[np.int6
             f"{limits.size} threshold(s) were given for {outcomes.scores.shape[1]} stages (stage 0 included); "
             "give one each."
         )
-    passed = passes(outcomes.scores, limits)
+    passed = outcomes.passed(limits)
     stopped = passed.any(axis=1)
     stage = np.where(stopped, passed.argmax(axis=1), fallback_stage(outcomes.scores))
     rows = np.arange(len(stage))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.judge.decision import passes
 from lm_eval_tandem.judge.probe import count_probe_tokens
 from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
 from lm_eval_tandem.training.cross_fitting import cross_fitted_thresholds
@@ -99,7 +98,7 @@ def judged_policies(
         No thresholds reach the objective on some of the folds.
     """
     limits = cross_fitted_thresholds(outcomes, choose, SEED)
-    passed = passes(outcomes.scores, limits)
+    passed = outcomes.passed(limits)
     _, correct, cost = simulate(outcomes, limits)
     policies = [PolicyOutcome("cascade", correct, cost)]
 
@@ -117,7 +116,7 @@ def judged_policies(
     if MENTOR in data.alone:
         own_correct, own_cost = data.alone[MENTOR]
         stopped = passed.any(axis=1)
-        refused_cost = _cost_without_an_answer(data, lengths) + own_cost
+        refused_cost = _cost_without_an_answer(data, lengths) - data.begun_cost + own_cost
         policies.append(
             PolicyOutcome("escalate", np.where(stopped, correct, own_correct), np.where(stopped, cost, refused_cost))
         )

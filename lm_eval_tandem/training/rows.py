@@ -62,6 +62,8 @@ class Row:
     """What the intern answered."""
     target: str | None = None
     """The task's own answer."""
+    finished: bool = False
+    """True if the mentor, which began the answer itself, had finished it: the cascade ends here, and judges nothing."""
 
 
 def final_answers(samples: Samples) -> dict[QuestionId, str]:
@@ -122,7 +124,7 @@ def rows_of_stage(
                 task=record.task,
                 doc_id=record.doc_id,
                 stage=stage,
-                judged=not record.mentor_ended_before,
+                judged=not (record.mentor_ended_before or record.mentor_finished),
                 correct=grades[question],
                 agrees=agrees,
                 features=judgement.features,
@@ -141,6 +143,7 @@ def rows_of_stage(
                 insight=judgement.insight,
                 answer=str(logged[question]["resps"][0][0]),
                 target=str(logged[question]["target"]),
+                finished=record.mentor_finished,
             )
         )
     return rows

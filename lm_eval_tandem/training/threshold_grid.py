@@ -71,6 +71,8 @@ def evaluate(outcomes: Outcomes, grids: Grids) -> tuple[Floats, Floats]:
     levels = np.stack(
         [np.searchsorted(values, outcomes.scores[:, stage], side="left") for stage, values in enumerate(grids)], axis=1
     )
+    if outcomes.finished is not None:  # such a stage passes under every threshold
+        levels = np.where(outcomes.finished, sizes, levels)
     best = fallback_stage(outcomes.scores)
     rows = np.arange(questions)
 

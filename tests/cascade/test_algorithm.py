@@ -16,8 +16,8 @@ from transformers import GenerationConfig
 import tiny
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.cascade.algorithm import Cascade
-from lm_eval_tandem.cascade.answer import PartialAnswer
-from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.answer import PartialAnswer, join
+from lm_eval_tandem.cascade.policies import MENTOR_STAGE, Policy
 from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Question, Wording
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Prompt, Sampling
@@ -27,7 +27,7 @@ from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, features
 from lm_eval_tandem.judge.probe import Probe
-from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.ledger import MENTOR_FINISHED, Record
 from lm_eval_tandem.store import Store
 
 EFFORTS = (4, 9, 15)
@@ -402,3 +402,71 @@ def test_a_recorded_fixed_stage_holds_what_a_probe_would_have_measured(cascade: 
     assert len(measured.answer_entropy) == len(measured.answer_logprob) == recorded[1].tokens.intern_new
     assert min(measured.answer_entropy) >= 0 >= max(measured.answer_logprob)
     assert len(measured.parts) == 36
+
+
+LENGTH = 20
+"""Tokens of a whole answer where the mentor begins it (`guidance=handoff`)."""
+
+
+@pytest.fixture
+def handoff(cascade: Cascade) -> Cascade:
+    return replace(cascade, prompts=Prompts(guidance="handoff"))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_answer_is_the_mentors_beginning_and_what_the_intern_makes_of_it(
+    handoff: Cascade, engines: tuple[HFEngine, HFEngine], stage: int
+) -> None:
+    mentor, intern = engines
+    effort = EFFORTS[stage - 1]
+    begun = mentor.decode(asyncio.run(mentor.generate(Prompt(QUESTION.text), Sampling(effort))).token_ids)
+    rest = asyncio.run(intern.generate(Prompt(QUESTION.text + begun), Sampling(LENGTH - effort)))
+    text, record = answer(replace(handoff, policy=Policy("stage", stage)), Sampling(LENGTH))
+    assert text == begun + rest.text
+    assert (record.tokens.mentor_new, record.tokens.intern_new) == (effort, rest.new_tokens)
+    scores = tuple(0.9 if t >= stage else 0.1 for t in range(4))
+    assert answer(replace(handoff, judge=GivenJudge(scores)), Sampling(LENGTH))[0] == text
+
+
+def test_an_earlier_stage_that_answers_in_the_end_keeps_its_own_beginning(handoff: Cascade) -> None:
+    judged = replace(handoff, judge=GivenJudge((0.1, 0.4, 0.2, 0.2)))
+    text, record = answer(judged, Sampling(LENGTH))
+    assert (record.stage, record.tokens.mentor_new) == (1, EFFORTS[-1])
+    assert text == answer(replace(handoff, policy=Policy("stage", 1)), Sampling(LENGTH))[0]
+
+
+@pytest.mark.parametrize("policy", [Policy("stage", 3), Policy("cascade"), Policy("escalate")])
+def test_a_mentor_that_comes_to_its_end_has_answered(handoff: Cascade, policy: Policy) -> None:
+    """Eight tokens make a whole answer here, which the second stage reaches."""
+    alone, _ = answer(replace(handoff, policy=Policy("mentor")), Sampling(8))
+    text, record = answer(replace(handoff, policy=policy), Sampling(8))
+    assert text == alone
+    assert (record.reason, record.finish_reason) == (MENTOR_FINISHED, "length")
+    assert record.tokens.mentor_new == 8
+    assert handoff.mentor is not None
+    assert handoff.intern is not None
+    read = 0 if policy.name == "stage" else EFFORTS[0]
+    assert record.tflops == tflops(record.tokens, handoff.mentor.parameters, handoff.intern.parameters, read=read)
+
+
+def test_a_mentor_that_takes_over_goes_on_with_what_it_has_begun(handoff: Cascade) -> None:
+    alone, of_mentor = answer(replace(handoff, policy=Policy("mentor")), Sampling(LENGTH))
+    text, record = answer(replace(handoff, policy=Policy("escalate")), Sampling(LENGTH))
+    assert (text, record.stage, record.reason) == (alone, MENTOR_STAGE, "escalated")
+    assert record.tokens.mentor_new == of_mentor.tokens.mentor_new, "tokens were generated twice"
+
+
+def test_stages_are_parts_of_an_answer_that_is_stored(handoff: Cascade, tmp_path: Path) -> None:
+    assert handoff.mentor is not None
+    store = Store(tmp_path / "store.sqlite")
+    stored = replace(handoff, mentor=CachedEngine(handoff.mentor, store))
+    answer(replace(stored, policy=Policy("mentor")), Sampling(LENGTH))
+    computed = handoff.mentor.work.decode_tokens
+    answer(stored, Sampling(LENGTH))
+    assert handoff.mentor.work.decode_tokens == computed
+    store.close()
+
+
+def test_a_stop_string_of_both_writers_ends_the_answer() -> None:
+    assert join("Six.\n", "\nNext question", ("\n\n", "Q:")) == "Six."
+    assert join("So Q: six", " it is", ("Q:",)) == "So Q: six it is", "the writer itself has not stopped there"

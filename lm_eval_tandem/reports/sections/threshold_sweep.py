@@ -12,6 +12,7 @@ import numpy as np
 from lm_eval_tandem.accounting import TERA
 from lm_eval_tandem.digits import mean, without_last_bits
 from lm_eval_tandem.judge.probe import count_probe_tokens
+from lm_eval_tandem.ledger import MENTOR_FINISHED
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.judge_scores import scores_at_every_stage, token_ids
 from lm_eval_tandem.training.dataset import costs_with_probes
@@ -75,7 +76,8 @@ def outcomes_at_every_stage(comparison: Comparison, classifier: Sufficiency | No
     costs = costs_with_probes(cost, cost + remaining, (2 / TERA) * intern_size, probe_lengths, refused)
     # rounded, because many a threshold is itself a score and has to compare alike on every machine
     grades = without_last_bits(np.stack([run.grades for run in runs], axis=1))
-    return Outcomes(np.where(ended, 0.0, without_last_bits(scores)), grades, *costs)
+    finished = np.array([[record["reason"] == MENTOR_FINISHED for record in run.records] for run in runs]).T
+    return Outcomes(np.where(ended, 0.0, without_last_bits(scores)), grades, *costs, finished)
 
 
 def model_sizes(comparison: Comparison) -> tuple[int, int] | None:
