@@ -201,6 +201,7 @@ class _Columns:
             hidden=self.hidden_states(),
             prompts=self.prompts(),
             alone=self.alone(unit),
+            read_before=unit.read_before(mentor, finished) if finished.any() else None,
             begun_cost=unit.generated_by_mentor(mentor[:, -1]) if hands_off else 0.0,
         )
 

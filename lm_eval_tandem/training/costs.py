@@ -53,8 +53,7 @@ class CostUnit:
         dollars
             (Q, T): what it cost to answer from each stage, prompts included; not read unless the unit is dollars.
         finished
-            bool (Q, T): where the mentor had finished the answer itself. The intern has then read none of it, or, in a
-            cascade, what was written up to the stage before, which is left out.
+            bool (Q, T): where the mentor had finished the answer itself, so that the intern read none of it.
 
         Returns
         -------
@@ -73,6 +72,13 @@ class CostUnit:
         if self.name == DOLLARS:
             return self.prices[0] * tokens
         return tflops(Tokens(mentor_new=tokens), *self.sizes, read=0) if self.name == TFLOPS else tokens
+
+    def read_before(self, mentor: Any, finished: Any) -> Any:
+        """What a cascade (Q, T) has paid for reading up to the stage before, where the mentor then finished."""
+        if self.name != TFLOPS:
+            return np.zeros_like(mentor)
+        before = np.concatenate([np.zeros_like(mentor[:, :1]), mentor[:, :-1]], axis=1)
+        return np.where(finished, self._of(0, before), 0.0)
 
     def mentor_alone(self, tokens: int, dollars: float | None) -> float:
         """What an answer of the mentor alone costs, which no intern reads."""

@@ -16,7 +16,18 @@ from lm_eval_tandem.training.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
 _ARRAYS = (
-    *("features", "correct", "cost", "fallback_cost", "judged", "finished", "logprob", "entropy", "answer_tokens"),
+    *(
+        "features",
+        "correct",
+        "cost",
+        "fallback_cost",
+        "judged",
+        "finished",
+        "read_before",
+        "logprob",
+        "entropy",
+        "answer_tokens",
+    ),
     *("agrees", "parts", "answer_ids", "prompt_ends"),
     *("hidden", "prompts"),
 )
@@ -74,6 +85,9 @@ class Collected:
         The unit of all costs: TFLOPs, dollars or tokens.
     alone
         Grade and cost (Q,) of the mentor alone, by policy ("mentor", "budget_forcing:N"), as far as collected.
+    read_before
+        (Q, T): what a cascade has paid before for what the intern read, where the mentor then finished; None for
+        nothing.
     begun_cost
         What of the insights' cost (Q,) is also part of the mentor's own answer, which it has begun with them.
     """
@@ -98,6 +112,7 @@ class Collected:
     prompts: NDArray[np.object_] | None = None
     cost_unit: str = "TFLOPs"
     alone: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    read_before: Floats | None = None
     begun_cost: Floats | float = 0.0
 
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
@@ -236,9 +251,10 @@ class Collected:
         """As `outcomes`, where the number of tokens of each stage's probe, int (Q, T), is known."""
         judged = np.ones(np.shape(scores), dtype=bool) if self.judged is None else self.judged
         grades = np.asarray(self.correct if correct is None else correct, dtype=np.float64)
-        costs = self.costs(lengths * judged)
+        cost, fallback_cost = self.costs(lengths * judged)
+        cost = cost if self.read_before is None else cost + self.read_before
         # A stage that is not judged gets the score 0: it never passes, and of equal scores the earlier stage answers.
-        return Outcomes(np.where(judged, scores, 0.0), grades, *costs, self.finished)
+        return Outcomes(np.where(judged, scores, 0.0), grades, cost, fallback_cost, self.finished)
 
     def costs(self, lengths: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """`cost` and `fallback_cost` (Q, T) plus what probes of `lengths` tokens, int (Q, T), cost."""

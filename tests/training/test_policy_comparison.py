@@ -36,32 +36,52 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return collect(COMMON, [TASK], tmp_path_factory.mktemp("c"), [], limit=QUESTIONS, budgets=[60]).parent
 
 
+HANDOFF = {"guidance": "handoff", "efforts": "8:60:100"}
+"""The mentor's answers here have about 100 tokens, so that it finishes some of them itself."""
+
+
 @pytest.fixture(scope="module")
-def policies(collected: Path) -> dict[str, PolicyOutcome]:
+def handed_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collect({**COMMON, **HANDOFF}, [TASK], tmp_path_factory.mktemp("h"), [], limit=QUESTIONS).parent
+
+
+def policies_of(collected: Path, limits: tuple[float, ...]) -> dict[str, PolicyOutcome]:
     """Every policy, with the scores that the classifier gives in a live run, under fixed thresholds."""
     data, _ = read(collected)
     judge = artefact.load(CLASSIFIER, stages=4)
     vectors = data.inputs(judge.schema, judge.probe)
     scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
     outcomes, lengths = data.outcomes(scores, judge.probe), data.probe_lengths(judge.probe)
-    judged = judged_policies(data, outcomes, lengths, lambda outcomes: LIMITS)
+    judged = judged_policies(data, outcomes, lengths, lambda outcomes: limits)
     return {policy.name: policy for policy in [*fixed_policies(data, data.correct), *judged]}
 
 
 @pytest.mark.parametrize(
     "policy", ["intern", "stage:2", "mentor", "budget_forcing:60", "cascade", "llm_cascade", "escalate"]
 )
-def test_a_policy_computed_from_a_collection_is_what_a_run_of_it_does(
-    policies: dict[str, PolicyOutcome], collected: Path, policy: str
-) -> None:
-    limits = {"thresholds": ":".join(map(str, LIMITS))} if "cade" in policy or policy == "escalate" else {}
-    lm = TandemLM(**COMMON, policy=policy, store=str(collected / "store.sqlite"), **limits)
+def test_a_policy_computed_from_a_collection_is_what_a_run_of_it_does(collected: Path, policy: str) -> None:
+    check_against_a_run(policy, collected, {}, LIMITS)
+
+
+@pytest.mark.parametrize("policy", ["intern", "stage:1", "stage:3", "mentor", "cascade", "llm_cascade", "escalate"])
+@pytest.mark.filterwarnings("ignore:.*was fitted")
+def test_so_it_is_where_the_mentor_begins_the_answer(handed_off: Path, policy: str) -> None:
+    data, _ = read(handed_off)
+    assert data.finished is not None
+    assert 0 < data.finished[:, -1].sum() < QUESTIONS
+    check_against_a_run(policy, handed_off, HANDOFF, (0.999, 0.9999, 0.99999, 0.999))
+
+
+def check_against_a_run(policy: str, collected: Path, setting: dict[str, str], thresholds: tuple[float, ...]) -> None:
+    """Grades and costs of every question are those of a run of the policy."""
+    limits = {"thresholds": ":".join(map(str, thresholds))} if "cade" in policy or policy == "escalate" else {}
+    lm = TandemLM(**COMMON, **setting, policy=policy, store=str(collected / "store.sqlite"), **limits)
     manager = TaskManager(include_path=str(_paths.task_configs()), include_defaults=False)
     results = simple_evaluate(lm, tasks=[TASK], task_manager=manager, limit=QUESTIONS, bootstrap_iters=0)
     grades = {sample["doc_id"]: sample["acc"] for sample in results["samples"][TASK]}
     lm.close()
     by_question = {record.doc_id: record for record in lm.records}
-    found = policies[policy]
+    found = policies_of(collected, thresholds)[policy]
     np.testing.assert_array_equal(found.correct, [grades[doc] for doc in range(QUESTIONS)])
     np.testing.assert_allclose(found.cost, [by_question[doc].tflops for doc in range(QUESTIONS)], rtol=1e-9)
     if limits:

@@ -23,18 +23,23 @@ from lm_eval_tandem.training.thresholds import Objective, best_thresholds, choos
 SMALL_GRID = (0.1, 0.5, 0.55, 0.9)
 
 
-def outcomes(questions: int, stages: int, seed: int, on_grid: bool = False) -> Outcomes:
-    """Random outcomes with costs that grow by stage; `on_grid` puts scores exactly on grid values."""
+def outcomes(questions: int, stages: int, seed: int, on_grid: bool = False, finishes: bool = False) -> Outcomes:
+    """Random outcomes with costs that grow by stage.
+
+    `on_grid` puts scores exactly on grid values; `finishes` lets the mentor finish some answers itself.
+    """
     random = np.random.default_rng(seed)
     scores = random.choice([0, *GRID, 1], (questions, stages)) if on_grid else random.random((questions, stages))
     correct = (random.random((questions, stages)) < scores).astype(np.float64)
     cost = random.integers(1, 9, (questions, stages)).cumsum(axis=1).astype(np.float64)
-    return Outcomes(scores, correct, cost, cost[:, -1:] + random.integers(0, 3, (questions, stages)))
+    finished = (random.random((questions, stages)) < 0.2).cumsum(axis=1) > 0 if finishes else None
+    return Outcomes(scores, correct, cost, cost[:, -1:] + random.integers(0, 3, (questions, stages)), finished)
 
 
 @st.composite
 def some_outcomes(draw: st.DrawFn) -> Outcomes:
-    return outcomes(draw(st.integers(1, 25)), draw(st.integers(1, 3)), draw(st.integers(0, 9999)), draw(st.booleans()))
+    questions, stages, seed = draw(st.integers(1, 25)), draw(st.integers(1, 3)), draw(st.integers(0, 9999))
+    return outcomes(questions, stages, seed, draw(st.booleans()), draw(st.booleans()))
 
 
 def of(scores: list[float], **given: Any) -> Outcomes:
@@ -74,7 +79,8 @@ def test_simulate_is_the_algorithm_written_as_a_loop(data: Outcomes, random: Any
     thresholds = [random.choice(GRID) for _ in range(data.scores.shape[1])]
     stage, correct, cost = simulate(data, thresholds)
     for question, scores in enumerate(data.scores):
-        passing = [t for t, score in enumerate(scores) if score > thresholds[t]]
+        finished = np.zeros(len(scores), dtype=bool) if data.finished is None else data.finished[question]
+        passing = [t for t, score in enumerate(scores) if score > thresholds[t] or finished[t]]
         expected = passing[0] if passing else scores.tolist().index(max(scores))
         assert stage[question] == expected
         assert correct[question] == data.correct[question, expected]
