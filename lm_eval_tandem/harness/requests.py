@@ -193,6 +193,8 @@ def _largest_calls(
     mentor, intern = engines["mentor"], engines["intern"]
     insights = settings.efforts[-1 if policy.stage is None else policy.stage - 1]
     answer = task.sampling.max_tokens
+    if prompts.hands_off:  # both write parts of one answer
+        insights = min(insights, answer)
     if mentor is not None and policy.mentor_may_answer:
         yield mentor, prompts.alone(mentor, task.question) + _text_of_forcing(policy, prompts, answer), 0, answer
     if mentor is not None and not policy.mentor_alone:
@@ -201,7 +203,8 @@ def _largest_calls(
     if intern is not None and not policy.needs_mentor:
         yield intern, prompts.alone(intern, task.question), 0, answer
     elif intern is not None:
-        yield intern, prompts.intern(intern, task.question, " "), insights, answer
+        rest = answer - insights if prompts.hands_off else answer
+        yield intern, prompts.intern(intern, task.question, " "), insights, rest
 
 
 def _text_of_forcing(policy: Policy, prompts: Prompts, answer: int) -> str:
