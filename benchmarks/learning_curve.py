@@ -74,17 +74,18 @@ def measure(data: Collected, rows: NDArray[np.bool_], labels: str, strength: flo
     allowed = recipe.inputs_for(data.measures_prompts)
     inputs, probe = InputChoice(learned, truth, allowed, objective, SEED).best(np.ones(len(truth), dtype=bool))
     vectors = learned.inputs(INPUTS[inputs], probe)
-    scores = out_of_fold(make, vectors, truth, FOLDS, SEED)
+    to_fit, to_judge = learned.to_fit, test.to_fit
+    scores = out_of_fold(make, vectors, truth, FOLDS, SEED, to_fit)
     thresholds = recipe.choose(learned.outcomes(scores, probe), objective)
-    judge = make().fit(vectors.reshape(-1, vectors.shape[2]), truth.ravel())
+    judge = make().fit(vectors[to_fit], truth[to_fit])
     unseen = test.inputs(INPUTS[inputs], probe)
     judged = judge.predict_proba(unseen.reshape(-1, unseen.shape[2]))[:, 1].reshape(unseen.shape[:2])
     right = (np.asarray(test.correct) >= 0.5).astype(np.int64)
     _, correct, cost = simulate(test.outcomes(judged, probe), thresholds)
     best = int(np.argmax(np.asarray(train.correct).mean(axis=0)))
     return Measured(
-        auc=float(roc_auc_score(right.ravel(), judged.ravel())),
-        calibration=float(fit_report.calibration(judged, right)["ece"]),
+        auc=float(roc_auc_score(right[to_judge], judged[to_judge])),
+        calibration=float(fit_report.calibration(judged[to_judge], right[to_judge])["ece"]),
         points=100 * float(correct.mean() - test.correct[:, best].mean()),
         cost=float(cost.mean() / test.cost[:, best].mean()),
     )

@@ -35,7 +35,7 @@ from lm_eval_tandem import _paths
 from lm_eval_tandem.machine import cores
 
 MENTOR = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
-PROMPTS, EFFORTS = "gpra", "60:120:240"
+GUIDANCE, EFFORTS = "handoff", "40:80:160"
 """Chosen on training questions: see docs/real-models.md."""
 TRAINING_QUESTIONS = 200
 TEST_QUESTIONS, SEED = 200, 2026
@@ -122,8 +122,8 @@ class Setting:
     def models_of(self, pair: Pair) -> str:
         """`--model_args` of a pair, without its policy."""
         return (
-            f"mentor={self.models / MENTOR},intern={self.models / pair.intern},prompts={PROMPTS},efforts={EFFORTS},"
-            f"max_length={WINDOW},threads={self.threads}"
+            f"mentor={self.models / MENTOR},intern={self.models / pair.intern},guidance={GUIDANCE},"
+            f"efforts={EFFORTS},max_length={WINDOW},threads={self.threads}"
         )
 
     def training(self, pair: Pair) -> Iterator[Step]:
