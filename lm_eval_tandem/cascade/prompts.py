@@ -182,11 +182,10 @@ class Prompts:
     def as_read(self, insights: str, cut_off: bool) -> str:
         """The insights as the intern reads them: where the wording says so, without a last line that was cut off.
 
-        A text that holds no whole line is read as it is, and so is the beginning of an answer.
+        A text that holds no whole line is read as it is.
         """
         whole = insights[: insights.rfind("\n") + 1]
-        shortened = self.wording.whole_lines and cut_off and not self.hands_off
-        return whole if shortened and whole.strip() else insights
+        return whole if self.wording.whole_lines and cut_off and whole.strip() else insights
 
     def intern(self, engine: Engine, question: Question, insights: str) -> str:
         """The intern's prompt x_t under the insights so far; without insights, the question alone."""
