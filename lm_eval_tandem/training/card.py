@@ -72,12 +72,15 @@ def _stages(report: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for stage in report["stages"]:
-        auc = "" if stage["auc"] is None else f"{stage['auc']:.3f}"
-        lines.append(
-            f"| {stage['stage']} | {100 * stage['share_correct']:.1f} | {stage['precision']:.3f} "
-            f"| {stage['recall']:.3f} | {stage['f1']:.3f} | {auc} | {100 * stage['share_answered']:.1f} |"
-        )
+        right = None if stage["share_correct"] is None else 100 * stage["share_correct"]
+        measured = [_number(right, 1), *(_number(stage[name], 3) for name in ("precision", "recall", "f1", "auc"))]
+        lines.append(f"| {stage['stage']} | {' | '.join(measured)} | {100 * stage['share_answered']:.1f} |")
     return lines
+
+
+def _number(value: float | None, digits: int) -> str:
+    """A number, or nothing where there was nothing to measure."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _calibration(calibration: dict[str, Any]) -> list[str]:

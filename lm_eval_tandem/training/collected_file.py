@@ -187,7 +187,7 @@ class _Columns:
             cost=cost,
             fallback_cost=fallback_cost,
             judged=judged,
-            finished=finished if finished.any() else None,
+            finished=finished if hands_off else None,
             logprob=self.array("answer_logprob", longest, np.float32) if longest else None,
             entropy=self.array("answer_entropy", longest, np.float32) if longest else None,
             answer_tokens=np.nan_to_num(intern, nan=-1).astype(np.int64),
@@ -201,8 +201,8 @@ class _Columns:
             hidden=self.hidden_states(),
             prompts=self.prompts(),
             alone=self.alone(unit),
-            read_before=unit.read_before(mentor, finished) if finished.any() else None,
-            begun_cost=unit.generated_by_mentor(mentor[:, -1]) if hands_off else 0.0,
+            read_before=unit.read_before(mentor, finished) if hands_off else None,
+            begun_cost=unit.generated_by_mentor(mentor[:, -1]) if hands_off else None,
         )
 
     def agrees(self) -> Any:

@@ -16,18 +16,8 @@ from lm_eval_tandem.training.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
 _ARRAYS = (
-    *(
-        "features",
-        "correct",
-        "cost",
-        "fallback_cost",
-        "judged",
-        "finished",
-        "read_before",
-        "logprob",
-        "entropy",
-        "answer_tokens",
-    ),
+    *("features", "correct", "cost", "fallback_cost", "judged", "logprob", "entropy", "answer_tokens"),
+    *("finished", "read_before", "begun_cost"),
     *("agrees", "parts", "answer_ids", "prompt_ends"),
     *("hidden", "prompts"),
 )
@@ -89,7 +79,8 @@ class Collected:
         (Q, T): what a cascade has paid before for what the intern read, where the mentor then finished; None for
         nothing.
     begun_cost
-        What of the insights' cost (Q,) is also part of the mentor's own answer, which it has begun with them.
+        What of the insights' cost (Q,) is also part of the mentor's own answer, which it has begun with them; None for
+        nothing.
     """
 
     ids: list[str]
@@ -113,7 +104,7 @@ class Collected:
     cost_unit: str = "TFLOPs"
     alone: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
     read_before: Floats | None = None
-    begun_cost: Floats | float = 0.0
+    begun_cost: Floats | None = None
 
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Collected:
         """Some of the questions, by a mask (Q,) or by their indices."""
@@ -123,15 +114,7 @@ class Collected:
         }
         tasks = None if self.tasks is None else [self.tasks[row] for row in indices]
         alone = {name: (grades[rows], costs[rows]) for name, (grades, costs) in self.alone.items()}
-        begun_cost = np.broadcast_to(self.begun_cost, len(self.ids))[rows]
-        return replace(
-            self,
-            ids=[self.ids[row] for row in indices],
-            tasks=tasks,
-            alone=alone,
-            begun_cost=begun_cost,
-            **arrays,
-        )
+        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, alone=alone, **arrays)
 
     def probe_all(self, probe: Probe) -> tuple[Floats, Floats]:
         """Apply a probe to every collected answer.
@@ -325,6 +308,4 @@ def concatenate(collections: Sequence[Collected]) -> Collected:
         for name in first.alone
         if all(name in data.alone for data in collections)
     }
-    ids = [name for data in collections for name in data.ids]
-    begun_cost = np.concatenate([np.broadcast_to(data.begun_cost, len(data.ids)) for data in collections])
-    return replace(first, ids=ids, tasks=tasks, alone=alone, begun_cost=begun_cost, **arrays)
+    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, alone=alone, **arrays)

@@ -116,7 +116,9 @@ def judged_policies(
     if MENTOR in data.alone:
         own_correct, own_cost = data.alone[MENTOR]
         stopped = passed.any(axis=1)
-        refused_cost = _cost_without_an_answer(data, lengths) - data.begun_cost + own_cost
+        refused_cost = _cost_without_an_answer(data, lengths) + own_cost
+        if data.begun_cost is not None:
+            refused_cost = refused_cost - data.begun_cost
         policies.append(
             PolicyOutcome("escalate", np.where(stopped, correct, own_correct), np.where(stopped, cost, refused_cost))
         )

@@ -60,7 +60,6 @@ def test_a_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(real, "sample", lambda: [0, 2])
     monkeypatch.setattr(real, "GENERATION", ["--batch_size", "2", "--gen_kwargs", "max_gen_toks=8"])
-    monkeypatch.setattr(real, "GUIDANCE", "guided")
     monkeypatch.setattr(real, "WINDOW", 512)
     command = [str(models), "--data", str(data), "--work", str(tmp_path / "work"), "--threads", "1"]
     command += ["--output", str(tmp_path / "out"), "--only", "coder-0.5b-tandem_gsm8k-stage-1"]

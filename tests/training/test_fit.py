@@ -18,6 +18,7 @@ from lm_eval_tandem.judge.features import features
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.judge.registry import to_tensors
+from lm_eval_tandem.training import card
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit import fit_sufficiency
 from lm_eval_tandem.training.outcomes import simulate
@@ -210,3 +211,24 @@ def test_what_cannot_be_fitted_on_is_refused_in_one_sentence(data: Collected) ->
         fit_sufficiency(part(data, entropy=None))
     with pytest.raises(ClassifierError, match="objective 'speed'"):
         fit_sufficiency(data, "default", "speed", 42)
+
+
+def test_what_the_mentor_has_finished_is_neither_fitted_on_nor_judged() -> None:
+    """At the last stage it has finished every answer, at the one before a third."""
+    data = collected(120)
+    finished = np.zeros(data.correct.shape, dtype=bool)
+    finished[:, 3] = finished[::3, 2] = True
+    data = dataclasses.replace(data, finished=finished, judged=~finished)
+    turned = dataclasses.replace(data, correct=np.where(finished, 1 - data.correct, data.correct))
+    vectors = data.features.reshape(-1, 18)
+    one, other = (
+        fit_sufficiency(given, inputs="statistics").estimator.predict_proba(vectors) for given in (data, turned)
+    )
+    np.testing.assert_array_equal(one, other, "grades of what was not judged were learned from")
+
+    report = fit_sufficiency(data, inputs="probe").report
+    assert (report["stages"][-1]["auc"], report["stages"][-1]["share_correct"]) == (None, None)
+    assert sum(part["count"] for part in report["calibration"]["bins"]) == (~finished).sum()
+    roles = {"mentor": {"model": "large"}, "intern": {"model": "small"}}
+    setting = {"efforts": [1, 2, 3], "insights": "cutoff", "guidance": "handoff", "version": "1", "tasks": ["train"]}
+    assert "| 3 |  |  |  |  |  |" in card.write("judge", {**roles, **setting}, report)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute
+import pyarrow.parquet
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -69,6 +71,22 @@ def test_so_it_is_where_the_mentor_begins_the_answer(handed_off: Path, policy: s
     assert data.finished is not None
     assert 0 < data.finished[:, -1].sum() < QUESTIONS
     check_against_a_run(policy, handed_off, HANDOFF, (0.999, 0.9999, 0.99999, 0.999))
+
+
+def test_questions_that_are_read_together_keep_what_the_mentor_finished(handed_off: Path, tmp_path: Path) -> None:
+    """One of the two collections has no question that the mentor finished."""
+    data, _ = read(handed_off)
+    assert data.finished is not None
+    table = pyarrow.parquet.read_table(handed_off / "collected.parquet")
+    ended = {row["doc_id"] for row in table.to_pylist() if row["finished"]}
+    unfinished = sorted(set(range(QUESTIONS)) - ended)
+    part = table.filter(pyarrow.compute.is_in(table["doc_id"], pyarrow.array(unfinished)))
+    pyarrow.parquet.write_table(part, tmp_path / "collected.parquet")
+    both, _ = read(handed_off, tmp_path)
+    assert both.finished is not None
+    assert both.begun_cost is not None
+    assert both.finished.sum() == data.finished.sum()
+    assert len(both.begun_cost) == len(both.ids) == QUESTIONS + len(unfinished)
 
 
 def check_against_a_run(policy: str, collected: Path, setting: dict[str, str], thresholds: tuple[float, ...]) -> None:
