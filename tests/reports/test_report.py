@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -546,11 +547,12 @@ def recorded(folder: Path, world: World) -> Comparison:
     return the_comparison(folder)
 
 
-def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished", [(), range(0, 60, 3)])
+def test_the_sweep_at_the_run_s_thresholds_is_the_run(tmp_path: Path, finished: Sequence[int]) -> None:
     from lm_eval_tandem.reports.sections.threshold_sweep import outcomes_at_every_stage, sweep
     from lm_eval_tandem.training.thresholds import simulate
 
-    comparison = recorded(tmp_path, World.random(60))
+    comparison = recorded(tmp_path, World.random(60, finished=finished))
     outcomes = outcomes_at_every_stage(comparison, None)
     assert outcomes is not None
     assert comparison.cascade is not None

@@ -13,7 +13,7 @@ import numpy as np
 
 from lm_eval_tandem import ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.ledger import Judgement, Record
+from lm_eval_tandem.ledger import MENTOR_FINISHED, Judgement, Record
 from lm_eval_tandem.reports.sources import ledgers, runs
 from lm_eval_tandem.reports.sources.runs import Run
 
@@ -26,7 +26,8 @@ STAMP = "2026-01-01T00-00-00.000000"
 class World:
     """Q questions at the stages of `EFFORTS`, and the decisions of a cascade on them.
 
-    right: (Q, 3), whether the intern's answer is right at each stage. scores: (Q, 3), the judge's.
+    right: (Q, 3), whether the intern's answer is right at each stage. scores: (Q, 3), the judge's. finished: questions
+    whose answer the mentor, which has begun it, has finished at the last stage.
     """
 
     right: np.ndarray
@@ -40,6 +41,7 @@ class World:
     dollars: float | None = None
     judge: dict[str, Any] = field(default_factory=lambda: {"tasks": ["t_train"], "sha256": "0"})
     recipe: str = "default"
+    finished: Sequence[int] = ()
 
     @classmethod
     def random(cls, questions: int, seed: int = 0, **more: Any) -> World:
@@ -55,6 +57,8 @@ class World:
         for stage, score in enumerate(self.scores[question]):
             if score > self.thresholds[stage]:
                 return stage
+        if question in self.finished:
+            return len(EFFORTS)
         return int(np.argmax(self.scores[question]))
 
     def about(self, policy: str, classifier: str = "judge") -> dict[str, Any]:
@@ -89,15 +93,17 @@ class World:
             stage = int(policy[6:])
         if policy == "cascade":
             stage = self.stage_of(question)
+        ends = question in self.finished and stage == len(EFFORTS)
         written = 100 if stage == -1 else (EFFORTS[stage - 1] if stage else 0)
         if policy == "cascade" and max(self.scores[question] - self.thresholds) <= 0:
             written = EFFORTS[-1]  # no stage passed: the mentor wrote everything
-        tokens = Tokens(mentor_new=written, intern_new=0 if stage == -1 else 50)
+        tokens = Tokens(mentor_new=written, intern_new=0 if stage == -1 or ends else 50)
         judgements = []
         if policy == "cascade":
             judgements = [
                 Judgement(s, float(self.scores[question, s]), self.thresholds[s], (0, *EFFORTS)[s], 30, 0.01)
                 for s in range(3 if max(self.scores[question] - self.thresholds) <= 0 else stage + 1)
+                if not (ends and s == stage)
             ]
         elif policy != "mentor":
             values = [0.0] * 18
@@ -110,12 +116,12 @@ class World:
             repeat=0,
             policy=policy,
             stage=stage,
-            reason="fixed",
+            reason=MENTOR_FINISHED if ends else "fixed",
             finish_reason="stop",
             mentor_finish_reason=None,
             mentor_stages=max(stage, 0),
             tokens=tokens,
-            tflops=tflops(tokens, *parameters),
+            tflops=tflops(tokens, *parameters, read=(EFFORTS[-2] if policy == "cascade" else 0) if ends else None),
             bill=1.0,
             judge_seconds=0.01,
             generate_seconds=1.0,

@@ -12,7 +12,7 @@ from lm_eval_tandem import digits
 from lm_eval_tandem.reports.intervals import auc, auc_interval
 from lm_eval_tandem.reports.sections.cells import stage_label
 from lm_eval_tandem.reports.sources.comparison import Comparison
-from lm_eval_tandem.reports.sources.judge_scores import scores_at_every_stage
+from lm_eval_tandem.reports.sources.judge_scores import mentor_finished, scores_at_every_stage
 from lm_eval_tandem.reports.sources.missing import missing_runs
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Floats
@@ -67,10 +67,11 @@ def stages_of_all_questions(comparison: Comparison, data: ReportData) -> list[Sc
     stages, scored = comparison.all_stages, scores_at_every_stage(comparison, data.classifier)
     if stages is None or scored is None:
         return []
-    return [
-        ScoredStage(stage, scores.scores, run.grades, threshold)
-        for (stage, run), scores, threshold in zip(stages.items(), scored, thresholds(comparison), strict=True)
-    ]
+    found = []
+    for (stage, run), scores, threshold in zip(stages.items(), scored, thresholds(comparison), strict=True):
+        rows = [row for row, record in enumerate(run.records) if not mentor_finished(record)]
+        found.append(ScoredStage(stage, scores.scores[rows], run.grades[rows], threshold))
+    return found
 
 
 def stages_of_the_cascade(comparison: Comparison) -> list[ScoredStage]:

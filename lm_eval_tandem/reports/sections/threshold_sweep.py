@@ -12,9 +12,9 @@ import numpy as np
 from lm_eval_tandem.accounting import TERA
 from lm_eval_tandem.digits import mean, without_last_bits
 from lm_eval_tandem.judge.probe import count_probe_tokens
-from lm_eval_tandem.ledger import MENTOR_FINISHED
 from lm_eval_tandem.reports.sources.comparison import Comparison
-from lm_eval_tandem.reports.sources.judge_scores import scores_at_every_stage, token_ids
+from lm_eval_tandem.reports.sources.judge_scores import mentor_finished, scores_at_every_stage, token_ids
+from lm_eval_tandem.training.costs import TFLOPS, CostUnit
 from lm_eval_tandem.training.dataset import costs_with_probes
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
 
@@ -68,15 +68,16 @@ def outcomes_at_every_stage(comparison: Comparison, classifier: Sufficiency | No
     refused = count_probe_tokens(
         probe_lengths, answer_lengths, token_ids(records, "answer_ids"), token_ids(records, "prompt_end")
     )
-    cost = np.stack([run.measures["tflops"] for run in runs], axis=1)
     mentor_tokens = np.stack([run.measures["mentor_tokens"] for run in runs], axis=1)
+    finished = np.array([[mentor_finished(record) for record in run.records] for run in runs]).T
+    cost = np.stack([run.measures["tflops"] for run in runs], axis=1)
+    cost += CostUnit(TFLOPS, sizes).read_before(mentor_tokens, finished)
     # if no stage passes, the mentor has written to the end whichever stage the answer is taken from
     mentor_size, intern_size = sizes
     remaining = (2 / TERA) * (mentor_size + intern_size) * (mentor_tokens[:, -1:] - mentor_tokens)
     costs = costs_with_probes(cost, cost + remaining, (2 / TERA) * intern_size, probe_lengths, refused)
     # rounded, because many a threshold is itself a score and has to compare alike on every machine
     grades = without_last_bits(np.stack([run.grades for run in runs], axis=1))
-    finished = np.array([[record["reason"] == MENTOR_FINISHED for record in run.records] for run in runs]).T
     return Outcomes(np.where(ended, 0.0, without_last_bits(scores)), grades, *costs, finished)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lm_eval_tandem.judge import input_schemas
 from lm_eval_tandem.judge.probe import probe_features
+from lm_eval_tandem.ledger import MENTOR_FINISHED
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.runs import Floats
@@ -33,7 +34,7 @@ class StageScores:
     Attributes
     ----------
     scores
-        Float64 (Q,), the estimated probability that the intern's answer is correct.
+        Float64 (Q,), the estimated probability that the intern's answer is correct; 0 where it had none to give.
     probe_lengths
         Float64 (Q,), tokens of the answer that the classifier's probe takes; 0 without a probe.
     """
@@ -87,15 +88,20 @@ def recorded_scores(records: Sequence[Record], checksum: str) -> StageScores | N
 
 
 def computed_scores(records: Sequence[Record], classifier: Sufficiency) -> StageScores | None:
-    """Return the scores that a classifier gives to a fixed stage's records; None if one of them lacks its inputs."""
-    vectors = [vector for record in records if (vector := input_vector(record, classifier)) is not None]
-    if not records or len(vectors) < len(records):
+    """Return the scores that a classifier gives to a fixed stage's records; None if one of them lacks its inputs.
+
+    Where the mentor has finished the answer itself there is nothing to judge: score and length are 0.
+    """
+    scores, lengths = np.zeros(len(records)), np.zeros(len(records))
+    judged = [row for row, record in enumerate(records) if not mentor_finished(record)]
+    vectors = [vector for row in judged if (vector := input_vector(records[row], classifier)) is not None]
+    if not records or len(vectors) < len(judged):
         return None
-    scores = classifier.estimator.predict_proba(np.array(vectors))[:, 1]
-    lengths = [
-        0.0 if classifier.probe is None else probe_length(judgement_of(record), classifier) for record in records
-    ]
-    return StageScores(np.asarray(scores, dtype=np.float64), np.array(lengths))
+    if vectors:
+        scores[judged] = classifier.estimator.predict_proba(np.array(vectors))[:, 1]
+    if classifier.probe is not None:
+        lengths[judged] = [probe_length(judgement_of(records[row]), classifier) for row in judged]
+    return StageScores(scores, lengths)
 
 
 def input_vector(record: Record, classifier: Sufficiency) -> Floats | None:
@@ -135,10 +141,12 @@ def token_ids(stages: Sequence[Sequence[Record]], name: str) -> NDArray[np.int32
     Returns
     -------
     ndarray or None
-        Int32 (Q, T, P), filled up with -1; None if one of the records has no such ids.
+        Int32 (Q, T, P), filled up with -1; None if one of the records has no such ids, though it has an answer of the
+        intern's.
     """
     ids = [[judgement_of(record).get(name) or [] for record in records] for records in stages]
-    if not all(sequence for stage in ids for sequence in stage):
+    finished = [[mentor_finished(record) for record in records] for records in stages]
+    if not (np.array([[bool(sequence) for sequence in stage] for stage in ids]) | finished).all():
         return None
     longest = max(len(sequence) for stage in ids for sequence in stage)
     filled = np.full((len(ids[0]), len(ids), longest), -1, dtype=np.int32)
@@ -146,6 +154,11 @@ def token_ids(stages: Sequence[Sequence[Record]], name: str) -> NDArray[np.int32
         for q, sequence in enumerate(stage):
             filled[q, t, : len(sequence)] = sequence
     return filled
+
+
+def mentor_finished(record: Record) -> bool:
+    """Whether nothing was left to the intern of an answer that the mentor had begun: there is nothing to judge."""
+    return bool(record["reason"] == MENTOR_FINISHED)
 
 
 def judgement_of(record: Record) -> dict[str, Any]:
