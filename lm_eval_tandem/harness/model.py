@@ -168,7 +168,7 @@ class TandemLM(LM):
                 "folder as classifier=…, or use policy=stage:N, which needs none."
             )
         if chosen.thresholds is None:
-            judge = artefact.load(chosen.classifier, stages=len(chosen.efforts) + 1)
+            judge = artefact.load(chosen.classifier, stages=len(chosen.efforts) + 1).for_policy(chosen.policy.name)
         else:
             judge = replace(artefact.load(chosen.classifier), thresholds=chosen.thresholds)
         assert chosen.mentor is not None

@@ -38,6 +38,7 @@ def save(
     classifier: Estimator,
     thresholds: Sequence[float],
     *,
+    policy_thresholds: Mapping[str, Sequence[float]] | None = None,
     pair: Mapping[str, str],
     fitted_on: Mapping[str, Any],
     recipe: str,
@@ -57,6 +58,8 @@ def save(
         Fitted on vectors of the schema, with labels 0 and 1.
     thresholds
         In [0, 1], one per stage, stage 0 included.
+    policy_thresholds
+        As many of other policies than the cascade, by name; None for none.
     pair
         The names of the two models: {"mentor": ..., "intern": ...}.
     fitted_on
@@ -88,6 +91,7 @@ def save(
         classifier,
         thresholds,
         model,
+        policy_thresholds=policy_thresholds or {},
         pair=pair,
         fitted_on=fitted_on,
         recipe=recipe,
@@ -201,11 +205,12 @@ def _checked(path: Path, config: Config, model: bytes, adapter: Mapping[str, byt
     probe = artefact_config.checked_probe(path, config)
     artefact_config.check_files(path, config, model, adapter)
     tensors = _unpacked(path, model)
-    thresholds = artefact_config.checked_thresholds(path, config)
+    thresholds, of_policies = artefact_config.checked_thresholds(path, config)
     artefact_config.check_names(path, config)
     return Sufficiency(
         estimator=artefact_config.restored_estimator(path, config, tensors),
         thresholds=thresholds,
+        policy_thresholds=of_policies,
         name=path.resolve().name,
         schema=config["schema"],
         pair=config["pair"],

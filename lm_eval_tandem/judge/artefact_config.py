@@ -25,6 +25,8 @@ Config = dict[str, Any]
 FORMAT_VERSION = 1
 ADAPTER = "adapter"
 """The folder of the LoRA adapter, and the entry of config.json that holds the checksums of its files."""
+POLICY_THRESHOLDS = "policy_thresholds"
+"""The entry with the thresholds of other policies than the cascade; classifiers of version 0.1 have none."""
 
 _ENTRIES: dict[str, type] = {
     "features": list,
@@ -46,6 +48,7 @@ def describe(
     thresholds: Sequence[float],
     model: bytes,
     *,
+    policy_thresholds: Mapping[str, Sequence[float]],
     pair: Mapping[str, str],
     fitted_on: Mapping[str, Any],
     recipe: str,
@@ -72,6 +75,7 @@ def describe(
         "training": training,
         "stages": len(thresholds),
         "thresholds": [float(value) for value in thresholds],
+        POLICY_THRESHOLDS: {name: [float(value) for value in values] for name, values in policy_thresholds.items()},
         "pair": dict(pair),
         "fitted_on": dict(fitted_on),
         "recipe": recipe,
@@ -152,19 +156,22 @@ def check_files(path: Path, config: Config, model: bytes, adapter: Mapping[str, 
             )
 
 
-def checked_thresholds(path: Path, config: Config) -> tuple[float, ...]:
-    """The thresholds: one per stage, in [0, 1]."""
-    thresholds = config["thresholds"]
-    if len(thresholds) != config["stages"] or len(thresholds) < 2:
-        raise ClassifierError(
-            f"The classifier {path} has {len(thresholds)} thresholds for {config['stages']} stages; it needs one per "
-            "stage (stage 0 included) and at least 2, so refit it."
-        )
-    if not all(type(value) in (int, float) and 0 <= value <= 1 for value in thresholds):
-        raise ClassifierError(
-            f"The classifier {path} has thresholds {thresholds}; each must be in [0, 1], so refit it."
-        )
-    return tuple(map(float, thresholds))
+def checked_thresholds(path: Path, config: Config) -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
+    """The thresholds of the cascade, and those of other policies by name: one per stage, in [0, 1]."""
+    others = config.get(POLICY_THRESHOLDS, {})
+    if not isinstance(others, dict) or not all(isinstance(values, list) for values in others.values()):
+        raise ClassifierError(f"{path}/config.json needs {POLICY_THRESHOLDS!r} as lists by policy; refit it.")
+    for thresholds in (config["thresholds"], *others.values()):
+        if len(thresholds) != config["stages"] or len(thresholds) < 2:
+            raise ClassifierError(
+                f"The classifier {path} has {len(thresholds)} thresholds for {config['stages']} stages; it needs one "
+                "per stage (stage 0 included) and at least 2, so refit it."
+            )
+        if not all(type(value) in (int, float) and 0 <= value <= 1 for value in thresholds):
+            raise ClassifierError(
+                f"The classifier {path} has thresholds {thresholds}; each must be in [0, 1], so refit it."
+            )
+    return tuple(map(float, config["thresholds"])), {name: tuple(map(float, each)) for name, each in others.items()}
 
 
 def check_names(path: Path, config: Config) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +52,7 @@ class Sufficiency:
     estimator
         The fitted classifier.
     thresholds
-        tau_t in [0, 1], one per stage, stage 0 first.
+        tau_t in [0, 1], one per stage, stage 0 first: the cascade's, or those of the policy of `for_policy`.
     name
         The name of the folder.
     schema
@@ -67,6 +67,8 @@ class Sufficiency:
         How much of its answer the intern generates before it is judged; None for nothing.
     adapter
         The folder of the LoRA adapter that the intern reads with; None for its own weights.
+    policy_thresholds
+        Thresholds of other policies, by name.
 
     Examples
     --------
@@ -85,6 +87,11 @@ class Sufficiency:
     config: Config
     probe: Probe | None = None
     adapter: Path | None = None
+    policy_thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def for_policy(self, name: str) -> Sufficiency:
+        """The same with the thresholds that were chosen for a policy; the cascade's where none were."""
+        return replace(self, thresholds=self.policy_thresholds.get(name, self.thresholds))
 
     @property
     def reads_prompt(self) -> bool:

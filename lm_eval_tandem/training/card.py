@@ -44,13 +44,18 @@ def _facts(name: str, description: dict[str, Any], report: dict[str, Any]) -> li
         f"- recipe `{report['recipe']}`, inputs {report['inputs']}, model {report['model']}, "
         f"labels {report['labels']}, objective `{report['objective']}`, seed {report['seed']}",
         f"- {_probe(report['probe'])}",
-        f"- thresholds {':'.join(f'{value:g}' for value in report['thresholds'])} (the question alone first)",
+        f"- thresholds {_limits(report['thresholds'])} (the question alone first)"
+        + "".join(f"; policy={name} {_limits(values)}" for name, values in report["policy_thresholds"].items()),
         f"- lm-eval-tandem {description['version']}",
         "",
         f"Out of sample, on {report['questions_out_of_sample']} of these questions: cascade "
         f"{100 * cascade['accuracy']:.1f} % at {cascade['cost']:.3g} {_unit(report)} a question, "
         f"always-high {100 * high['accuracy']:.1f} % at {high['cost']:.3g}.",
     ]
+
+
+def _limits(thresholds: list[float]) -> str:
+    return ":".join(f"{value:g}" for value in thresholds)
 
 
 def _unit(report: dict[str, Any]) -> str:

@@ -87,12 +87,23 @@ def out_of_fold(
     return scores
 
 
-def cross_fitted_thresholds(outcomes: Outcomes, choose: Choose, seed: int) -> Floats:
+def cross_fitted_thresholds(outcomes: Outcomes, choose: Choose, fold: NDArray[np.int64]) -> Floats:
     """For each question, thresholds (Q, T) that were chosen on the questions of the other folds.
 
-    Parameters, folds and errors are those of `cross_fitted_outcomes`.
+    Parameters
+    ----------
+    outcomes
+        The questions, their scores out of sample.
+    choose
+        Chooses the thresholds (`Recipe.choose` for some objective).
+    fold
+        The fold (Q,) of each question, from `folds`.
+
+    Raises
+    ------
+    ClassifierError
+        No thresholds reach the objective on some of the folds.
     """
-    fold = _folds(outcomes, seed)
     limits = np.empty(outcomes.scores.shape)
     for number in range(FOLDS):
         limits[fold == number] = choose(outcomes.subset(fold != number))
@@ -126,7 +137,7 @@ def cross_fitted_outcomes(
         No thresholds reach the objective on some of the folds.
     """
     questions = len(outcomes.scores)
-    fold = _folds(outcomes, seed)
+    fold = folds(outcomes, seed)
     correct, cost = np.empty(questions), np.empty(questions)
     for number in range(FOLDS):
         held_out = fold == number
@@ -136,5 +147,6 @@ def cross_fitted_outcomes(
     return correct, cost
 
 
-def _folds(outcomes: Outcomes, seed: int) -> NDArray[np.int64]:
+def folds(outcomes: Outcomes, seed: int) -> NDArray[np.int64]:
+    """The fold (Q,) of each question; with the seed of `out_of_fold` those that its scores were made in."""
     return stratified_folds((outcomes.correct >= 0.5).sum(axis=1), FOLDS, seed)

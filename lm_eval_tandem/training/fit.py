@@ -26,6 +26,7 @@ from lm_eval_tandem.training.cross_fitting import FOLDS, fit_by_question, out_of
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.labels import checked_labels, with_mentor_labels
 from lm_eval_tandem.training.outcomes import Outcomes
+from lm_eval_tandem.training.policy_comparison import CASCADE, judged_outcomes, own_thresholds
 from lm_eval_tandem.training.recipes import HIDDEN_INPUTS, INPUTS, LABELS, RECIPES, Recipe
 from lm_eval_tandem.training.thresholds import parse_objective
 
@@ -45,7 +46,9 @@ class Fitted:
     estimator
         The classifier.
     thresholds
-        One per stage, stage 0 first.
+        Of the cascade, one per stage, stage 0 first.
+    policy_thresholds
+        Of the other policies with a judge, by name: for each those that serve the same objective best.
     report
         How well both do out of sample (see `fit_sufficiency`).
     schema
@@ -59,6 +62,7 @@ class Fitted:
 
     estimator: Estimator
     thresholds: tuple[float, ...]
+    policy_thresholds: dict[str, tuple[float, ...]]
     report: dict[str, Any]
     schema: str
     probe: Probe | None
@@ -97,11 +101,13 @@ class _OutOfSample:
             )
         return self._fitted[choice]
 
-    def outcomes(self, choice: Choice) -> tuple[NDArray[np.bool_], Outcomes]:
-        """The questions that have scores, as a mask (Q,), and their outcomes."""
+    def outcomes(self, choice: Choice) -> tuple[NDArray[np.bool_], dict[str, Outcomes]]:
+        """The questions that have scores, as a mask (Q,), and their outcomes under each policy with a judge."""
         scores = self.fit(choice)[1]
         scored = np.asarray(~np.isnan(scores[:, 0]), dtype=np.bool_)
-        return scored, self.data.subset(scored).outcomes(scores[scored], choice[1])
+        data = self.data.subset(scored)
+        lengths = data.probe_lengths(choice[1])
+        return scored, judged_outcomes(data, data.outcomes_with_probes(scores[scored], lengths), lengths)
 
 
 def fit_sufficiency(
@@ -149,7 +155,7 @@ def fit_sufficiency(
         Its report holds plain JSON values, measured on out-of-sample scores, costs in the unit of `data`:
 
         - recipe, inputs, model, labels, probe, objective, cost_unit, seed, questions, questions_out_of_sample,
-          thresholds;
+          thresholds, policy_thresholds;
         - stages: per stage share_correct, precision, recall and f1 (of scores above 0.5), auc (None if all answers are
           alike), and share_answered (of the questions, from that stage);
         - cascade: accuracy and mean cost with the thresholds. accuracy_cross_fitted and cost_cross_fitted are the same
@@ -183,13 +189,15 @@ def fit_sufficiency(
     choosing = InputChoice(data, truth, allowed, objective, seed)
     choice = choosing.best(np.ones(len(truth), dtype=np.bool_))
     estimator, scores = fits.fit(choice)
-    scored, outcomes = fits.outcomes(choice)
-    thresholds = chosen.choose(outcomes, objective)
+    scored, of_policies = fits.outcomes(choice)
+    outcomes, choose = of_policies[CASCADE], partial(chosen.choose, objective=objective)
+    thresholds = choose(outcomes)
+    others = own_thresholds(of_policies, choose)
 
     def judge_without(held_out: NDArray[np.bool_]) -> Outcomes:
         rest = np.ones(len(truth), dtype=np.bool_)
         rest[np.flatnonzero(scored)[held_out]] = False
-        return fits.outcomes(choosing.best(rest, must_reach=False))[1]
+        return fits.outcomes(choosing.best(rest, must_reach=False))[1][CASCADE]
 
     probe, judged = choice[1], data.to_fit[scored]
     report = {
@@ -204,13 +212,12 @@ def fit_sufficiency(
         "questions": len(data.ids),
         "questions_out_of_sample": int(scored.sum()),
         "thresholds": list(thresholds),
+        "policy_thresholds": {name: list(values) for name, values in others.items()},
         **fit_report.performance(outcomes, truth[scored], thresholds, data.cost[scored]),
         "calibration": fit_report.calibration(outcomes.scores[judged], truth[scored][judged]),
     }
-    report["cascade"] |= fit_report.cross_fitted(
-        outcomes, partial(chosen.choose, objective=objective), seed, None if choosing.is_fixed else judge_without
-    )
-    return Fitted(estimator, thresholds, report, fits.schema(choice[0]), probe, scores)
+    report["cascade"] |= fit_report.cross_fitted(outcomes, choose, seed, None if choosing.is_fixed else judge_without)
+    return Fitted(estimator, thresholds, others, report, fits.schema(choice[0]), probe, scores)
 
 
 def _checked_recipe(name: str) -> Recipe:

@@ -105,6 +105,7 @@ def _fit_one(
         output,
         fitted.estimator,
         fitted.thresholds,
+        policy_thresholds=fitted.policy_thresholds,
         pair={role: description[role]["model"] for role in ("mentor", "intern")},
         fitted_on=fitted_on | {"per": per, "report": report},
         recipe=report["recipe"],

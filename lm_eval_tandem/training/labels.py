@@ -46,7 +46,8 @@ def with_mentor_labels(data: Collected) -> Collected:
     """The questions that `answered_by_mentor` leaves, with agreement with its answer in the place of grades."""
     answered = answered_by_mentor(data)
     assert answered.agrees is not None
-    return replace(answered, correct=answered.agrees)
+    alone = {name: (np.ones_like(grades), cost) for name, (grades, cost) in answered.alone.items() if name == "mentor"}
+    return replace(answered, correct=answered.agrees, alone=alone)
 
 
 def checked_labels(data: Collected) -> NDArray[np.int64]:

@@ -30,6 +30,8 @@ class Outcomes:
     finished
         bool (Q, T): where the mentor had finished the answer itself, so that the cascade ends at the first such stage
         whatever the thresholds; None for nowhere.
+    highest
+        The column of the highest stage: -1, or -2 where the last is the mentor that takes over (`with_last_resort`).
 
     Raises
     ------
@@ -42,6 +44,7 @@ class Outcomes:
     cost: Floats
     fallback_cost: Floats
     finished: NDArray[np.bool_] | None = None
+    highest: int = -1
 
     def __post_init__(self) -> None:
         for name in ("scores", "correct", "cost", "fallback_cost"):
@@ -67,7 +70,37 @@ class Outcomes:
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Outcomes:
         """Some of the questions, by a mask (Q,) or by their indices."""
         finished = None if self.finished is None else self.finished[rows]
-        return Outcomes(self.scores[rows], self.correct[rows], self.cost[rows], self.fallback_cost[rows], finished)
+        arrays = self.scores[rows], self.correct[rows], self.cost[rows], self.fallback_cost[rows]
+        return Outcomes(*arrays, finished, self.highest)
+
+    @property
+    def always_high(self) -> float:
+        """The mean grade of always answering from the highest stage."""
+        return float(self.correct[:, self.highest].mean())
+
+    def with_last_resort(self, correct: Floats, cost: Floats, highest: int) -> Outcomes:
+        """The same with one stage more, which ends every question that got so far: nobody judges it.
+
+        So a policy that answers in another way when nothing passed is a cascade too, with a threshold more that no
+        question is compared with.
+
+        Parameters
+        ----------
+        correct, cost
+            Grade and cost (Q,) of a question that ends there.
+        highest
+            As above, of what is returned.
+        """
+        questions, stages = self.scores.shape
+        finished = np.zeros((questions, stages), dtype=np.bool_) if self.finished is None else self.finished
+        return Outcomes(
+            np.column_stack((self.scores, np.zeros(questions))),
+            np.column_stack((self.correct, correct)),
+            np.column_stack((self.cost, cost)),
+            np.column_stack((self.fallback_cost, cost)),
+            np.column_stack((finished, np.ones(questions, dtype=np.bool_))),
+            highest,
+        )
 
 
 def simulate(outcomes: Outcomes, thresholds: ArrayLike) -> tuple[NDArray[np.int64], Floats, Floats]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.judge.probe import count_probe_tokens
 from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
-from lm_eval_tandem.training.cross_fitting import cross_fitted_thresholds
+from lm_eval_tandem.training.cross_fitting import cross_fitted_thresholds, folds
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
 from lm_eval_tandem.training.thresholds import Objective
@@ -19,7 +20,7 @@ Floats = NDArray[np.float64]
 
 SEED = 42
 """Of the folds that thresholds are chosen in; those of `fit`."""
-INTERN, MENTOR = "intern", "mentor"
+INTERN, MENTOR, CASCADE = "intern", "mentor", "cascade"
 _TIE = 1e-9
 """Relative difference up to which two means count as equal."""
 
@@ -68,60 +69,84 @@ def fixed_policies(data: Collected, grades: Floats) -> list[PolicyOutcome]:
     ]
 
 
-def judged_policies(
-    data: Collected,
-    outcomes: Outcomes,
-    lengths: NDArray[np.int64],
-    choose: Callable[[Outcomes], Sequence[float]],
-) -> list[PolicyOutcome]:
-    """The policies with a judge, under thresholds that were chosen for each fifth of the questions on the other four.
+def judged_outcomes(data: Collected, outcomes: Outcomes, lengths: NDArray[np.int64]) -> dict[str, Outcomes]:
+    """The policies with a judge, each as a cascade of its own: for each what happens at its stages.
+
+    `llm_cascade` judges the question alone and else answers from the highest stage; `escalate` ends with the mentor. So
+    each has a stage more that nobody judges (`Outcomes.with_last_resort`), and thresholds of its own.
 
     Parameters
     ----------
     data
         The questions.
     outcomes
-        Theirs, the scores out of sample.
+        Theirs under the cascade, the scores out of sample.
     lengths
         Tokens of the judge's probes, int (Q, T) (`Collected.probe_lengths`).
-    choose
-        Chooses thresholds for some objective.
 
     Returns
     -------
-    list[PolicyOutcome]
+    dict[str, Outcomes]
         cascade, llm_cascade, and escalate where the mentor's own answers were collected.
+    """
+    only_first = lengths.copy()
+    only_first[:, 1:] = 0
+    first_cost, _ = data.costs(only_first)
+    finished = None if outcomes.finished is None else outcomes.finished[:, :1]
+    first = Outcomes(outcomes.scores[:, :1], outcomes.correct[:, :1], first_cost[:, :1], first_cost[:, :1], finished)
+    found = {
+        "cascade": outcomes,
+        "llm_cascade": first.with_last_resort(outcomes.correct[:, -1], first_cost[:, -1], highest=-1),
+    }
+    if MENTOR in data.alone:
+        own_correct, own_cost = data.alone[MENTOR]
+        refused_cost = _cost_without_an_answer(data, lengths) + own_cost
+        if data.begun_cost is not None:
+            refused_cost = refused_cost - data.begun_cost
+        found["escalate"] = outcomes.with_last_resort(own_correct, refused_cost, highest=-2)
+    return found
+
+
+def own_thresholds(
+    of_policies: Mapping[str, Outcomes], choose: Callable[..., Sequence[float]]
+) -> dict[str, tuple[float, ...]]:
+    """The thresholds of the policies beside the cascade, one per stage; what they do not judge has the cascade's.
+
+    Parameters
+    ----------
+    of_policies
+        What `judged_outcomes` returned.
+    choose
+        Chooses thresholds for some objective; what lacks least of it will do.
+    """
+    stages, found = of_policies[CASCADE].scores.shape[1], {}
+    cascade = tuple(choose(of_policies[CASCADE], must_reach=False))
+    for name, outcomes in of_policies.items():
+        if name != CASCADE:
+            judged = tuple(choose(outcomes, must_reach=False))[:-1]
+            found[name] = judged + cascade[len(judged) : stages]
+    return found
+
+
+def judged_policies(of_policies: Mapping[str, Outcomes], choose: Callable[..., Sequence[float]]) -> list[PolicyOutcome]:
+    """The policies with a judge, under thresholds that were chosen for each fifth of the questions on the other four.
+
+    Parameters
+    ----------
+    of_policies
+        What `judged_outcomes` returned.
+    choose
+        Chooses thresholds for some objective (`Recipe.choose`).
 
     Raises
     ------
     ClassifierError
-        No thresholds reach the objective on some of the folds.
+        No thresholds of the cascade reach the objective on some of the folds.
     """
-    limits = cross_fitted_thresholds(outcomes, choose, SEED)
-    passed = outcomes.passed(limits)
-    _, correct, cost = simulate(outcomes, limits)
-    policies = [PolicyOutcome("cascade", correct, cost)]
-
-    at_once, grades = passed[:, 0], outcomes.correct
-    only_first = lengths.copy()
-    only_first[:, 1:] = 0
-    first_cost, _ = data.costs(only_first)
-    policies.append(
-        PolicyOutcome(
-            "llm_cascade",
-            np.where(at_once, grades[:, 0], grades[:, -1]),
-            np.where(at_once, first_cost[:, 0], first_cost[:, -1]),
-        )
-    )
-    if MENTOR in data.alone:
-        own_correct, own_cost = data.alone[MENTOR]
-        stopped = passed.any(axis=1)
-        refused_cost = _cost_without_an_answer(data, lengths) + own_cost
-        if data.begun_cost is not None:
-            refused_cost = refused_cost - data.begun_cost
-        policies.append(
-            PolicyOutcome("escalate", np.where(stopped, correct, own_correct), np.where(stopped, cost, refused_cost))
-        )
+    policies, fold = [], folds(of_policies[CASCADE], SEED)
+    for name, outcomes in of_policies.items():
+        limits = cross_fitted_thresholds(outcomes, partial(choose, must_reach=name == CASCADE), fold)
+        policies.append(PolicyOutcome(name, *simulate(outcomes, limits)[1:]))
     return policies
 
 

@@ -53,9 +53,9 @@ class Recipe:
         without = tuple(name for name in self.inputs if INPUTS[name] == input_schemas.PROBE)
         return self.inputs if measured_prompts or not without else without
 
-    def choose(self, outcomes: Outcomes, objective: str) -> tuple[float, ...]:
-        """The thresholds for an objective; raises ClassifierError if none reach it."""
-        thresholds = choose_thresholds(outcomes, objective, self.grid)
+    def choose(self, outcomes: Outcomes, objective: str, must_reach: bool = True) -> tuple[float, ...]:
+        """The thresholds for an objective; raises ClassifierError if it has to be reached, and none do."""
+        thresholds = choose_thresholds(outcomes, objective, self.grid, must_reach=must_reach)
         return centre_thresholds(outcomes, thresholds, self.grid) if self.centred else thresholds
 
 

@@ -36,7 +36,11 @@ _TIE = 1e-9
 
 
 def choose_thresholds(
-    outcomes: Outcomes, objective: str, grid: Sequence[float] = GRID, max_combinations: int = MAX_COMBINATIONS
+    outcomes: Outcomes,
+    objective: str,
+    grid: Sequence[float] = GRID,
+    max_combinations: int = MAX_COMBINATIONS,
+    must_reach: bool = True,
 ) -> tuple[float, ...]:
     """The thresholds of the grid that serve an objective best.
 
@@ -55,6 +59,8 @@ def choose_thresholds(
         The allowed values, strictly increasing in [0, 1].
     max_combinations
         Up to this many combinations all are compared; of more the best is searched for (see `best_thresholds`).
+    must_reach
+        Whether the objective has to be reached; if not, the thresholds that lack least will do.
 
     Returns
     -------
@@ -65,7 +71,7 @@ def choose_thresholds(
     Raises
     ------
     ClassifierError
-        The objective is unknown, or no combination reaches it.
+        The objective is unknown, or has to be reached and no combination does.
 
     Examples
     --------
@@ -77,13 +83,13 @@ def choose_thresholds(
     """
     goal = parse_objective(objective)
     best = best_thresholds(outcomes, goal, grid, max_combinations)
-    if best.lack > 0 and goal.kind == "accuracy@cost":
+    if best.lack > 0 and must_reach and goal.kind == "accuracy@cost":
         raise ClassifierError(
             f"No thresholds reach a mean cost of {goal.number:g} or less; the cheapest cost {best.cost:.6g}, "
             "so raise it."
         )
-    if best.lack > 0:
-        always_high = float(outcomes.correct[:, -1].mean())
+    if best.lack > 0 and must_reach:
+        always_high = outcomes.always_high
         needed = math.ceil((always_high - best.accuracy - _TIE) * 10_000) / 10_000
         raise ClassifierError(
             f"No thresholds reach an accuracy of {always_high - goal.number:.4f} (always_high-{goal.number:g}); the "
@@ -115,30 +121,38 @@ def best_thresholds(
     """
     values = checked_grid(grid)
     stages = outcomes.scores.shape[1]
-    if combinations([values] * stages) <= max_combinations:
-        return _best(outcomes, [values] * stages, goal)
+    grids = _grids(outcomes, values)
+    if combinations(grids) <= max_combinations:
+        return _best(outcomes, grids, goal)
     most = min(max_combinations, SEARCH_COMBINATIONS)
     size = max(2, int(most ** (1 / stages)) - 1)
     coarse = values[np.unique(np.linspace(0, len(values) - 1, size).round().astype(int))]
-    best = _best(outcomes, [coarse] * stages, goal)
+    best = _best(outcomes, _grids(outcomes, coarse), goal)
     width = 1
     while width < stages and (len(values) + 1) ** (width + 1) * 2 ** (stages - width - 1) <= most:
         width += 1
     for _ in range(SEARCH_ROUNDS):
         before = best.thresholds
         for first in range(stages - width + 1):
-            grids = [np.array([threshold]) for threshold in best.thresholds]
-            grids[first : first + width] = [values] * width
-            best = _best(outcomes, grids, goal)
+            tried = [np.array([threshold]) for threshold in best.thresholds]
+            tried[first : first + width] = grids[first : first + width]
+            best = _best(outcomes, tried, goal)
         if best.thresholds == before:
             break
     return best
 
 
+def _grids(outcomes: Outcomes, values: Floats) -> list[Floats]:
+    """The values to try at each stage: one where every question ends whatever the threshold."""
+    if outcomes.finished is None:
+        return [values] * outcomes.scores.shape[1]
+    return [values[:1] if bool(ended) else values for ended in np.atleast_1d(outcomes.finished.all(axis=0))]
+
+
 def _best(outcomes: Outcomes, grids: Grids, goal: Objective) -> Best:
     """The best of all combinations of the grids' values."""
     accuracy, cost = evaluate(outcomes, grids)
-    index, lack = best_index(goal, accuracy, cost, float(outcomes.correct[:, -1].mean()))
+    index, lack = best_index(goal, accuracy, cost, outcomes.always_high)
     first = np.unravel_index(index, accuracy.shape)
     thresholds = tuple(float(values[i]) for values, i in zip(grids, first, strict=True))
     return Best(thresholds, float(accuracy[first]), float(cost[first]), lack)

@@ -25,7 +25,13 @@ from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit_folder import question_keys
 from lm_eval_tandem.training.labels import answered_by_mentor, check_values
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
-from lm_eval_tandem.training.policy_comparison import PolicyOutcome, advice, fixed_policies, judged_policies
+from lm_eval_tandem.training.policy_comparison import (
+    PolicyOutcome,
+    advice,
+    fixed_policies,
+    judged_outcomes,
+    judged_policies,
+)
 from lm_eval_tandem.training.recipes import RECIPES, Recipe
 from lm_eval_tandem.training.threshold_grid import MAX_COMBINATIONS, evaluate_grid
 from lm_eval_tandem.training.thresholds import Objective, best_thresholds, parse_objective
@@ -249,7 +255,8 @@ def thresholds(
     recipe = RECIPES.get(judge.recipe, RECIPES["default"])
     lengths = data.probe_lengths(judge.probe)
     outcomes = data.outcomes_with_probes(scores, lengths, grades)
-    judged = judged_policies(data, outcomes, lengths, partial(recipe.choose, objective=objective))
+    of_policies = judged_outcomes(data, outcomes, lengths)
+    judged = judged_policies(of_policies, partial(recipe.choose, objective=objective))
     policies = [*fixed_policies(data, grades), *judged]
     found = tradeoff(outcomes, policies, objective, recipe, points, data.cost_unit)
     return found, advice(policies, goal, data.cost_unit)

@@ -128,6 +128,53 @@ def test_the_same_data_gives_the_same_judge(model: str) -> None:
         np.testing.assert_array_equal(array, to_tensors(second.estimator)[name])
 
 
+def test_each_policy_has_the_thresholds_that_serve_it_best(data: Collected, tmp_path: Path) -> None:
+    """A mentor that is always right takes all that is not certain, and the cascade has nobody to leave it to."""
+    right, cost = np.ones(len(data.ids)), np.full(len(data.ids), 20.0)
+    with_mentor = dataclasses.replace(data, alone={"mentor": (right, cost)})
+    made = fit_sufficiency(with_mentor, inputs="statistics")
+    escalate, once = made.policy_thresholds["escalate"], made.policy_thresholds["llm_cascade"]
+    assert made.report["policy_thresholds"] == {"llm_cascade": list(once), "escalate": list(escalate)}
+    assert len(escalate) == len(once) == 4
+    outcomes = with_mentor.outcomes(made.scores, None)
+
+    def escalated(thresholds: tuple[float, ...]) -> float:
+        _, correct, _ = simulate(outcomes, thresholds)
+        return float(np.where(outcomes.passed(thresholds).any(axis=1), correct, right).mean())
+
+    assert escalated(escalate) > escalated(made.thresholds)
+    assert "escalate" not in fit_sufficiency(data, inputs="statistics").policy_thresholds
+
+    save(
+        tmp_path / "judge",
+        made.estimator,
+        made.thresholds,
+        policy_thresholds=made.policy_thresholds,
+        pair={"mentor": "a", "intern": "b"},
+        fitted_on={},
+        recipe="default",
+        card="",
+    )
+    judge = load(tmp_path / "judge", stages=4)
+    assert judge.thresholds == judge.for_policy("cascade").thresholds == made.thresholds
+    assert judge.for_policy("escalate").thresholds == escalate
+    config = json.loads((tmp_path / "judge" / "config.json").read_text())
+    for broken in ({"escalate": [0.5]}, {"escalate": [0.5, 0.5, 0.5, 2]}, {"escalate": "0.5"}, [0.5]):
+        (tmp_path / "judge" / "config.json").write_text(json.dumps(config | {"policy_thresholds": broken}))
+        with pytest.raises(ClassifierError, match="refit it"):
+            load(tmp_path / "judge")
+
+
+def test_labels_of_the_mentor_give_escalate_thresholds_without_a_grade(data: Collected) -> None:
+    wrong = np.zeros(len(data.ids)), np.full(len(data.ids), 20.0)
+    right = np.ones(len(data.ids)), np.full(len(data.ids), 20.0)
+    one, other = (
+        fit_sufficiency(dataclasses.replace(data, alone={"mentor": alone}), inputs="statistics", labels="mentor")
+        for alone in (wrong, right)
+    )
+    assert one.policy_thresholds == other.policy_thresholds
+
+
 def test_no_probe_is_chosen_where_none_is_worth_its_tokens(data: Collected) -> None:
     dear = dataclasses.replace(data, token_cost=50.0)
     made = fit_sufficiency(dear, "default", "cost@accuracy>=always_high-0.2", 42, model="logistic")

@@ -17,11 +17,13 @@ from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.training.collect import collect
 from lm_eval_tandem.training.collected_file import read
+from lm_eval_tandem.training.outcomes import Outcomes
 from lm_eval_tandem.training.policy_comparison import (
     PolicyOutcome,
     advice,
     best_policy,
     fixed_policies,
+    judged_outcomes,
     judged_policies,
 )
 from lm_eval_tandem.training.thresholds import Objective, parse_objective
@@ -54,7 +56,12 @@ def policies_of(collected: Path, limits: tuple[float, ...]) -> dict[str, PolicyO
     vectors = data.inputs(judge.schema, judge.probe)
     scores = judge.estimator.predict_proba(vectors.reshape(-1, vectors.shape[2]))[:, 1].reshape(vectors.shape[:2])
     outcomes, lengths = data.outcomes(scores, judge.probe), data.probe_lengths(judge.probe)
-    judged = judged_policies(data, outcomes, lengths, lambda outcomes: limits)
+
+    def fixed(outcomes: Outcomes, must_reach: bool = True) -> tuple[float, ...]:
+        stages = outcomes.scores.shape[1]  # two of llm_cascade, one more of escalate
+        return {2: (limits[0], 0.0), 4: limits, 5: (*limits, 0.0)}[stages]
+
+    judged = judged_policies(judged_outcomes(data, outcomes, lengths), fixed)
     return {policy.name: policy for policy in [*fixed_policies(data, data.correct), *judged]}
 
 
@@ -104,6 +111,32 @@ def check_against_a_run(policy: str, collected: Path, setting: dict[str, str], t
     if limits:
         stages = {record.stage for record in lm.records}
         assert len(stages) > 1, "thresholds at which nothing is decided show nothing"
+
+
+def test_a_run_takes_the_thresholds_that_were_chosen_for_its_policy(collected: Path, tmp_path: Path) -> None:
+    judge = artefact.load(CLASSIFIER)
+    own = (0.99, 0.98, 0.97, 0.96)
+    artefact.save(
+        tmp_path / "judge",
+        judge.estimator,
+        judge.thresholds,
+        policy_thresholds={"escalate": own},
+        pair=judge.pair,
+        fitted_on=judge.config["fitted_on"],
+        recipe=judge.recipe,
+        card="",
+        schema=judge.schema,
+        probe=judge.probe,
+    )
+    for policy, given, expected in (
+        ("escalate", {}, own),
+        ("llm_cascade", {}, judge.thresholds),
+        ("escalate", {"thresholds": "0.1:0.2:0.3:0.4"}, (0.1, 0.2, 0.3, 0.4)),
+    ):
+        lm = TandemLM(**COMMON, **given, policy=policy, classifier=str(tmp_path / "judge"))
+        assert lm.judge is not None
+        assert tuple(lm.judge.thresholds) == tuple(lm.description["thresholds"]) == expected
+        lm.close()
 
 
 def test_thresholds_compare_all_policies_and_give_one_piece_of_advice(collected: Path) -> None:

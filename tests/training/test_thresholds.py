@@ -125,6 +125,35 @@ def test_the_choice_is_what_brute_force_finds(data: Outcomes, objective: str) ->
             choose_thresholds(data, objective, SMALL_GRID)
 
 
+@settings(deadline=None)
+@given(some_outcomes(), st.sampled_from(["accuracy", "cost@accuracy>=always_high-0.1", "accuracy@cost<=12"]))
+def test_a_last_resort_takes_what_no_stage_has_passed(data: Outcomes, objective: str) -> None:
+    """Its threshold does not count, and what always answering from the highest stage reaches stays the same."""
+    questions, stages = data.scores.shape
+    random = np.random.default_rng(questions)
+    own, price = (random.random(questions) < 0.7).astype(float), random.integers(5, 30, questions).astype(float)
+    more = data.with_last_resort(own, price, highest=-2)
+    assert more.always_high == data.always_high
+    values = []
+    for limits in itertools.product(SMALL_GRID, repeat=stages):
+        stopped = data.passed(limits).any(axis=1)
+        _, correct, cost = simulate(data, limits)
+        expected = np.where(stopped, correct, own), np.where(stopped, cost, price)
+        for last in (0.0, 1.0):
+            found = simulate(more, (*limits, last))[1:]
+            np.testing.assert_array_equal(found, expected)
+        values.append((round(expected[0].mean(), 9), round(expected[1].mean(), 9)))
+    best = best_thresholds(more, parse_objective(objective), SMALL_GRID)
+    reached = (round(best.accuracy, 9), round(best.cost, 9))
+    assert reached in values
+    if objective == "accuracy":
+        assert reached == min(values, key=lambda value: (-value[0], value[1]))
+    if best.lack > 0:
+        assert len(choose_thresholds(more, objective, SMALL_GRID, must_reach=False)) == stages + 1
+        with pytest.raises(ClassifierError, match="No thresholds reach"):
+            choose_thresholds(more, objective, SMALL_GRID)
+
+
 OBJECTIVES = ["accuracy", "cost@accuracy>=always_high-0.1", "accuracy@cost<=12"]
 
 
