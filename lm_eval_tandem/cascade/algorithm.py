@@ -121,7 +121,7 @@ class Cascade:
                 return await self._answer_as_mentor(run)
             if self.policy.needs_judge:
                 return await self._run_stages(run)
-            return await self._answer_at_fixed_stage(run, self.policy.stage or 0)
+            return await self._answer_at_fixed_stage(run, self.policy.fixed_stage or 0)
         finally:
             for engine in (self.mentor, self.intern):
                 if engine is not None:

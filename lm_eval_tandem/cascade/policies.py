@@ -7,9 +7,11 @@ The documentation (`described`) and the error message of `Policy.parse` are made
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from lm_eval_tandem.cascade.prompts import HANDOFF, OUTLINE, THOUGHT, Prompts
 from lm_eval_tandem.errors import ArgumentError
 
 MENTOR_STAGE = -1
@@ -23,17 +25,19 @@ class Argument:
     Parameters
     ----------
     field
-        The field of `Policy` that holds the number: "stage" (an effort stage) or "budget" (mentor tokens).
+        The field of `Policy` that holds the number: "stage" (an effort stage), "budget" (tokens of a mentor that
+        answers alone) or "tokens" (of a mentor that helps once).
     minimum
-        The smallest number allowed. The largest stage is the number of efforts; a budget has no upper limit.
+        The smallest number allowed. The largest stage is the number of efforts; tokens have no upper limit.
     """
 
-    field: Literal["stage", "budget"]
+    field: Literal["stage", "budget", "tokens"]
     minimum: int
 
     def allowed(self, stages: int) -> str:
         """The allowed numbers in words, for a cascade of `stages` efforts."""
-        return f"N from {self.minimum} to {stages}" if self.field == "stage" else "N tokens of thinking"
+        words = {"stage": f"N from {self.minimum} to {stages}", "budget": "N tokens of thinking"}
+        return words.get(self.field, "N tokens of the mentor")
 
     def accepts(self, text: str, stages: int) -> bool:
         """Whether the text is an allowed number."""
@@ -61,6 +65,9 @@ class PolicyKind:
         Whether the mentor itself writes the graded answer: "never", "last" (when no stage passed) or "always".
     decides_once
         Whether only the question alone is judged, and the highest effort follows if it does not pass.
+    prompts
+        The fields of `Prompts` that the policy sets, whatever the run's settings are; its number is then the only
+        effort.
     """
 
     name: str
@@ -69,6 +76,7 @@ class PolicyKind:
     argument: Argument | None = None
     mentor_answers: Literal["never", "last", "always"] = "never"
     decides_once: bool = False
+    prompts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def syntax(self) -> str:
@@ -91,6 +99,20 @@ POLICIES: dict[str, PolicyKind] = {
             "Fixed effort: the intern always answers after stage N (0: without the mentor).",
             needs=("mentor", "intern"),
             argument=Argument("stage", minimum=0),
+        ),
+        PolicyKind(
+            "handoff",
+            "The mentor writes the first N tokens of the answer, and the intern goes on with it.",
+            needs=("mentor", "intern"),
+            argument=Argument("tokens", minimum=1),
+            prompts={"guidance": HANDOFF, "insights": "cutoff"},
+        ),
+        PolicyKind(
+            "outline",
+            "The mentor writes an outline of at most N tokens, with which the intern's thought begins.",
+            needs=("mentor", "intern"),
+            argument=Argument("tokens", minimum=1),
+            prompts={"guidance": THOUGHT, "insights": "cutoff", "wording": OUTLINE, "name": "outline"},
         ),
         PolicyKind(
             "budget_forcing",
@@ -139,11 +161,14 @@ class Policy:
         For `stage:N`: the stage that the intern answers after, 0 for the question alone.
     budget
         For `budget_forcing:N`: the mentor tokens after which its thinking is cut.
+    tokens
+        For `handoff:N` and `outline:N`: how many the mentor writes at most.
     """
 
     name: str
     stage: int | None = None
     budget: int | None = None
+    tokens: int | None = None
 
     @classmethod
     def parse(cls, text: str, stages: int) -> Policy:
@@ -164,7 +189,7 @@ class Policy:
         Examples
         --------
         >>> Policy.parse("stage:2", stages=3)
-        Policy(name='stage', stage=2, budget=None)
+        Policy(name='stage', stage=2, budget=None, tokens=None)
         """
         name, _, number = str(text).partition(":")
         kind = POLICIES.get(name)
@@ -182,6 +207,19 @@ class Policy:
     def kind(self) -> PolicyKind:
         """The row of `POLICIES`."""
         return POLICIES[self.name]
+
+    @property
+    def fixed_stage(self) -> int | None:
+        """The stage that every question is answered from; None where something decides."""
+        return self.stage if self.tokens is None else 1
+
+    def efforts(self, given: tuple[int, ...]) -> tuple[int, ...]:
+        """The mentor tokens in total after each stage, of those that the run's settings give."""
+        return given if self.tokens is None else (self.tokens,)
+
+    def prompts(self, given: Prompts) -> Prompts:
+        """How each role's prompt is written, of what the run's settings give."""
+        return replace(given, **self.kind.prompts)
 
     @property
     def needs_mentor(self) -> bool:
@@ -209,5 +247,5 @@ class Policy:
         return self.kind.mentor_answers != "never"
 
     def __str__(self) -> str:
-        number = self.budget if self.stage is None else self.stage
+        number = next((each for each in (self.stage, self.budget, self.tokens) if each is not None), None)
         return self.name if number is None else f"{self.name}:{number}"

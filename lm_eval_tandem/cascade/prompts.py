@@ -20,8 +20,10 @@ SETTING = ("efforts", "insights", "guidance", "prompts")
 """Entries of a run's description that decide what an intern reads: those of a classifier's training questions are to be
 those of the runs that it judges."""
 Insights = Literal["cutoff", "staged"]
-Guidance = Literal["guided", "continuation", "handoff"]
-HANDOFF = "handoff"
+Guidance = Literal["guided", "continuation", "thought", "handoff"]
+HANDOFF: Guidance = "handoff"
+THOUGHT: Guidance = "thought"
+THINK, END_OF_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,16 @@ GPRA = Wording(
 )
 """The paper's schema of insights, Goal, Planning, Retrieval and Action (section 2.2 and appendix D), in this project's
 own words."""
+OUTLINE = Wording(
+    request=(
+        "\n\nDo not answer this yet. Write a short outline of the answer: what its parts are, in their order, and what "
+        "each has to settle. Leave the working out."
+    ),
+    open="Here is an outline of the answer:\n",
+    close="\n\nFollowing it step by step:\n",
+)
+"""The words of `policy=outline:N`. The mentor plans, and the intern, which reads the plan as the beginning of its own
+thought, works it out."""
 WORDINGS = {"gpra": GPRA}
 """The wordings that have a name in `prompts=…`, besides the bundled pair's own."""
 
@@ -141,6 +153,7 @@ class Prompts:
         "cutoff": one text, cut at the efforts; "staged": one deeper pass per stage.
     guidance
         "guided": the insights stand in the intern's prompt; "continuation": the intern continues the mentor's text;
+        "thought": they stand at the beginning of the intern's thought, which it goes on with;
         "handoff": the mentor begins the answer itself, without a request for insights, and the intern goes on with it.
     name
         The wording's name in results; for one from a file its name with a checksum.
@@ -176,8 +189,7 @@ class Prompts:
 
     def end_of_thinking(self, written: str) -> str:
         """The text that makes the mentor answer after what it has written: closes an open think block, then asks."""
-        thinks = written.rfind("<think>") > written.rfind("</think>")
-        return ("\n</think>" if thinks else "") + self.wording.force
+        return (f"\n{END_OF_THINK}" if thinks(written) else "") + self.wording.force
 
     def as_read(self, insights: str, cut_off: bool) -> str:
         """The insights as the intern reads them: where the wording says so, without a last line that was cut off.
@@ -191,9 +203,12 @@ class Prompts:
         """The intern's prompt x_t under the insights so far; without insights, the question alone."""
         if not insights:
             return self.alone(engine, question)
+        block = self.wording.open + insights + self.wording.close
+        if self.guidance == THOUGHT:
+            begun = self.alone(engine, question)
+            return begun + ("" if thinks(begun) else f"{THINK}\n") + block
         if self.guidance != "guided":
             return self.alone(engine, question) + insights
-        block = self.wording.open + insights + self.wording.close
         if question.messages is None:
             return question.text + block
         messages = append_to_last_user_turn(question.messages, block.rstrip("\n"), keep_answer=True)
@@ -220,6 +235,11 @@ def append_to_last_user_turn(messages: Messages, addition: str, keep_answer: boo
     return (*messages[:last], (role, content + addition), *rest)
 
 
+def thinks(text: str) -> bool:
+    """Whether a text ends within a thought."""
+    return text.rfind(THINK) > text.rfind(END_OF_THINK)
+
+
 def strip_think_tags(text: str) -> str:
     """A thinking mentor's text without its think tags, which would open a think block in the intern's prompt."""
-    return text.replace("<think>", "").replace("</think>", "")
+    return text.replace(THINK, "").replace(END_OF_THINK, "")

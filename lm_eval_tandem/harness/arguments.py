@@ -217,8 +217,9 @@ ARGUMENTS = (
         "guidance",
         to_choice(*get_args(Guidance)),
         words(*get_args(Guidance)),
-        "Insights stand in the intern's prompt; or the intern continues the mentor's text; or the mentor begins the "
-        "answer itself, without being asked for insights, and the intern goes on with it.",
+        "Insights stand in the intern's prompt; or the intern continues the mentor's text; or they begin the intern's "
+        "thought; or the mentor begins the answer itself, without being asked for insights, and the intern goes on "
+        "with it.",
         default="guided",
     ),
     Argument(

@@ -83,9 +83,9 @@ class TandemLM(LM):
         self.cascade = Cascade(
             mentor=self._with_store(self._mentor),
             intern=self._with_store(self._intern),
-            prompts=chosen.prompts,
+            prompts=chosen.policy.prompts(chosen.prompts),
             policy=chosen.policy,
-            efforts=chosen.efforts,
+            efforts=chosen.policy.efforts(chosen.efforts),
             judge=self.judge,
             record_features=bool(chosen.recorded),
             record_prompts=chosen.recorded is True,
@@ -115,9 +115,11 @@ class TandemLM(LM):
 
     def use(self, policy: str) -> None:
         """Switch to another policy that needs no judge, with the same engines; the records start anew."""
-        chosen = Policy.parse(policy, len(self.settings.efforts))
-        self.settings = replace(self.settings, policy=chosen)
-        self.cascade = replace(self.cascade, policy=chosen)
+        given = self.settings
+        chosen = Policy.parse(policy, len(given.efforts))
+        self.settings = replace(given, policy=chosen)
+        prompts, efforts = chosen.prompts(given.prompts), chosen.efforts(given.efforts)
+        self.cascade = replace(self.cascade, policy=chosen, prompts=prompts, efforts=efforts)
         self.records = []
 
     def record_hidden(self) -> None:

@@ -189,16 +189,17 @@ def _largest_calls(
     task: Task, settings: Settings, engines: Mapping[str, Engine | None]
 ) -> Iterator[tuple[Engine, str, int, int]]:
     """Per kind of call: the engine, the prompt, and the largest numbers of tokens of insights and answer to follow."""
-    policy, prompts = settings.policy, settings.prompts
+    policy = settings.policy
+    prompts, efforts = policy.prompts(settings.prompts), policy.efforts(settings.efforts)
     mentor, intern = engines["mentor"], engines["intern"]
-    insights = settings.efforts[-1 if policy.stage is None else policy.stage - 1]
+    insights = efforts[-1 if policy.stage is None else policy.stage - 1]
     answer = task.sampling.max_tokens
     if prompts.hands_off:  # both write parts of one answer
         insights = min(insights, answer)
     if mentor is not None and policy.mentor_may_answer:
         yield mentor, prompts.alone(mentor, task.question) + _text_of_forcing(policy, prompts, answer), 0, answer
     if mentor is not None and not policy.mentor_alone:
-        passes = (" ",) * ((policy.stage or len(settings.efforts)) - 1) if prompts.insights == "staged" else ()
+        passes = (" ",) * ((policy.stage or len(efforts)) - 1) if prompts.insights == "staged" else ()
         yield mentor, prompts.mentor(mentor, task.question, passes), insights, 0
     if intern is not None and not policy.needs_mentor:
         yield intern, prompts.alone(intern, task.question), 0, answer

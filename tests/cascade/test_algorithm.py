@@ -18,7 +18,7 @@ from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.answer import PartialAnswer, join
 from lm_eval_tandem.cascade.policies import MENTOR_STAGE, Policy
-from lm_eval_tandem.cascade.prompts import GPRA, Prompts, Question, Wording
+from lm_eval_tandem.cascade.prompts import GPRA, OUTLINE, Prompts, Question, Wording
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.cached import CachedEngine
@@ -465,6 +465,38 @@ def test_stages_are_parts_of_an_answer_that_is_stored(handoff: Cascade, tmp_path
     answer(stored, Sampling(LENGTH))
     assert handoff.mentor.work.decode_tokens == computed
     store.close()
+
+
+def under(cascade: Cascade, policy: Policy) -> Cascade:
+    """The cascade under a policy that may have prompts and an effort of its own."""
+    prompts, efforts = policy.prompts(cascade.prompts), policy.efforts(cascade.efforts)
+    return replace(cascade, policy=policy, prompts=prompts, efforts=efforts)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, LENGTH])
+def test_a_handoff_is_one_stage_of_the_mentors_answer(cascade: Cascade, handoff: Cascade, tokens: int) -> None:
+    text, record = answer(under(cascade, Policy.parse(f"handoff:{tokens}", 3)), Sampling(LENGTH))
+    one_stage = replace(handoff, efforts=(tokens,), policy=Policy("stage", 1))
+    expected, of_stage = answer(one_stage, Sampling(LENGTH))
+    assert (text, record.policy, record.tokens) == (expected, f"handoff:{tokens}", of_stage.tokens)
+    assert (record.stage, record.reason, record.tflops) == (1, of_stage.reason, of_stage.tflops)
+
+
+def test_an_outline_begins_the_interns_thought(cascade: Cascade, engines: tuple[HFEngine, HFEngine]) -> None:
+    mentor, intern = engines
+    outline = asyncio.run(mentor.generate(Prompt(QUESTION.text + OUTLINE.request), Sampling(6)))
+    thought = f"{QUESTION.text}<think>\n{OUTLINE.open}{mentor.decode(outline.token_ids)}{OUTLINE.close}"
+    expected = asyncio.run(intern.generate(Prompt(thought), Sampling(12)))
+    text, record = answer(under(cascade, Policy.parse("outline:6", 3)))
+    assert text == expected.text
+    assert (record.policy, record.stage) == ("outline:6", 1)
+    assert (record.tokens.mentor_new, record.tokens.intern_new) == (6, expected.new_tokens)
+    assert record.tokens.intern_prefill == len(intern.encode(thought))
+    thinking = replace(QUESTION, text=QUESTION.text + "<think>\n")
+    begun = Prompts(OUTLINE, guidance="thought").intern(intern, thinking, "First.")
+    assert begun == thinking.text + OUTLINE.open + "First." + OUTLINE.close, (
+        "a thought that is open is not opened again"
+    )
 
 
 def test_a_stop_string_of_both_writers_ends_the_answer() -> None:

@@ -221,6 +221,30 @@ def test_a_store_shares_the_mentors_text_and_changes_nothing(tmp_path: Path) -> 
     assert undisturbed["judge_share"] > undisturbed["refused_share"] >= 0
 
 
+def test_a_policy_with_a_number_of_its_own_leaves_the_settings_of_the_run() -> None:
+    """So it is reported beside the other policies of the pair, and the next policy is that of the run again."""
+
+    def answered(lm: TandemLM) -> tuple[list[str], dict[str, Any]]:
+        return lm.generate_until(instances(4), disable_tqdm=True), lm.totals()["tokens"]
+
+    one_stage = TandemLM(policy="stage:1", guidance="handoff", efforts="20", **COMMON)
+    begun = answered(one_stage)
+    one_stage.close()
+    lm = TandemLM(policy="handoff:20", **COMMON)
+    settings = {name: value for name, value in lm.description.items() if name not in ("run", "policy")}
+    assert answered(lm) == begun
+    lm.use("stage:1")
+    guided = answered(lm)
+    assert guided[0] != begun[0]
+    lm.use("handoff:20")
+    assert answered(lm) == begun
+    lm.use("outline:20")
+    assert answered(lm)[0] not in (begun[0], guided[0])
+    assert {name: value for name, value in lm.description.items() if name not in ("run", "policy")} == settings
+    assert lm.description["policy"] == "outline:20"
+    lm.close()
+
+
 def test_what_was_refused_is_part_of_what_judging_takes() -> None:
     worked = {
         "mentor": {"generate_seconds": 2.0, "judge_seconds": 0.0},

@@ -113,7 +113,7 @@ def check_against_a_run(policy: str, collected: Path, setting: dict[str, str], t
         assert len(stages) > 1, "thresholds at which nothing is decided show nothing"
 
 
-def test_a_run_takes_the_thresholds_that_were_chosen_for_its_policy(collected: Path, tmp_path: Path) -> None:
+def test_a_run_takes_the_thresholds_that_were_chosen_for_its_policy(tmp_path: Path) -> None:
     judge = artefact.load(CLASSIFIER)
     own = (0.99, 0.98, 0.97, 0.96)
     artefact.save(

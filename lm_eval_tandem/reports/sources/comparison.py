@@ -20,7 +20,10 @@ from lm_eval_tandem.training.bootstrap import Interval, central_interval, resamp
 
 ORACLE = "oracle (not a policy)"
 """Name and policy of the oracle's row."""
-POLICY_ORDER = ("intern", "stage", "mentor", "budget_forcing", "llm_cascade", "escalate", "cascade")
+POLICY_ORDER = (
+    *("intern", "stage", "handoff", "outline"),
+    *("mentor", "budget_forcing", "llm_cascade", "escalate", "cascade"),
+)
 """Policies without their number, in the order in which tables list them."""
 RESAMPLED = ("tflops", "length", "mentor_tokens", "dollars")
 """Measures whose means are given with bootstrap intervals."""
