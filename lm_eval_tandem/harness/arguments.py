@@ -220,7 +220,8 @@ ARGUMENTS = (
         "Insights stand in the intern's prompt; or the intern continues the mentor's text; or they begin the intern's "
         "thought; or the mentor begins the answer itself, without being asked for insights, and the intern goes on "
         "with it.",
-        default="guided",
+        otherwise="`handoff` for models of `hf`, `vllm` and `llamacpp`; `guided` for the bundled pair, the paper's "
+        "models and other backends, and where `prompts` or `insights` is given",
     ),
     Argument(
         "prompts",

@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.accounting import PRICES, Prices
 from lm_eval_tandem.cascade.policies import Policy
-from lm_eval_tandem.cascade.prompts import WORDINGS, Prompts, Wording
+from lm_eval_tandem.cascade.prompts import HANDOFF, WORDINGS, Guidance, Prompts, Wording
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, format_numbers
@@ -28,6 +28,8 @@ PRICED_BACKENDS = ("openai",)
 """Backends that take prices themselves, since servers say what they bill."""
 LOCAL_BACKENDS = ("hf", "vllm")
 """Backends that load a model from a folder or hub; for others its name may be anything."""
+PAPERS_MODELS = re.compile(r"deepseek-r1-distill|qwen3-(8|32)b\b|gpt-oss-120b", re.IGNORECASE)
+"""Names of the models that the paper reports on, which keep its way of guiding."""
 GGUF_BACKEND, GGUF_SUFFIX = "llamacpp", ".gguf"
 """The backend that runs GGUF files, and what their names end in."""
 
@@ -123,7 +125,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         intern=roles["intern"],
         policy=policy,
         efforts=efforts,
-        prompts=prompts_of(own, PAIR if profile else "gpra"),
+        prompts=prompts_of(own, PAIR if profile else "gpra", guidance_of(own, backends, bool(profile))),
         classifier=classifier_of(own, bundled),
         thresholds=thresholds_of(own, len(efforts)),
         loglikelihood=loglikelihood_of(own, policy, roles),
@@ -305,7 +307,22 @@ def check_gguf(role: str, model: str, backend: str, has_server: bool) -> None:
         )
 
 
-def prompts_of(own: Given, usual: str) -> Prompts:
+def guidance_of(own: Given, backends: Mapping[str, str], has_profile: bool) -> Guidance:
+    """How the mentor helps: as it is given, else the mentor begins the answer, where that is known to work better.
+
+    That is so for models that can go on with any text, and of which neither the paper nor the bundled pair's profile
+    says otherwise (docs/real-models.md has the evidence). Who names words or kinds of insights wants insights.
+    """
+    if own["guidance"] is not None:
+        given: Guidance = own["guidance"]
+        return given
+    asks_for_insights = "prompts" in own or "insights" in own
+    continue_texts = all(backend in (*LOCAL_BACKENDS, GGUF_BACKEND) for backend in backends.values())
+    papers_own = any(PAPERS_MODELS.search(str(own[role])) for role in ROLES)
+    return "guided" if has_profile or asks_for_insights or papers_own or not continue_texts else HANDOFF
+
+
+def prompts_of(own: Given, usual: str, guidance: Guidance) -> Prompts:
     """The prompts of a run: by name, from a file, or, where none are given, the usual ones."""
     chosen = own["prompts"] or usual
     if chosen == PAIR:
@@ -321,12 +338,12 @@ def prompts_of(own: Given, usual: str) -> Prompts:
             f"insights=staged needs a wording that asks for a deeper pass, and prompts={chosen} has none; "
             "use insights=cutoff, or a prompts file with `deepen`."
         )
-    if own["insights"] == "staged" and own["guidance"] == "handoff":
+    if own["insights"] == "staged" and guidance == HANDOFF:
         raise ArgumentError(
             "insights=staged asks for deeper insights, but with guidance=handoff the mentor writes the answer itself; "
             "use insights=cutoff."
         )
-    return Prompts(wording, own["insights"], own["guidance"], name)
+    return Prompts(wording, own["insights"], guidance, name)
 
 
 def classifier_of(own: Given, bundled: bool) -> Path | None:

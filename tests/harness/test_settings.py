@@ -106,6 +106,28 @@ def test_thinking_is_a_setting_of_each_role() -> None:
     assert chosen.intern.arguments == {"enable_thinking": True}
 
 
+@pytest.mark.parametrize(
+    ("given", "guidance"),
+    [
+        ({}, "handoff"),
+        ({"prompts": "gpra"}, "guided"),
+        ({"insights": "cutoff"}, "guided"),
+        ({"prompts": "gpra", "guidance": "handoff"}, "handoff"),
+        ({"intern_backend": "openai"}, "guided"),
+        ({"mentor_backend": "openai"}, "guided"),
+        ({"intern": "Qwen/Qwen3-8B"}, "guided"),
+        ({"mentor": "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B"}, "guided"),
+        ({"mentor": "Qwen/Qwen3-8B-Base"}, "guided"),
+        ({"mentor": "Qwen/Qwen3-80B"}, "handoff"),
+        ({"mentor": None, "intern": None}, "guided"),
+        ({"policy": "intern"}, "handoff"),
+    ],
+)
+def test_the_mentor_begins_the_answer_where_no_insights_are_asked_for(given: dict[str, Any], guidance: str) -> None:
+    """Not where the paper's models, the bundled pair or a server say otherwise."""
+    assert read(**{**FOREIGN, **given}).prompts.guidance == guidance
+
+
 def test_a_policy_of_one_model_needs_only_that_model() -> None:
     assert read(intern="org/small", policy="intern").mentor is None
     assert read(mentor="org/big", policy="mentor").intern is None
