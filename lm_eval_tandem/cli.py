@@ -120,7 +120,7 @@ def parse_budget(text: str) -> int:
 
     argument = POLICIES["budget_forcing"].argument
     assert argument is not None
-    if not argument.accepts(text.strip(), stages=0):
+    if argument.read(text.strip(), stages=0) is None:
         raise ArgumentError(f"--budgets {text} is no number of tokens; give whole numbers with commas, as in 120,240.")
     return int(text)
 

@@ -21,6 +21,9 @@ FORMAT = "tandem-ledger/1"
 MENTOR_FINISHED = "mentor finished"
 """The reason of a record whose answer the mentor, which had begun it, has also finished (`guidance=handoff`)."""
 
+STEP_BY_STEP = "step by step"
+"""The reason of a record whose answer both models wrote by turns."""
+
 
 @dataclass
 class Judgement:
@@ -79,6 +82,28 @@ class Judgement:
 
 
 @dataclass
+class Segment:
+    """A part of an answer that one model wrote; all of them in their order are the answer, before it is cut.
+
+    Parameters
+    ----------
+    writer
+        "mentor" or "intern".
+    tokens
+        The writer's tokens.
+    characters
+        Length of its text.
+    score
+        By what the writer was chosen: the entropy in nats of `steps:X`, the rating of `verify:N`; None for nothing.
+    """
+
+    writer: str
+    tokens: int
+    characters: int
+    score: float | None = None
+
+
+@dataclass
 class Record:
     """Everything that happened to one question.
 
@@ -114,6 +139,8 @@ class Record:
         What the question cost in dollars; None without prices.
     refused_tokens
         Tokens that the intern generated for probes and that are not in the answer; part of `tokens.intern_new`.
+    segments
+        Who wrote which part of the answer, where both models may have.
     """
 
     task: str
@@ -133,6 +160,7 @@ class Record:
     stages: list[Judgement] = field(default_factory=list)
     dollars: float | None = None
     refused_tokens: int = 0
+    segments: list[Segment] = field(default_factory=list)
 
     @property
     def mentor_ended_before(self) -> bool:
@@ -256,6 +284,8 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
             if isinstance(values, list) and name not in ("answer_ids", "prompt_end")
         }
         judgements.append({**judgement, "seconds": round(judgement["seconds"], 6), **measurements})
+    if not record["segments"]:
+        del record["segments"]
     return {**record, **times, "stages": judgements}
 
 

@@ -21,13 +21,14 @@ from lm_eval_tandem.cascade.answer import PartialAnswer, ProbeLimit
 from lm_eval_tandem.cascade.policies import MENTOR_STAGE, Policy
 from lm_eval_tandem.cascade.prompts import Prompts
 from lm_eval_tandem.cascade.question_run import Insight, QuestionRun, Task
+from lm_eval_tandem.cascade.steps import STEP_END, SteppedAnswer
 from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Engine, Prompt, Sampling, ScoringView, TokenStats
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL, common_prefix_length, strip_prompt_overlap
 from lm_eval_tandem.errors import CallError
 from lm_eval_tandem.judge.decision import fallback_stage, passes
 from lm_eval_tandem.judge.features import features, segment_statistics
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
-from lm_eval_tandem.ledger import MENTOR_FINISHED, Judgement, Record
+from lm_eval_tandem.ledger import MENTOR_FINISHED, STEP_BY_STEP, Judgement, Record
 
 
 class Judge(Protocol):
@@ -92,6 +93,8 @@ class Cascade:
     view
         Which measurements the intern makes of a prompt. With a hidden state, that replaces the statistics as the
         judge's input. Under `record_features` its adapter is ignored, and the prompt's tokens are recorded too.
+    step_end
+        What ends a step, for policies that go step by step.
     """
 
     mentor: Engine | None
@@ -104,6 +107,7 @@ class Cascade:
     record_prompts: bool = True
     prices: Mapping[str, Prices] = field(default_factory=dict)
     view: ScoringView = DEFAULT_VIEW
+    step_end: str = STEP_END
 
     async def answer(self, task: Task) -> tuple[str, Record]:
         """Answer one question under the policy.
@@ -115,6 +119,8 @@ class Cascade:
         """
         run = QuestionRun(task, self.prices)
         try:
+            if self.policy.is_stepwise:
+                return await self._answer_in_steps(run)
             if self.policy.budget is not None:
                 return await self._force_budget(run, self.policy.budget)
             if self.policy.mentor_alone:
@@ -266,7 +272,7 @@ class Cascade:
         """The mentor stops, and the intern generates the rest of the answer of the chosen stage."""
         self._stop_mentor(run)
         text = await answer.finish(return_token_stats=record_stats)
-        return text, self._record(run, stage, reason, answer)
+        return text, self._record(run, stage, reason, answer.finish_reason, answer.tokens)
 
     def _stop_mentor(self, run: QuestionRun) -> None:
         """Tell a server that may still write insights to stop, and count what it wrote beyond the last stage."""
@@ -295,10 +301,10 @@ class Cascade:
             sampling = replace(sampling, max_tokens=sampling.max_tokens - run.insight.tokens)
             completion = await self._generate_as_mentor(run, Prompt(text, begun, run.task.session), sampling)
             answer = mentor.answer_text(begun + completion.token_ids, sampling.stop)
-            return answer, self._record(run, MENTOR_STAGE, reason, completion)
+            return answer, self._record(run, MENTOR_STAGE, reason, completion.finish_reason)
         self._stop_mentor(run)
         completion = await self._generate_as_mentor(run, Prompt(text), sampling)
-        return completion.text, self._record(run, MENTOR_STAGE, reason, completion)
+        return completion.text, self._record(run, MENTOR_STAGE, reason, completion.finish_reason)
 
     async def _force_budget(self, run: QuestionRun, budget: int) -> tuple[str, Record]:
         """Budget forcing: thinking that exceeds the budget is cut and closed, and the mentor has to answer."""
@@ -308,12 +314,22 @@ class Cascade:
         thought = await self._generate_as_mentor(run, Prompt(text, session=session), first)
         left = sampling.max_tokens - thought.new_tokens
         if thought.finish_reason == "stop" or left <= 0:
-            return thought.text, self._record(run, MENTOR_STAGE, "alone", thought)
+            return thought.text, self._record(run, MENTOR_STAGE, "alone", thought.finish_reason)
         written = self._loaded_mentor.decode(thought.token_ids)
         written += self.prompts.end_of_thinking(text + written)
         rest = replace(sampling, max_tokens=left)
         answer = await self._generate_as_mentor(run, Prompt(text + written, session=session), rest)
-        return written + answer.text, self._record(run, MENTOR_STAGE, "forced", answer)
+        return written + answer.text, self._record(run, MENTOR_STAGE, "forced", answer.finish_reason)
+
+    async def _answer_in_steps(self, run: QuestionRun) -> tuple[str, Record]:
+        """Both models write the answer (`steps`)."""
+        engines = self._loaded_mentor, self._loaded_intern
+        answer = SteppedAnswer(*engines, self.prompts, run, self.policy.entropy, self.policy.rating, self.step_end)
+        text = await answer.write()
+        self._stop_mentor(run)
+        stage, in_answer = int(answer.tokens_of("mentor") > 0), answer.tokens_of("intern")
+        record = self._record(run, stage, STEP_BY_STEP, answer.finish_reason, in_answer)
+        return text, replace(record, segments=answer.segments)
 
     async def _generate_as_mentor(self, run: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:
         completion = await self._loaded_mentor.generate(prompt, sampling)
@@ -398,7 +414,8 @@ class Cascade:
         without = self.prompts.intern(self._loaded_intern, run.task.question, "")
         return common_prefix_length(*map(self._loaded_intern.encode, (without, self._intern_prompt(run))))
 
-    def _record(self, run: QuestionRun, stage: int, reason: str, answer: Completion | PartialAnswer) -> Record:
+    def _record(self, run: QuestionRun, stage: int, reason: str, finish_reason: str, intern_tokens: int = 0) -> Record:
+        """The record of a question; `intern_tokens` are those of the intern in the answer."""
         mentor = self.mentor.parameters if self.mentor is not None else 0
         intern = self.intern.parameters if self.intern is not None else 0
         cost = whole = None
@@ -412,7 +429,7 @@ class Cascade:
             policy=str(self.policy),
             stage=stage,
             reason=reason,
-            finish_reason=answer.finish_reason,
+            finish_reason=finish_reason,
             mentor_finish_reason=run.insight.finish_reason,
             mentor_stages=run.insight.stages,
             tokens=run.tokens,
@@ -422,7 +439,7 @@ class Cascade:
             generate_seconds=run.generate_seconds,
             stages=run.judgements,
             dollars=run.dollars,
-            refused_tokens=run.tokens.intern_new - (answer.tokens if isinstance(answer, PartialAnswer) else 0),
+            refused_tokens=run.tokens.intern_new - intern_tokens,
         )
 
 

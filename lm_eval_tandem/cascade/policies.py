@@ -7,6 +7,8 @@ The documentation (`described`) and the error message of `Policy.parse` are made
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -26,24 +28,32 @@ class Argument:
     ----------
     field
         The field of `Policy` that holds the number: "stage" (an effort stage), "budget" (tokens of a mentor that
-        answers alone) or "tokens" (of a mentor that helps once).
+        answers alone), "tokens" (of a mentor that helps once), "entropy" (in nats) or "rating" (a digit).
     minimum
         The smallest number allowed. The largest stage is the number of efforts; tokens have no upper limit.
     """
 
-    field: Literal["stage", "budget", "tokens"]
+    field: Literal["stage", "budget", "tokens", "entropy", "rating"]
     minimum: int
 
     def allowed(self, stages: int) -> str:
         """The allowed numbers in words, for a cascade of `stages` efforts."""
-        words = {"stage": f"N from {self.minimum} to {stages}", "budget": "N tokens of thinking"}
-        return words.get(self.field, "N tokens of the mentor")
+        return {
+            "stage": f"N from {self.minimum} to {stages}",
+            "budget": "N tokens of thinking",
+            "tokens": "N tokens of the mentor",
+            "entropy": "N nats",
+            "rating": f"N from {self.minimum} to 9",
+        }[self.field]
 
-    def accepts(self, text: str, stages: int) -> bool:
-        """Whether the text is an allowed number."""
+    def read(self, text: str, stages: int) -> float | None:
+        """The number, an int but for nats; None if it is not allowed."""
+        if self.field == "entropy":
+            return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else None
         if not text.isdecimal() or int(text) < self.minimum:
-            return False
-        return self.field != "stage" or int(text) <= stages
+            return None
+        largest = {"stage": stages, "rating": 9}.get(self.field, math.inf)
+        return int(text) if int(text) <= largest else None
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,18 @@ POLICIES: dict[str, PolicyKind] = {
             prompts={"guidance": THOUGHT, "insights": "cutoff", "wording": OUTLINE, "name": "outline"},
         ),
         PolicyKind(
+            "steps",
+            "The intern writes step by step; the mentor takes the steps whose first token has over N nats of entropy.",
+            needs=("mentor", "intern"),
+            argument=Argument("entropy", minimum=0),
+        ),
+        PolicyKind(
+            "verify",
+            "The intern writes step by step; the mentor rates each, 0 to 9, and writes anew what it rates below N.",
+            needs=("mentor", "intern"),
+            argument=Argument("rating", minimum=0),
+        ),
+        PolicyKind(
             "budget_forcing",
             "The mentor alone, its thinking cut after N tokens.",
             needs=("mentor",),
@@ -163,12 +185,18 @@ class Policy:
         For `budget_forcing:N`: the mentor tokens after which its thinking is cut.
     tokens
         For `handoff:N` and `outline:N`: how many the mentor writes at most.
+    entropy
+        For `steps:N`: in nats, above which the mentor writes a step.
+    rating
+        For `verify:N`: below which it does.
     """
 
     name: str
     stage: int | None = None
     budget: int | None = None
     tokens: int | None = None
+    entropy: float | None = None
+    rating: int | None = None
 
     @classmethod
     def parse(cls, text: str, stages: int) -> Policy:
@@ -189,14 +217,16 @@ class Policy:
         Examples
         --------
         >>> Policy.parse("stage:2", stages=3)
-        Policy(name='stage', stage=2, budget=None, tokens=None)
+        Policy(name='stage', stage=2, budget=None, tokens=None, entropy=None, rating=None)
         """
         name, _, number = str(text).partition(":")
         kind = POLICIES.get(name)
         if kind is not None and kind.argument is None and not number:
             return cls(name)
-        if kind is not None and kind.argument is not None and kind.argument.accepts(number, stages):
-            return cls(name, **{kind.argument.field: int(number)})
+        if kind is not None and kind.argument is not None:
+            value: Any = kind.argument.read(number, stages)
+            if value is not None:
+                return cls(name, **{kind.argument.field: value})
         *first, last = (
             other.syntax if other.argument is None else f"{other.syntax} with {other.argument.allowed(stages)}"
             for other in POLICIES.values()
@@ -227,6 +257,11 @@ class Policy:
         return "mentor" in self.kind.needs and self.stage != 0
 
     @property
+    def is_stepwise(self) -> bool:
+        """Whether both models write the answer, and who writes is decided step by step."""
+        return self.entropy is not None or self.rating is not None
+
+    @property
     def needs_intern(self) -> bool:
         """Whether the intern writes anything."""
         return "intern" in self.kind.needs
@@ -247,5 +282,7 @@ class Policy:
         return self.kind.mentor_answers != "never"
 
     def __str__(self) -> str:
-        number = next((each for each in (self.stage, self.budget, self.tokens) if each is not None), None)
-        return self.name if number is None else f"{self.name}:{number}"
+        if self.kind.argument is None:
+            return self.name
+        number = getattr(self, self.kind.argument.field)
+        return f"{self.name}:{number:g}" if isinstance(number, float) else f"{self.name}:{number}"

@@ -137,6 +137,11 @@ OUTLINE = Wording(
 )
 """The words of `policy=outline:N`. The mentor plans, and the intern, which reads the plan as the beginning of its own
 thought, works it out."""
+RATE = (
+    "\n\nThat was the beginning of an answer. Rate its last step: does it bring a right answer closer? "
+    "Reply with one digit, from 0 (it is wrong) to 9 (it is right).\nRating: "
+)
+"""Asks the mentor to rate a step (`policy=verify:N`)."""
 WORDINGS = {"gpra": GPRA}
 """The wordings that have a name in `prompts=…`, besides the bundled pair's own."""
 
@@ -186,6 +191,15 @@ class Prompts:
         for insight in passes:
             messages = (*messages, ("assistant", insight), ("user", self.wording.deepen.strip()))
         return engine.render(messages)
+
+    def rating(self, engine: Engine, question: Question, answer: str) -> str:
+        """The prompt that asks a model to rate the last step of an answer that is not complete."""
+        if question.messages is None:
+            return question.text + answer + RATE
+        asked, begun = question.messages, answer
+        if not question.generation_prompt:  # the conversation ends with the first words of the answer
+            asked, begun = asked[:-1], asked[-1][1] + answer
+        return engine.render((*asked, ("assistant", begun), ("user", RATE.strip())))
 
     def end_of_thinking(self, written: str) -> str:
         """The text that makes the mentor answer after what it has written: closes an open think block, then asks."""

@@ -224,6 +224,13 @@ ARGUMENTS = (
         "models and other backends, and where `prompts` or `insights` is given",
     ),
     Argument(
+        "step_end",
+        to_text,
+        "text, a line break being written `\\n`",
+        "What ends a step, for the policies `steps` and `verify`.",
+        default=r"\n\n",
+    ),
+    Argument(
         "prompts",
         to_text,
         "`gpra`, `pair` (the bundled models' own), or a JSON file with `request`, `open`, `close` and, for `staged`, "

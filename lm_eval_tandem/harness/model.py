@@ -91,6 +91,7 @@ class TandemLM(LM):
             record_prompts=chosen.recorded is True,
             prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
             view=view,
+            step_end=chosen.step_end,
         )
         self.records: list[Record] = []
         """One per question, of this process; at rank 0, after each call of `generate_until`, of all processes."""
@@ -153,7 +154,8 @@ class TandemLM(LM):
         recorded, judge = self.settings.recorded, self.judge
         if (recorded is True or (judge is not None and judge.reads_prompt)) and self._intern.cannot_score:
             raise EngineError(self._intern.cannot_score)
-        if (recorded or (judge is not None and judge.probe is not None)) and self._intern.cannot_measure:
+        measured = recorded or (judge is not None and judge.probe is not None)
+        if (measured or self.settings.policy.entropy is not None) and self._intern.cannot_measure:
             raise EngineError(self._intern.cannot_measure)
         if self.judge is not None:
             who = f"classifier={self.settings.classifier}"

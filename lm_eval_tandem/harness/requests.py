@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import Prompts, Question
 from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.cascade.steps import RATING_TOKENS
 from lm_eval_tandem.engines import Engine, Sampling
 from lm_eval_tandem.errors import ArgumentError, ContextError
 from lm_eval_tandem.harness.settings import Settings
@@ -192,6 +193,12 @@ def _largest_calls(
     policy = settings.policy
     prompts, efforts = policy.prompts(settings.prompts), policy.efforts(settings.efforts)
     mentor, intern = engines["mentor"], engines["intern"]
+    if policy.is_stepwise:
+        assert mentor is not None
+        assert intern is not None
+        yield mentor, prompts.rating(mentor, task.question, ""), 0, task.sampling.max_tokens + RATING_TOKENS
+        yield intern, prompts.alone(intern, task.question), 0, task.sampling.max_tokens
+        return
     insights = efforts[-1 if policy.stage is None else policy.stage - 1]
     answer = task.sampling.max_tokens
     if prompts.hands_off:  # both write parts of one answer

@@ -51,6 +51,7 @@ class Settings:
     seed: int
     recorded: bool | str
     bundled: bool
+    step_end: str
 
     @property
     def roles(self) -> dict[str, Role | None]:
@@ -134,6 +135,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         seed=own["seed"],
         recorded=own["record_features"],
         bundled=bundled,
+        step_end=own["step_end"].replace("\\n", "\n"),
     )
 
 

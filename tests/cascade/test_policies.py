@@ -32,10 +32,32 @@ def test_a_refused_policy_lists_every_policy_with_its_numbers() -> None:
     assert "stage:N with N from 0 to 3" in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["stage:4", "stage:-1", "stage:", "budget_forcing:0", "cascade:1", "intern:0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stage:4",
+        "stage:-1",
+        "stage:",
+        "budget_forcing:0",
+        "cascade:1",
+        "intern:0",
+        "handoff:0",
+        "outline:x",
+        "steps:-1",
+        "steps:",
+        "steps:1e3",
+        "verify:10",
+    ],
+)
 def test_numbers_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="is not known"):
         Policy.parse(text, stages=3)
+
+
+def test_a_number_of_nats_may_have_decimals() -> None:
+    assert Policy.parse("steps:0.75", stages=3).entropy == 0.75
+    assert str(Policy.parse("steps:0.750", stages=3)) == "steps:0.75"
+    assert str(Policy.parse("budget_forcing:1000000", stages=3)) == "budget_forcing:1000000"
 
 
 def test_stage_0_needs_no_mentor() -> None:

@@ -98,6 +98,12 @@ def test_zeros_are_values_and_not_defaults() -> None:
     assert read(batch_size="auto:4").mentor is not None
 
 
+def test_a_line_break_in_what_ends_a_step_is_written_with_a_backslash() -> None:
+    assert read().step_end == "\n\n"
+    assert read(step_end=r"\n").step_end == read(step_end="\n").step_end == "\n"
+    assert read(step_end=". ").step_end == ". "
+
+
 def test_thinking_is_a_setting_of_each_role() -> None:
     chosen = read(**FOREIGN, thinking="intern")
     assert chosen.mentor is not None

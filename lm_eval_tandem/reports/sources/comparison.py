@@ -21,7 +21,7 @@ from lm_eval_tandem.training.bootstrap import Interval, central_interval, resamp
 ORACLE = "oracle (not a policy)"
 """Name and policy of the oracle's row."""
 POLICY_ORDER = (
-    *("intern", "stage", "handoff", "outline"),
+    *("intern", "stage", "handoff", "outline", "steps", "verify"),
     *("mentor", "budget_forcing", "llm_cascade", "escalate", "cascade"),
 )
 """Policies without their number, in the order in which tables list them."""

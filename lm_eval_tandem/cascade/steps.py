@@ -1,0 +1,172 @@
+"""Answers that both models write, step by step: who writes a step is decided anew at each (`steps:N`, `verify:N`).
+
+A step ends with a blank line, or with another text (`step_end=`). Both models go on with one text, which each reads in
+its own tokens after its own prompt.
+
+- `steps:N` (the idea of GlimpRouter, arXiv 2601.05110): the intern writes the first token of a step; where its entropy
+  is above N nats, that token is dropped and the mentor writes the step.
+- `verify:N` (the idea of SpecReason, arXiv 2504.07891): the intern writes the step, the mentor reads it and rates it
+  with one digit, 0 to 9; below N, or without a digit, the step is dropped and the mentor writes it anew.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from lm_eval_tandem.cascade.prompts import Prompts
+from lm_eval_tandem.cascade.question_run import QuestionRun
+from lm_eval_tandem.engines import Completion, Engine, Prompt
+from lm_eval_tandem.errors import EngineError
+from lm_eval_tandem.ledger import Segment
+
+STEP_END = "\n\n"
+"""What ends a step where nothing else is given: a blank line."""
+RATING_TOKENS = 4
+"""Tokens of the mentor's rating: the digit, and what may stand before it."""
+
+
+@dataclass
+class SteppedAnswer:
+    """One answer, written by both models.
+
+    Parameters
+    ----------
+    mentor, intern
+        Their engines.
+    prompts
+        How each role's prompt is written.
+    run
+        The question, where every call is counted.
+    max_entropy
+        For `steps:N`, in nats; None for `verify:N`.
+    min_rating
+        For `verify:N`; None for `steps:N`.
+    step_end
+        What ends a step, wherever it begins or ends within a token.
+
+    Attributes
+    ----------
+    text
+        What both have written so far, dropped steps excluded.
+    segments
+        Its steps: who wrote each, and the entropy or rating by which that was decided.
+    finish_reason
+        "stop" or "length" once the answer is complete, "" before.
+    """
+
+    mentor: Engine
+    intern: Engine
+    prompts: Prompts
+    run: QuestionRun
+    max_entropy: float | None = None
+    min_rating: int | None = None
+    step_end: str = STEP_END
+    text: str = ""
+    segments: list[Segment] = field(default_factory=list)
+    finish_reason: str = ""
+
+    async def write(self) -> str:
+        """Write the whole answer, and return it, cut before the first stop string.
+
+        Raises
+        ------
+        EngineError
+            The intern's engine does not report entropies, which `steps:N` needs.
+        """
+        while not self.finish_reason:
+            if self.max_entropy is not None:
+                await self._write_by_entropy(self.max_entropy)
+            else:
+                await self._write_by_rating(self.min_rating or 0)
+        return self.text[: self._end]
+
+    def tokens_of(self, writer: str) -> int:
+        """Tokens of one role in the answer."""
+        return sum(segment.tokens for segment in self.segments if segment.writer == writer)
+
+    async def _write_by_entropy(self, limit: float) -> None:
+        first = await self._generate("intern", tokens=1, measured=True)
+        if first.entropy is None:
+            raise EngineError(
+                f"{self.intern.name} does not report the entropies of the tokens that it generates, which policy=steps "
+                "needs; use another backend for the intern, or policy=verify:N."
+            )
+        # A server may leave out the end token; an answer that ends for certain is not doubted.
+        entropy = float(first.entropy[0]) if len(first.entropy) else 0.0
+        if entropy > limit:
+            self._take("mentor", await self._generate("mentor"), (), entropy)
+        elif first.finish_reason == "stop" or self._left == first.new_tokens:
+            self._take("intern", first, (), entropy)
+        else:
+            rest = await self._generate("intern", continued=first)
+            self._take("intern", rest, first.token_ids, entropy, first.new_tokens)
+
+    async def _write_by_rating(self, limit: int) -> None:
+        step = await self._generate("intern")
+        rating = await self._rate(self.text + self.intern.decode(step.token_ids))
+        if rating is not None and rating >= limit:
+            self._take("intern", step, (), rating)
+        else:
+            self._take("mentor", await self._generate("mentor"), (), rating)
+
+    async def _rate(self, text: str) -> float | None:
+        """The mentor's digit for the last step of a text; None where it writes none."""
+        run, sampling = self.run, replace(self.run.task.sampling_for("mentor", self._number), max_tokens=RATING_TOKENS)
+        prompt = Prompt(self.prompts.rating(self.mentor, run.task.question, text), session=run.task.session)
+        completion = await self.mentor.generate(prompt, replace(sampling, stop=()))
+        run.count_generation(self.mentor, "mentor", prompt.text, (), completion)
+        digit = re.search("[0-9]", self.mentor.decode(completion.token_ids))
+        return None if digit is None else float(digit[0])
+
+    async def _generate(
+        self, role: str, tokens: int | None = None, measured: bool = False, continued: Completion | None = None
+    ) -> Completion:
+        """One role goes on with the text up to the end of a step, or for a number of tokens."""
+        run, engine = self.run, self.mentor if role == "mentor" else self.intern
+        begun = () if continued is None else continued.token_ids
+        left = self._left - (0 if continued is None else continued.new_tokens)
+        sampling = replace(
+            run.task.sampling_for(role, self._number),
+            max_tokens=left if tokens is None else tokens,
+            stop=(*run.task.sampling.stop, self.step_end),
+            return_token_stats=measured,
+        )
+        text = self.prompts.alone(engine, run.task.question) + self.text
+        completion = await engine.generate(Prompt(text, begun, run.task.session), sampling)
+        run.count_generation(engine, role, text, begun, completion)
+        if role == "intern":
+            run.read = self.tokens_of("mentor")
+        return completion
+
+    def _take(
+        self, writer: str, last: Completion, begun: tuple[int, ...], score: float | None, begun_tokens: int = 0
+    ) -> None:
+        """Add a step, whose last call and first tokens are given, to the answer."""
+        engine = self.mentor if writer == "mentor" else self.intern
+        ids = begun + last.token_ids
+        written = engine.decode(ids)
+        self.text += written
+        self.segments.append(Segment(writer, last.new_tokens + begun_tokens, len(written), score))
+        # An end within a thought, in which engines look for none, is not what ended this step.
+        step_ended = self.step_end in written and self.step_end not in engine.decode(ids[:-1])
+        if self._end < len(self.text) or (last.finish_reason == "stop" and not step_ended):
+            self.finish_reason = "stop"
+        elif self._left <= 0:
+            self.finish_reason = "length"
+
+    @property
+    def _left(self) -> int:
+        """Tokens that the answer may still have."""
+        return self.run.task.sampling.max_tokens - sum(segment.tokens for segment in self.segments)
+
+    @property
+    def _end(self) -> int:
+        """Where the text's first stop string begins, else its length."""
+        found = [self.text.find(stop) for stop in self.run.task.sampling.stop if stop]
+        return min((at for at in found if at >= 0), default=len(self.text))
+
+    @property
+    def _number(self) -> int:
+        """The number of the step that is written, by which sampled steps differ."""
+        return len(self.segments)
