@@ -144,7 +144,7 @@ def rows_of(folder: Path) -> list[list[str]]:
     """The lines of one collection, the mentor alone last."""
     data, description = collected_file.read(folder)
     efforts = description["efforts"]
-    grades, costs = data.alone.get("mentor", (None, np.array([np.nan])))
+    grades, costs = data.others.get("mentor", (None, np.array([np.nan])))
     lines = [
         stage_row(folder.name, stage, effort, data, texts, float(costs.mean()))
         for stage, (effort, texts) in enumerate(zip((0, *efforts), texts_of(folder, efforts), strict=True))

@@ -64,10 +64,10 @@ def add_collect(commands: Commands) -> None:
         help="leave out the mentor's own answers, which fit --labels mentor needs and thresholds compares with",
     )
     collect.add_argument(
-        "--budgets",
+        "--policies",
         default="",
-        metavar="N,N",
-        help="also collect budget_forcing:N for each of these numbers of mentor tokens, for thresholds to compare",
+        metavar="POLICY,POLICY",
+        help="also collect these policies, for thresholds to compare, as in budget_forcing:120,handoff:80,steps:0.5",
     )
     collect.add_argument(
         "--no_statistics",
@@ -109,20 +109,9 @@ def run_collect(given: argparse.Namespace) -> None:
     }
     run["mentor"] = not given.no_mentor
     run["prompts"] = not given.no_statistics
-    run["budgets"] = [parse_budget(text) for text in given.budgets.split(",") if text]
+    run["policies"] = [text.strip() for text in given.policies.split(",") if text.strip()]
     path = collect(arguments, given.tasks.split(","), given.output, given.include_path, **run)
     print(f"collected: {path}")
-
-
-def parse_budget(text: str) -> int:
-    """A number of --budgets."""
-    from lm_eval_tandem.cascade.policies import POLICIES
-
-    argument = POLICIES["budget_forcing"].argument
-    assert argument is not None
-    if argument.read(text.strip(), stages=0) is None:
-        raise ArgumentError(f"--budgets {text} is no number of tokens; give whole numbers with commas, as in 120,240.")
-    return int(text)
 
 
 def add_fit(commands: Commands) -> None:

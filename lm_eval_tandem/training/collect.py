@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
+from lm_eval_tandem.cascade.policies import POLICIES, Policy
 from lm_eval_tandem.engines import ScoringView, registry
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import SCHEMA
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.training import collected_file
-from lm_eval_tandem.training.rows import QuestionId, Row, alone_entries, final_answers, rows_of_stage
+from lm_eval_tandem.training.rows import QuestionId, Row, entries_of_policy, final_answers, rows_of_stage
 
 if TYPE_CHECKING:
     from lm_eval_tandem.harness.model import TandemLM
@@ -76,13 +77,13 @@ class HarnessRun:
         """The policy of every stage, stage 0 first."""
         return [f"stage:{stage}" for stage in range(len(self.lm.settings.efforts) + 1)]
 
-    def rows(self, limit: float | None, alone: Sequence[str]) -> list[Row]:
-        """Run these policies of the mentor alone, then every stage; returns one row per question and stage."""
+    def rows(self, limit: float | None, others: Sequence[str]) -> list[Row]:
+        """Run these policies, then every stage; returns one row per question and stage."""
         mentor_answers: dict[QuestionId, str] = {}
         entries: dict[QuestionId, list[dict[str, Any]]] = {}
-        for policy in alone:
+        for policy in others:
             records, results = self.evaluate(policy, limit)
-            found = alone_entries(policy, records, results["samples"], self._metrics(results))
+            found = entries_of_policy(policy, records, results["samples"], self._metrics(results))
             for question, entry in found.items():
                 entries.setdefault(question, []).append(entry)
             if policy == MENTOR:
@@ -112,7 +113,7 @@ def collect(
     mentor: bool = True,
     hidden: bool = False,
     prompts: bool = True,
-    budgets: Sequence[int] = (),
+    policies: Sequence[str] = (),
     **evaluation: Any,
 ) -> Path:
     """Run every stage over the tasks and write what was measured; an estimate of the cost is printed first.
@@ -139,8 +140,8 @@ def collect(
     prompts
         Whether to collect the intern's statistics of its prompts, which `fit --inputs statistics` needs. Without them,
         or where the intern's engine has none, a classifier reads the first tokens of the answer.
-    budgets
-        Numbers of mentor tokens N, for each of which budget_forcing:N is collected to be compared as well.
+    policies
+        Further policies without a judge, such as "budget_forcing:120" or "steps:0.5", for `thresholds` to compare.
     **evaluation
         Further arguments of the harness's `simple_evaluate`, such as apply_chat_template and gen_kwargs.
 
@@ -165,6 +166,7 @@ def collect(
         backend = str(arguments.get("intern_backend", arguments.get("backend", "hf")))
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     check_limit(limit)
+    check_policies(policies)
     manager = _task_manager(tasks, include)
     check_tasks(tasks, manager)
     check_metric(metric, tasks, manager)
@@ -180,9 +182,9 @@ def collect(
         print(f"collect: only the answers' first tokens are measured, because {intern.cannot_score}", file=sys.stderr)
     run = HarnessRun(lm, list(tasks), manager, metric, evaluation)
     print_unknown_sizes(lm)
-    alone = [*([MENTOR] if mentor else []), *(f"budget_forcing:{budget}" for budget in budgets)]
-    print_estimate(run, limit, alone)
-    rows = run.rows(limit, alone)
+    others = [*([MENTOR] if mentor else []), *policies]
+    print_estimate(run, limit, others)
+    rows = run.rows(limit, others)
     description = _description(lm, tasks, hidden)
     lm.close()
     return collected_file.write(output / collected_file.NAME, rows, description)
@@ -234,6 +236,19 @@ def check_metric(metric: str | None, tasks: Sequence[str], manager: Any) -> None
             raise ArgumentError(f"--metric {metric} is none of {name}'s; use one of {', '.join(names)}.")
 
 
+def check_policies(policies: Sequence[str]) -> None:
+    """Raise ArgumentError for a policy that cannot be collected beside the stages."""
+    for text in policies:
+        kind = POLICIES.get(text.partition(":")[0])
+        if kind is not None and ("judge" in kind.needs or kind.name in ("stage", "intern", MENTOR)):
+            why = "what a classifier is fitted for" if "judge" in kind.needs else "collected anyway"
+            raise ArgumentError(
+                f"--policies {text} is {why}; give policies beside the stages that need no classifier, as in "
+                "budget_forcing:120,steps:0.5."
+            )
+        Policy.parse(text, stages=0)
+
+
 def make_folder(output: Path) -> None:
     """Make the folder of --output; raises ArgumentError where that is not possible."""
     try:
@@ -271,7 +286,7 @@ def print_unknown_sizes(lm: TandemLM) -> None:
         )
 
 
-def print_estimate(run: HarnessRun, limit: float | None, alone: Sequence[str]) -> None:
+def print_estimate(run: HarnessRun, limit: float | None, others: Sequence[str]) -> None:
     """Print what collecting will cost, from a pilot of the first questions of each task.
 
     Nothing is printed if the limit is no larger than the pilot.
@@ -280,7 +295,7 @@ def print_estimate(run: HarnessRun, limit: float | None, alone: Sequence[str]) -
         return
     stages = run.stage_policies
     started, piloted, total, tokens = time.perf_counter(), 0, 0, Tokens()
-    for policy in [*stages, *alone]:
+    for policy in [*stages, *others]:
         records, results = run.evaluate(policy, PILOT_QUESTIONS)
         counts = results["n-samples"].values()
         piloted = sum(count["effective"] for count in counts)
@@ -299,7 +314,7 @@ def print_estimate(run: HarnessRun, limit: float | None, alone: Sequence[str]) -
     if mentor_size is not None and intern_size is not None:
         flops = f", {tflops(whole, mentor_size, intern_size, 0):.3g} TFLOPs"
     print(
-        f"collect: {total:,} questions at {len(stages)} stages{' and the mentor alone' * bool(alone)}: about "
+        f"collect: {total:,} questions at {len(stages)} stages{' and under ' * bool(others)}{', '.join(others)}: about "
         f"{whole.mentor_new:,} mentor and {whole.intern_new:,} intern tokens{flops}, "
         f"{factor * seconds / 60:,.1f} minutes or less at the speed of the first {piloted}; results in {STORE} are "
         "not generated again.",

@@ -45,6 +45,7 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
     types = {"agrees": pyarrow.float64(), "answer_logprob": floats, "answer_entropy": floats, "parts": floats}
     types |= {"answer_ids": integers, "prompt_end": integers, "hidden": floats, "prompt_ids": integers}
     of_policy = {"policy": pyarrow.string(), "correct": pyarrow.float64(), "tokens": pyarrow.int64()}
+    of_policy |= {"intern_tokens": pyarrow.int64(), "tflops": pyarrow.float64()}
     types |= {"dollars": pyarrow.float64()}
     types |= {"alone": pyarrow.list_(pyarrow.struct(of_policy | {"dollars": pyarrow.float64()}))}
     left_out = {name for name in _OPTIONAL if all(getattr(row, name) is None for row in rows)}
@@ -200,7 +201,7 @@ class _Columns:
             prompt_ends=self.array("prompt_end", PROMPT_TAIL, np.int32, -1),
             hidden=self.hidden_states(),
             prompts=self.prompts(),
-            alone=self.alone(unit),
+            others=self.others(unit),
             read_before=unit.read_before(mentor, finished) if hands_off else None,
             begun_cost=unit.generated_by_mentor(mentor[:, -1]) if hands_off else None,
         )
@@ -214,21 +215,18 @@ class _Columns:
         array[self.cells] = [np.nan if value is None else value for value in values]
         return array
 
-    def alone(self, unit: CostUnit) -> dict[str, tuple[Any, Any]]:
-        """Grade and cost (Q,) of the mentor alone, by policy; only policies that were collected for every question."""
+    def others(self, unit: CostUnit) -> dict[str, tuple[Any, Any]]:
+        """Grade and cost (Q,) of the policies beside the stages that every question has at a known cost."""
         entries: list[list[dict[str, Any]]] = [[] for _ in range(self.shape[0])]
         for q, found in zip(self.cells[0], self.columns.get("alone", ()), strict=False):
             entries[q] += found or []
-        names = dict.fromkeys(entry["policy"] for entry in entries[0]) if entries else {}
-        by_policy = {name: [entry for found in entries for entry in found if entry["policy"] == name] for name in names}
-        return {
-            name: (
-                np.array([entry["correct"] for entry in found], dtype=np.float64),
-                np.array([unit.mentor_alone(entry["tokens"], entry["dollars"]) for entry in found], dtype=np.float64),
-            )
-            for name, found in by_policy.items()
-            if len(found) == len(entries)
-        }
+        result = {}
+        for name in dict.fromkeys(entry["policy"] for entry in entries[0]) if entries else ():
+            of_policy = [entry for found in entries for entry in found if entry["policy"] == name]
+            costs = np.array([unit.of_policy(entry) for entry in of_policy], dtype=np.float64)
+            if len(of_policy) == len(entries) and np.isfinite(costs).all():
+                result[name] = np.array([entry["correct"] for entry in of_policy], dtype=np.float64), costs
+        return result
 
     def hidden_states(self) -> Any:
         """Hidden states, float32 (Q, T, D), NaN where a stage was not collected; None without them."""

@@ -80,12 +80,16 @@ class CostUnit:
         before = np.concatenate([np.zeros_like(mentor[:, :1]), mentor[:, :-1]], axis=1)
         return np.where(finished, self._of(0, before), 0.0)
 
-    def mentor_alone(self, tokens: int, dollars: float | None) -> float:
-        """What an answer of the mentor alone costs, which no intern reads."""
+    def of_policy(self, entry: Mapping[str, Any]) -> float | None:
+        """What an answer of another policy cost, an entry of `rows.Row.alone`; None where that was not known."""
+        intern = entry.get("intern_tokens") or 0  # earlier versions collected policies of the mentor alone
         if self.name == DOLLARS:
-            assert dollars is not None
+            dollars: float | None = entry["dollars"]
             return dollars
-        return float(self.generated_by_mentor(tokens))
+        if self.name == TFLOPS and intern:
+            cost: float | None = entry["tflops"]
+            return cost
+        return float(self.generated_by_mentor(entry["tokens"])) + intern
 
     def _of(self, mentor: Any, intern: Any) -> Any:
         if self.name == TFLOPS:

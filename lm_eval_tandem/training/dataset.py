@@ -73,8 +73,8 @@ class Collected:
         (Q, T) of integer arrays: the prompts' tokens; None if they were not collected.
     cost_unit
         The unit of all costs: TFLOPs, dollars or tokens.
-    alone
-        Grade and cost (Q,) of the mentor alone, by policy ("mentor", "budget_forcing:N"), as far as collected.
+    others
+        Grade and cost (Q,) of the policies that were collected beside the stages, by name: "mentor", "steps:0.5", ….
     read_before
         (Q, T): what a cascade has paid before for what the intern read, where the mentor then finished; None for
         nothing.
@@ -102,7 +102,7 @@ class Collected:
     hidden: NDArray[np.float32] | None = None
     prompts: NDArray[np.object_] | None = None
     cost_unit: str = "TFLOPs"
-    alone: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    others: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
     read_before: Floats | None = None
     begun_cost: Floats | None = None
 
@@ -113,8 +113,8 @@ class Collected:
             name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _ARRAYS
         }
         tasks = None if self.tasks is None else [self.tasks[row] for row in indices]
-        alone = {name: (grades[rows], costs[rows]) for name, (grades, costs) in self.alone.items()}
-        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, alone=alone, **arrays)
+        others = {name: (grades[rows], costs[rows]) for name, (grades, costs) in self.others.items()}
+        return replace(self, ids=[self.ids[row] for row in indices], tasks=tasks, others=others, **arrays)
 
     def probe_all(self, probe: Probe) -> tuple[Floats, Floats]:
         """Apply a probe to every collected answer.
@@ -300,12 +300,12 @@ def concatenate(collections: Sequence[Collected]) -> Collected:
 
     arrays: dict[str, Any] = {name: joined(name) for name in _ARRAYS}
     tasks = [task for data in collections for task in (data.tasks or [""] * len(data.ids))]
-    alone = {
+    others = {
         name: (
-            np.concatenate([data.alone[name][0] for data in collections]),
-            np.concatenate([data.alone[name][1] for data in collections]),
+            np.concatenate([data.others[name][0] for data in collections]),
+            np.concatenate([data.others[name][1] for data in collections]),
         )
-        for name in first.alone
-        if all(name in data.alone for data in collections)
+        for name in first.others
+        if all(name in data.others for data in collections)
     }
-    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, alone=alone, **arrays)
+    return replace(first, ids=[name for data in collections for name in data.ids], tasks=tasks, others=others, **arrays)

@@ -46,8 +46,10 @@ def with_mentor_labels(data: Collected) -> Collected:
     """The questions that `answered_by_mentor` leaves, with agreement with its answer in the place of grades."""
     answered = answered_by_mentor(data)
     assert answered.agrees is not None
-    alone = {name: (np.ones_like(grades), cost) for name, (grades, cost) in answered.alone.items() if name == "mentor"}
-    return replace(answered, correct=answered.agrees, alone=alone)
+    others = {
+        name: (np.ones_like(grades), cost) for name, (grades, cost) in answered.others.items() if name == "mentor"
+    }
+    return replace(answered, correct=answered.agrees, others=others)
 
 
 def checked_labels(data: Collected) -> NDArray[np.int64]:

@@ -53,7 +53,7 @@ class PolicyOutcome:
 
 
 def fixed_policies(data: Collected, grades: Floats) -> list[PolicyOutcome]:
-    """The policies without a judge: intern, every stage, and the mentor alone as far as it was collected.
+    """The policies without a judge: intern, every stage, and what was collected beside them.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def fixed_policies(data: Collected, grades: Floats) -> list[PolicyOutcome]:
     stages = range(grades.shape[1])
     return [
         *(PolicyOutcome(f"stage:{t}" if t else INTERN, grades[:, t], data.cost[:, t]) for t in stages),
-        *(PolicyOutcome(name, correct, cost) for name, (correct, cost) in data.alone.items()),
+        *(PolicyOutcome(name, correct, cost) for name, (correct, cost) in data.others.items()),
     ]
 
 
@@ -98,8 +98,8 @@ def judged_outcomes(data: Collected, outcomes: Outcomes, lengths: NDArray[np.int
         "cascade": outcomes,
         "llm_cascade": first.with_last_resort(outcomes.correct[:, -1], first_cost[:, -1], highest=-1),
     }
-    if MENTOR in data.alone:
-        own_correct, own_cost = data.alone[MENTOR]
+    if MENTOR in data.others:
+        own_correct, own_cost = data.others[MENTOR]
         refused_cost = _cost_without_an_answer(data, lengths) + own_cost
         if data.begun_cost is not None:
             refused_cost = refused_cost - data.begun_cost

@@ -1,6 +1,6 @@
 """One row per question and stage: the judge's measurements of a run, joined with the grades that the task gave.
 
-The rows of stage 0 also hold what the mentor alone reached under each of the policies that were collected.
+The rows of stage 0 also hold what each of the policies reached that were collected beside the stages.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Row:
     dollars: float | None = None
     """What the question cost when it was answered from this stage; None without prices."""
     alone: list[dict[str, Any]] | None = None
-    """What the mentor alone reached, at stage 0: policy, correct, tokens and dollars of each policy collected."""
+    """What the policies beside the stages reached, at stage 0 (`entries_of_policy`), the mentor alone being one."""
     insight: str | None = None
     """What the intern read of the mentor; "" at stage 0."""
     answer: str | None = None
@@ -98,7 +98,7 @@ def rows_of_stage(
     mentor_answers
         The mentor's own final answers. Where it has none, `Row.agrees` is None.
     alone
-        What the mentor alone reached (`alone_entries`); None for none.
+        What other policies reached (`entries_of_policy`); None for none.
 
     Raises
     ------
@@ -149,16 +149,18 @@ def rows_of_stage(
     return rows
 
 
-def alone_entries(
+def entries_of_policy(
     policy: str, records: Sequence[Record], samples: Samples, metrics: Mapping[str, str]
 ) -> dict[QuestionId, dict[str, Any]]:
-    """What the mentor alone reached under a policy: an entry of `Row.alone` for each question."""
+    """What a policy reached that was collected beside the stages: an entry of `Row.alone` for each question."""
     grades = _grades(samples, metrics)
     return {
         (record.task, record.doc_id): {
             "policy": policy,
             "correct": grades[record.task, record.doc_id],
             "tokens": record.tokens.mentor_new,
+            "intern_tokens": record.tokens.intern_new,
+            "tflops": record.tflops,
             "dollars": record.dollars,
         }
         for record in ledger.unique(records)

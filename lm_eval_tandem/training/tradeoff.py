@@ -267,7 +267,7 @@ def _graded(data: Collected, labels: str) -> tuple[Collected, Floats]:
     if labels != "mentor":
         return data, np.asarray(data.correct, dtype=np.float64)
     assert data.agrees is not None
-    return replace(data, alone={}), data.agrees
+    return replace(data, others={}), data.agrees
 
 
 def format_points(points: Sequence[Point]) -> str:

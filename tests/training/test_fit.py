@@ -131,7 +131,7 @@ def test_the_same_data_gives_the_same_judge(model: str) -> None:
 def test_each_policy_has_the_thresholds_that_serve_it_best(data: Collected, tmp_path: Path) -> None:
     """A mentor that is always right takes all that is not certain, and the cascade has nobody to leave it to."""
     right, cost = np.ones(len(data.ids)), np.full(len(data.ids), 20.0)
-    with_mentor = dataclasses.replace(data, alone={"mentor": (right, cost)})
+    with_mentor = dataclasses.replace(data, others={"mentor": (right, cost)})
     made = fit_sufficiency(with_mentor, inputs="statistics")
     escalate, once = made.policy_thresholds["escalate"], made.policy_thresholds["llm_cascade"]
     assert made.report["policy_thresholds"] == {"llm_cascade": list(once), "escalate": list(escalate)}
@@ -169,7 +169,7 @@ def test_labels_of_the_mentor_give_escalate_thresholds_without_a_grade(data: Col
     wrong = np.zeros(len(data.ids)), np.full(len(data.ids), 20.0)
     right = np.ones(len(data.ids)), np.full(len(data.ids), 20.0)
     one, other = (
-        fit_sufficiency(dataclasses.replace(data, alone={"mentor": alone}), inputs="statistics", labels="mentor")
+        fit_sufficiency(dataclasses.replace(data, others={"mentor": alone}), inputs="statistics", labels="mentor")
         for alone in (wrong, right)
     )
     assert one.policy_thresholds == other.policy_thresholds

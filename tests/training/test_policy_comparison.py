@@ -29,6 +29,7 @@ from lm_eval_tandem.training.policy_comparison import (
 from lm_eval_tandem.training.thresholds import Objective, parse_objective
 from lm_eval_tandem.training.tradeoff import format_points, thresholds
 
+OTHERS = ["budget_forcing:60", "handoff:20", "steps:0.3", "verify:5"]
 QUESTIONS, TASK = 16, "tandem_pair_math_train"
 COMMON = {"dtype": "float32", "device": "cpu", "batch_size": 16}
 LIMITS = (0.999, 0.99, 0.999, 0.999)
@@ -37,7 +38,7 @@ CLASSIFIER = _paths.classifiers() / "pair"
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return collect(COMMON, [TASK], tmp_path_factory.mktemp("c"), [], limit=QUESTIONS, budgets=[60]).parent
+    return collect(COMMON, [TASK], tmp_path_factory.mktemp("c"), [], limit=QUESTIONS, policies=OTHERS).parent
 
 
 HANDOFF = {"guidance": "handoff", "efforts": "8:60:100"}
@@ -65,9 +66,7 @@ def policies_of(collected: Path, limits: tuple[float, ...]) -> dict[str, PolicyO
     return {policy.name: policy for policy in [*fixed_policies(data, data.correct), *judged]}
 
 
-@pytest.mark.parametrize(
-    "policy", ["intern", "stage:2", "mentor", "budget_forcing:60", "cascade", "llm_cascade", "escalate"]
-)
+@pytest.mark.parametrize("policy", ["intern", "stage:2", "mentor", *OTHERS, "cascade", "llm_cascade", "escalate"])
 def test_a_policy_computed_from_a_collection_is_what_a_run_of_it_does(collected: Path, policy: str) -> None:
     check_against_a_run(policy, collected, {}, LIMITS)
 
@@ -143,7 +142,7 @@ def test_thresholds_compare_all_policies_and_give_one_piece_of_advice(collected:
     points, sentence = thresholds([collected], CLASSIFIER, "cost@accuracy>=always_high-0.1", points=4)
     names = [point.name for point in points if point.name != "frontier"]
     assert names == [
-        *("chosen", "intern", "stage:1", "stage:2", "stage:3", "mentor", "budget_forcing:60"),
+        *("chosen", "intern", "stage:1", "stage:2", "stage:3", "mentor", *OTHERS),
         *("cascade", "llm_cascade", "escalate"),
     ]
     assert len(format_points(points).splitlines()) == len(points) + 1
@@ -151,7 +150,7 @@ def test_thresholds_compare_all_policies_and_give_one_piece_of_advice(collected:
     assert named in {name.split(":")[0] for name in names[1:]}
     assert "against the mentor alone" in sentence
     bare, _ = thresholds([collected], None, "accuracy")
-    assert [point.name for point in bare] == names[1:7]
+    assert [point.name for point in bare] == names[1:10]
 
 
 def test_agreement_with_the_mentor_says_nothing_of_the_mentor(collected: Path) -> None:
@@ -211,10 +210,20 @@ def test_the_advice_has_intervals_and_names_what_is_cheaper_and_not_worse() -> N
     assert "against the mentor alone +10.0 points" in alone
 
 
-def test_budgets_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("policies", "sentence"),
+    [
+        ("budget_forcing:many", "policy=budget_forcing:many is not known"),
+        ("steps:0.5,stage:1", "--policies stage:1 is collected anyway"),
+        ("cascade", "--policies cascade is what a classifier is fitted for"),
+    ],
+)
+def test_what_cannot_be_collected_beside_the_stages_is_refused(
+    policies: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lm_eval_tandem.cli import main
 
     with pytest.raises(SystemExit, match="1"):
-        main(["collect", "--tasks", TASK, "--output", "never", "--budgets", "120,many"])
-    assert "--budgets many is no number of tokens" in capsys.readouterr().err
+        main(["collect", "--tasks", TASK, "--output", "never", "--policies", policies])
+    assert sentence in capsys.readouterr().err
     assert not Path("never").exists()
