@@ -43,6 +43,19 @@ def test_a_folder_without_the_models_is_refused(tmp_path: Path) -> None:
         real.main([str(tmp_path)])
 
 
+def test_a_later_pair_finds_what_the_mentor_has_written_for_the_first(tmp_path: Path) -> None:
+    first, later = (tmp_path / one.name / "store.sqlite" for one in real.PAIRS)
+    real.share_training_answers(tmp_path)
+    assert not later.exists()
+    first.parent.mkdir()
+    first.write_text("first")
+    real.share_training_answers(tmp_path)
+    assert later.read_text() == "first"
+    first.write_text("more")
+    real.share_training_answers(tmp_path)
+    assert later.read_text() == "first", "what was collected since is not replaced"
+
+
 @pytest.mark.slow
 @NEEDS_LLAMACPP
 def test_a_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
