@@ -126,9 +126,11 @@ class SteppedAnswer:
         run, engine = self.run, self.mentor if role == "mentor" else self.intern
         begun = () if continued is None else continued.token_ids
         left = self._left - (0 if continued is None else continued.new_tokens)
+        sampling = run.task.sampling_for(role, self._number)
         sampling = replace(
-            run.task.sampling_for(role, self._number),
+            sampling,
             max_tokens=left if tokens is None else tokens,
+            seed=sampling.seed + len(begun) if sampling.temperature else sampling.seed,
             stop=(*run.task.sampling.stop, self.step_end),
             return_token_stats=measured,
         )
