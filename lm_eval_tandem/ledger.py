@@ -83,7 +83,7 @@ class Judgement:
 
 @dataclass
 class Segment:
-    """A part of an answer that one model wrote; all of them in their order are the answer, before it is cut.
+    """A part of an answer that one model wrote; in their order they are the answer, but for what a stop string cuts.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ from lm_eval_tandem.errors import CallError
 from lm_eval_tandem.judge.decision import fallback_stage, passes
 from lm_eval_tandem.judge.features import features, segment_statistics
 from lm_eval_tandem.judge.probe import MAX_PROBE_TOKENS
-from lm_eval_tandem.ledger import MENTOR_FINISHED, STEP_BY_STEP, Judgement, Record
+from lm_eval_tandem.ledger import MENTOR_FINISHED, STEP_BY_STEP, Judgement, Record, Segment
 
 
 class Judge(Protocol):
@@ -252,7 +252,7 @@ class Cascade:
         unread = strip_prompt_overlap(intern.encode(text), draft)
         answer = PartialAnswer(intern, prompt, sampling, record_call, unread)
         if self.prompts.hands_off and run.insight.stages:
-            answer.beginning = run.insight.written
+            answer.beginning, answer.beginning_tokens = run.insight.written, run.insight.tokens
             answer.sampling = replace(sampling, max_tokens=sampling.max_tokens - run.insight.tokens)
             if self._mentor_has_answered(run):
                 answer.finish_reason = run.insight.finish_reason or ""
@@ -272,7 +272,14 @@ class Cascade:
         """The mentor stops, and the intern generates the rest of the answer of the chosen stage."""
         self._stop_mentor(run)
         text = await answer.finish(return_token_stats=record_stats)
-        return text, self._record(run, stage, reason, answer.finish_reason, answer.tokens)
+        record = self._record(run, stage, reason, answer.finish_reason, answer.tokens)
+        if answer.beginning:
+            begun = min(len(answer.beginning), len(text))
+            record.segments = [
+                Segment("mentor", answer.beginning_tokens, begun),
+                Segment("intern", answer.tokens, len(text) - begun),
+            ]
+        return text, record
 
     def _stop_mentor(self, run: QuestionRun) -> None:
         """Tell a server that may still write insights to stop, and count what it wrote beyond the last stage."""
@@ -329,7 +336,8 @@ class Cascade:
         self._stop_mentor(run)
         stage, in_answer = int(answer.tokens_of("mentor") > 0), answer.tokens_of("intern")
         record = self._record(run, stage, STEP_BY_STEP, answer.finish_reason, in_answer)
-        return text, replace(record, segments=answer.segments)
+        record.segments = answer.segments
+        return text, record
 
     async def _generate_as_mentor(self, run: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:
         completion = await self._loaded_mentor.generate(prompt, sampling)

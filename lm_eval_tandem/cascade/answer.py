@@ -52,8 +52,9 @@ class PartialAnswer:
         Called after each call with the tokens that it continued from, its completion, and the draft that it read.
     draft
         Tokens of a refused answer to another prompt; the tokens that both share are read instead of generated.
-    beginning
-        What the mentor has written of the answer, which the prompt ends with; no part of the counts here.
+    beginning, beginning_tokens
+        What the mentor has written of the answer, which the prompt ends with, and its tokens; no part of the counts
+        here.
 
     Attributes
     ----------
@@ -73,6 +74,7 @@ class PartialAnswer:
     record_call: Callable[[tuple[int, ...], Completion, tuple[int, ...]], None]
     draft: tuple[int, ...] = ()
     beginning: str = ""
+    beginning_tokens: int = 0
     ids: tuple[int, ...] = ()
     tokens: int = 0
     finish_reason: str = ""

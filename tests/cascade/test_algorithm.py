@@ -27,7 +27,7 @@ from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import FEATURE_NAMES, features
 from lm_eval_tandem.judge.probe import Probe
-from lm_eval_tandem.ledger import MENTOR_FINISHED, Record
+from lm_eval_tandem.ledger import MENTOR_FINISHED, Record, Segment
 from lm_eval_tandem.store import Store
 
 EFFORTS = (4, 9, 15)
@@ -424,6 +424,10 @@ def test_the_answer_is_the_mentors_beginning_and_what_the_intern_makes_of_it(
     text, record = answer(replace(handoff, policy=Policy("stage", stage)), Sampling(LENGTH))
     assert text == begun + rest.text
     assert (record.tokens.mentor_new, record.tokens.intern_new) == (effort, rest.new_tokens)
+    assert record.segments == [
+        Segment("mentor", effort, len(begun)),
+        Segment("intern", rest.new_tokens, len(rest.text)),
+    ]
     scores = tuple(0.9 if t >= stage else 0.1 for t in range(4))
     assert answer(replace(handoff, judge=GivenJudge(scores)), Sampling(LENGTH))[0] == text
 
@@ -432,6 +436,7 @@ def test_an_earlier_stage_that_answers_in_the_end_keeps_its_own_beginning(handof
     judged = replace(handoff, judge=GivenJudge((0.1, 0.4, 0.2, 0.2)))
     text, record = answer(judged, Sampling(LENGTH))
     assert (record.stage, record.tokens.mentor_new) == (1, EFFORTS[-1])
+    assert record.segments[0].tokens == EFFORTS[0], "the intern went on after the first stage"
     assert text == answer(replace(handoff, policy=Policy("stage", 1)), Sampling(LENGTH))[0]
 
 
