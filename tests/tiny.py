@@ -31,12 +31,26 @@ def config(kind: str, vocabulary: int) -> PretrainedConfig:
     raise ValueError(kind)
 
 
-def save(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+def other_tokenizer() -> Any:
+    """A tokenizer of another family than the pair's: characters, merged by what is frequent in a few sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = [*map(chr, range(33, 127)), "\u0120", "\u010a"]  # as ByteLevel writes blanks and line breaks
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([" there are some coins here and the answer ends with them. How many?"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def save(folder: Path, kind: str = "llama", seed: int = 0, tokenizer: Any = None, **changes: Any) -> Path:
     """Save a tiny random model with a tokenizer into the folder; weights large enough for varied text.
 
-    `changes` are values of its configuration.
+    `changes` are values of its configuration; without another the tokenizer is that of the pair.
     """
-    tokenizer = AutoTokenizer.from_pretrained(pair.INTERN)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(pair.INTERN)
     torch.manual_seed(seed)
     settings = config(kind, len(tokenizer))
     settings.initializer_range = 0.2

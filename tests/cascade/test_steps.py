@@ -31,10 +31,12 @@ LENGTH, END = 24, "e"
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HFEngine, HFEngine]]:
     base = tmp_path_factory.mktemp("steps")
+    models = (("mentor", "qwen3", 3, None), ("intern", "llama", 1, tiny.other_tokenizer()))
     pair = [
-        HFEngine({"pretrained": str(tiny.save(base / role, kind, seed)), "dtype": "float32", "device": "cpu"})
-        for role, kind, seed in (("mentor", "qwen3", 3), ("intern", "llama", 1))
+        HFEngine({"pretrained": str(tiny.save(base / role, *given)), "dtype": "float32", "device": "cpu"})
+        for role, *given in models
     ]
+    assert pair[0].encode(QUESTION) != pair[1].encode(QUESTION)
     yield pair[0], pair[1]
     for engine in pair:
         engine.close()
