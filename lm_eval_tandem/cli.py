@@ -42,9 +42,29 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="lm-eval-tandem", description=DESCRIPTION)
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_collect, add_fit, add_thresholds, add_report, add_arguments, add_ablation):
+    for add in (add_run, add_collect, add_fit, add_thresholds, add_report, add_arguments, add_ablation):
         add(commands)
     return whole
+
+
+def add_run(commands: Commands) -> None:
+    """`lm-eval-tandem run`."""
+    run = commands.add_parser("run", help="answer questions of one's own, without a task")
+    run.add_argument("config", type=Path, help="YAML file with model_args, as for lm_eval --config")
+    run.add_argument("--input", type=Path, required=True, help="JSON Lines: messages, prompt, question, or instruction")
+    run.add_argument("--output", type=Path, required=True, help="JSON Lines; beside it a .sqlite file to go on from")
+    run.add_argument("--limit", type=int, default=None, help="answer the first so many rows")
+    run.set_defaults(run=run_questions)
+
+
+def run_questions(given: argparse.Namespace) -> None:
+    """`lm-eval-tandem run`."""
+    from lm_eval_tandem.harness.own_questions import run
+
+    answered, failed = run(given.config, given.input, given.output, given.limit)
+    print(f"answered: {answered:,} of {answered + failed:,} in {given.output}")
+    if failed:
+        raise ArgumentError(f"{failed:,} question(s) failed; each has its reason as `error` in {given.output}.")
 
 
 def add_collect(commands: Commands) -> None:

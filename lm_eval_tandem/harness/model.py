@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from lm_eval_tandem import errors, ledger
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView, registry
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.errors import (
@@ -221,32 +223,58 @@ class TandemLM(LM):
         UnreachableError, StoreError
             No further question can be answered; finished answers are in the ledger and the store.
         """
-        started = time.perf_counter()
         with self.ranks.failing_together():
-            tasks = tasks_of(requests, self._answering.max_gen_toks, self.settings.seed)
+            tasks = tasks_of(requests, self.max_answer_tokens, self.settings.seed)
             sizes = [check_fits(task, self.settings, self.engines) for task in tasks]
-        longest_first = sorted(range(len(tasks)), key=lambda i: (-sizes[i], tasks[i].question.text))
         answers: list[Answer | None] = [None] * len(tasks)
-        bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
 
         def take(place: int, text: str, record: Record) -> None:
-            self.records.append(record)
-            answers[longest_first[place]] = Answer.of(text, record.metrics)
-            bar.update(1)
+            answers[place] = Answer.of(text, record.metrics)
 
-        ordered = [tasks[i] for i in longest_first]
-        try:
-            with self.ranks.failing_together():
-                outcome = self._loop.run(answer_all(self.cascade, ordered, self._max_concurrency, take))
-        finally:
-            bar.close()
-            self._seconds += time.perf_counter() - started
-            self._write_ledger()
+        outcome = self.answer_tasks(tasks, sizes, take, disable_tqdm)
         if self.world_size > 1:
             outcome = Outcome.merged(self.ranks.exchange(outcome))
             self._gather_records()
         outcome.check(self.settings.store)
         return [answer for answer in answers if answer is not None]
+
+    def answer_tasks(
+        self,
+        tasks: Sequence[Task],
+        sizes: Sequence[int],
+        take: Callable[[int, str, Record], None],
+        disable_tqdm: bool = False,
+    ) -> Outcome:
+        """Answer questions, the longest first; what fails for one fails that one alone.
+
+        Parameters
+        ----------
+        tasks
+            The questions.
+        sizes
+            The size of each one's prompt in tokens (`requests.check_fits`).
+        take
+            Called with each answer: the question's place in `tasks`, the text and the record.
+        disable_tqdm
+            Whether to show no progress.
+        """
+        started = time.perf_counter()
+        longest_first = sorted(range(len(tasks)), key=lambda i: (-sizes[i], tasks[i].question.text))
+        bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
+
+        def taken(place: int, text: str, record: Record) -> None:
+            self.records.append(record)
+            take(longest_first[place], text, record)
+            bar.update(1)
+
+        ordered = [tasks[i] for i in longest_first]
+        try:
+            with self.ranks.failing_together():
+                return self._loop.run(answer_all(self.cascade, ordered, self._max_concurrency, taken))
+        finally:
+            bar.close()
+            self._seconds += time.perf_counter() - started
+            self._write_ledger()
 
     def _gather_records(self) -> None:
         """Collect at rank 0 the records and the work of all processes."""
@@ -271,6 +299,12 @@ class TandemLM(LM):
             log.error("ledger=%s could not be written (%s); the run goes on without it.", path, error)
 
     # What the harness asks of one model goes to the role that answers loglikelihood requests
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """The longest answer, in tokens, where nothing else is asked for."""
+        tokens: int = self._answering.max_gen_toks
+        return tokens
 
     @property
     def _answering(self) -> Any:
