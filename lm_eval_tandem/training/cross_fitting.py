@@ -92,10 +92,8 @@ def cross_fitted_thresholds(outcomes: Outcomes, choose: Choose, fold: NDArray[np
 
     Parameters
     ----------
-    outcomes
-        The questions, their scores out of sample.
-    choose
-        Chooses the thresholds (`Recipe.choose` for some objective).
+    outcomes, choose
+        As for `cross_fitted_outcomes`.
     fold
         The fold (Q,) of each question, from `folds`.
 

@@ -192,7 +192,7 @@ def fit_sufficiency(
     scored, of_policies = fits.outcomes(choice)
     outcomes, choose = of_policies[CASCADE], partial(chosen.choose, objective=objective)
     thresholds = choose(outcomes)
-    others = own_thresholds(of_policies, choose)
+    others = own_thresholds(of_policies, choose, thresholds)
 
     def judge_without(held_out: NDArray[np.bool_]) -> Outcomes:
         rest = np.ones(len(truth), dtype=np.bool_)

@@ -95,7 +95,7 @@ def judged_outcomes(data: Collected, outcomes: Outcomes, lengths: NDArray[np.int
     finished = None if outcomes.finished is None else outcomes.finished[:, :1]
     first = Outcomes(outcomes.scores[:, :1], outcomes.correct[:, :1], first_cost[:, :1], first_cost[:, :1], finished)
     found = {
-        "cascade": outcomes,
+        CASCADE: outcomes,
         "llm_cascade": first.with_last_resort(outcomes.correct[:, -1], first_cost[:, -1], highest=-1),
     }
     if MENTOR in data.others:
@@ -108,7 +108,7 @@ def judged_outcomes(data: Collected, outcomes: Outcomes, lengths: NDArray[np.int
 
 
 def own_thresholds(
-    of_policies: Mapping[str, Outcomes], choose: Callable[..., Sequence[float]]
+    of_policies: Mapping[str, Outcomes], choose: Callable[..., Sequence[float]], cascade: tuple[float, ...]
 ) -> dict[str, tuple[float, ...]]:
     """The thresholds of the policies beside the cascade, one per stage; what they do not judge has the cascade's.
 
@@ -118,13 +118,14 @@ def own_thresholds(
         What `judged_outcomes` returned.
     choose
         Chooses thresholds for some objective; what lacks least of it will do.
+    cascade
+        The cascade's thresholds for it.
     """
-    stages, found = of_policies[CASCADE].scores.shape[1], {}
-    cascade = tuple(choose(of_policies[CASCADE], must_reach=False))
+    found = {}
     for name, outcomes in of_policies.items():
         if name != CASCADE:
             judged = tuple(choose(outcomes, must_reach=False))[:-1]
-            found[name] = judged + cascade[len(judged) : stages]
+            found[name] = judged + cascade[len(judged) :]
     return found
 
 

@@ -146,7 +146,7 @@ def _grids(outcomes: Outcomes, values: Floats) -> list[Floats]:
     """The values to try at each stage: one where every question ends whatever the threshold."""
     if outcomes.finished is None:
         return [values] * outcomes.scores.shape[1]
-    return [values[:1] if bool(ended) else values for ended in np.atleast_1d(outcomes.finished.all(axis=0))]
+    return [values[:1] if ended else values for ended in np.all(outcomes.finished, axis=0).tolist()]
 
 
 def _best(outcomes: Outcomes, grids: Grids, goal: Objective) -> Best:
