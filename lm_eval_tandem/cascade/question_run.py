@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lm_eval_tandem.accounting import Prices, Tokens, sum_known
+from lm_eval_tandem.cascade.meter import Meter
 from lm_eval_tandem.cascade.prompts import Question, strip_think_tags
 from lm_eval_tandem.engines import Completion, Engine, Sampling
-from lm_eval_tandem.engines.drafts import accepted_draft_tokens, common_prefix_length
+from lm_eval_tandem.engines.drafts import accepted_draft_tokens
 from lm_eval_tandem.ledger import Judgement
 
 
@@ -113,10 +114,8 @@ class QuestionRun:
         How many of the mentor's tokens the intern has read.
     dollars
         What the calls so far cost; 0 before the first one if there are prices, None while nothing is known.
-    cached_prefix
-        By role ("judge" for an intern with an adapter), the tokens that a prefix cache holds for it.
-    paid_prefix
-        The same of the calls that are paid for: a prompt that is only measured is no part of the price.
+    meters
+        What each role has read ("judge" for an intern with an adapter), so that no token is counted twice.
     """
 
     task: Task
@@ -128,8 +127,7 @@ class QuestionRun:
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
     dollars: float | None = None
-    cached_prefix: dict[str, list[int]] = field(default_factory=dict)
-    paid_prefix: dict[str, list[int]] = field(default_factory=dict)
+    meters: dict[str, Meter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prices and self.dollars is None:
@@ -147,9 +145,10 @@ class QuestionRun:
         priced
             Whether the pass is part of what the question costs in dollars.
         """
-        self.tokens.judge_prefill += self._read_prompt(reader, ids)
+        meter = self._meter(reader)
+        self.tokens.judge_prefill += meter.read(ids)
         if priced:
-            self.dollars = sum_known(self.dollars, self._call_dollars(reader, ids))
+            self.dollars = sum_known(self.dollars, meter.dollars(ids))
 
     def count_generation(
         self,
@@ -175,11 +174,9 @@ class QuestionRun:
             What it returned.
         """
         ids = engine.encode(text) + list(continued)
-        new = self._read_prompt(role, ids)
-        if completion.counted is not None:
-            new = completion.prompt_tokens - completion.cached_tokens  # as the server billed it
-        self.dollars = sum_known(self.dollars, self._call_dollars(role, ids, completion, draft))
-        self.cached_prefix[role] = ids + list(completion.token_ids)
+        meter = self._meter(role)
+        new = meter.read(ids, completion)
+        self.dollars = sum_known(self.dollars, meter.dollars(ids, completion, draft))
         self.generate_seconds += completion.seconds
         if role == "mentor":
             self.tokens.mentor_prefill += new
@@ -188,28 +185,5 @@ class QuestionRun:
             self.tokens.intern_prefill += new + len(draft)
             self.tokens.intern_new += completion.new_tokens - accepted_draft_tokens(draft, completion.token_ids)
 
-    def _read_prompt(self, role: str, ids: list[int]) -> int:
-        """The number of the prompt's tokens that are not in the role's prefix cache; from now on they are."""
-        new = len(ids) - common_prefix_length(self.cached_prefix.get(role, []), ids)
-        self.cached_prefix[role] = ids
-        return new
-
-    def _call_dollars(
-        self,
-        role: str,
-        ids: list[int],
-        completion: Completion | None = None,
-        draft: tuple[int, ...] = (),
-    ) -> float | None:
-        """What a call cost, as reported or at the role's prices, tokens of earlier paid calls being cached input."""
-        cached = common_prefix_length(self.paid_prefix.get(role, []), ids)
-        self.paid_prefix[role] = ids if completion is None else ids + list(completion.token_ids)
-        prices = self.prices.get("intern" if role == "judge" else role)
-        if prices is None or completion is None:
-            return None if prices is None else prices.dollars(len(ids), cached, 0)
-        if completion.dollars is not None:
-            return completion.dollars
-        if completion.counted is not None:
-            return prices.dollars(completion.prompt_tokens, completion.cached_tokens, completion.counted)
-        written = completion.new_tokens - accepted_draft_tokens(draft, completion.token_ids)
-        return prices.dollars(len(ids) + len(draft), cached, written)
+    def _meter(self, role: str) -> Meter:
+        return self.meters.setdefault(role, Meter(self.prices.get("intern" if role == "judge" else role)))

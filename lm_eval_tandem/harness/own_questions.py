@@ -90,7 +90,7 @@ def answer(
     """The rows with their answers or errors, and the error that ended the run, where one did."""
     from lm_eval.api.instance import Instance
 
-    from lm_eval_tandem.harness.requests import check_fits, tasks_of
+    from lm_eval_tandem.harness.requests import tasks_of
 
     generation = {"until": [], **given["gen_kwargs"]}
     prompts = [prompt_of(turns, lm, given) for turns in conversations]
@@ -103,7 +103,7 @@ def answer(
     sizes: dict[int, int] = {}
     for i, task in enumerate(tasks):
         try:
-            sizes[i] = check_fits(task, lm.settings, lm.engines)
+            sizes[i] = lm.check_fits(task)
         except ContextError as error:
             errors[i] = str(error)
     found: dict[int, tuple[str, Record]] = {}

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.errors import ENDS_THE_RUN, EngineError, StoreError, TandemError
 from lm_eval_tandem.ledger import Record
@@ -17,6 +17,14 @@ NAMED = 5
 
 Key = tuple[str, int, int]
 """Task, document and repetition, as in `Record.key`."""
+
+
+class Answerer(Protocol):
+    """What answers questions: a cascade, or an ensemble."""
+
+    async def answer(self, task: Task) -> tuple[str, Record]:
+        """The graded text of one question, and the record of what was done and spent for it."""
+        ...
 
 
 @dataclass
@@ -78,13 +86,13 @@ class Outcome:
 
 
 async def answer_all(
-    cascade: Cascade, tasks: Sequence[Task], concurrency: int, take: Callable[[int, str, Record], None]
+    answerer: Answerer, tasks: Sequence[Task], concurrency: int, take: Callable[[int, str, Record], None]
 ) -> Outcome:
     """Answer questions, a limited number of them at a time.
 
     Parameters
     ----------
-    cascade
+    answerer
         Answers one question.
     tasks
         The questions, in the order in which they are begun.
@@ -104,7 +112,7 @@ async def answer_all(
     async def answer_one(i: int) -> None:
         async with slots:
             try:
-                text, record = await cascade.answer(tasks[i])
+                text, record = await answerer.answer(tasks[i])
             except ENDS_THE_RUN:
                 raise
             except TandemError as error:  # of this question alone: the others continue

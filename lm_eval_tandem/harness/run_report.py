@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import __version__, ledger
-from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.engines.cached import CachedEngine
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from lm_eval_tandem.judge.artefact import Sufficiency
 
 Engines = Mapping[str, Engine | None]
-"""The engine of each role, "mentor" and "intern"; None for one that the policy does not need."""
+"""The engine of each model by its name ("mentor" and "intern" in a tandem); None for one that is not needed."""
 
 ENGINE_FACTS = (
     *("engine", "torch", "transformers", "vllm", "openai", "xllamacpp", "lm_eval"),
@@ -71,15 +70,15 @@ def setting(settings: Settings) -> dict[str, Any]:
     return dict(zip(SETTING, values, strict=True))
 
 
-def computed(engines: Engines, cascade: Cascade, store: Store | None) -> dict[str, Any]:
+def computed(engines: Engines, called: Iterable[Engine], store: Store | None) -> dict[str, Any]:
     """What the engines of this process computed, and what the store answered in their place.
 
     Parameters
     ----------
     engines
         The engines themselves.
-    cascade
-        It calls the engines, through the store where there is one.
+    called
+        The same, with the store around them where there is one.
     store
         The store; None without one.
     """
@@ -87,7 +86,6 @@ def computed(engines: Engines, cascade: Cascade, store: Store | None) -> dict[st
         "computed": {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
     }
     if store is not None:
-        called = (cascade.mentor, cascade.intern)
         found["found_in_store"] = sum(engine.hits for engine in called if isinstance(engine, CachedEngine))
         found["refused_in_store"] = store.corrupted_rows
         found["unkept_in_store"] = store.failed_writes
