@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from lm_eval_tandem.errors import ArgumentError
@@ -55,6 +55,59 @@ class Tokens:
     def length(self) -> int:
         """The paper's inference length in tokens: L_L + L_S."""
         return self.mentor_new + self.intern_new
+
+
+@dataclass
+class Spent:
+    """What one model of an ensemble did for one question, or for several.
+
+    Parameters
+    ----------
+    new
+        Tokens that it generated, in the answer or not.
+    read
+        Answer tokens of other models that it read, to go on with them.
+    prefill
+        Prompt tokens that it read to generate, without those in a prefix cache.
+    judged
+        Prompt tokens that it read to select a model or to score a text, likewise.
+    tflops
+        Its part of the cost by Eq. 12: 2 |theta| (new + read) / 10^12; None if |theta| is not known.
+    bill
+        TFLOPs of all its tokens; None as for `tflops`.
+    dollars
+        What its calls cost; None where prices are not known.
+    """
+
+    new: int = 0
+    read: int = 0
+    prefill: int = 0
+    judged: int = 0
+    tflops: float | None = 0.0
+    bill: float | None = 0.0
+    dollars: float | None = None
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.new + other.new,
+            self.read + other.read,
+            self.prefill + other.prefill,
+            self.judged + other.judged,
+            sum_all(self.tflops, other.tflops),
+            sum_all(self.bill, other.bill),
+            sum_known(self.dollars, other.dollars),
+        )
+
+    def priced(self, parameters: int | None) -> Spent:
+        """The same with its TFLOPs, for a model of so many parameters."""
+        if parameters is None:
+            return replace(self, tflops=None, bill=None)
+        each = 2 / TERA * parameters
+        return replace(
+            self,
+            tflops=each * (self.new + self.read),
+            bill=each * (self.new + self.prefill + self.judged),
+        )
 
 
 def tflops(tokens: Tokens, mentor_parameters: int, intern_parameters: int, read: int | None = None) -> float:
@@ -172,3 +225,9 @@ def sum_known(*amounts: float | None) -> float | None:
     """The sum of the known amounts; None if none is known."""
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known else None
+
+
+def sum_all(*amounts: float | None) -> float | None:
+    """The sum of amounts; None if one of them is not known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tandem.accounting import Tokens
+from lm_eval_tandem.accounting import Spent, Tokens
 from lm_eval_tandem.errors import ArgumentError
 
 FORMAT = "tandem-ledger/1"
@@ -88,13 +88,14 @@ class Segment:
     Parameters
     ----------
     writer
-        "mentor" or "intern".
+        "mentor" or "intern"; in an ensemble a name, or, joined with "+", those that chose each token together.
     tokens
-        The writer's tokens.
+        The writer's tokens; of several, those of their common vocabulary.
     characters
         Length of its text.
     score
-        By what the writer was chosen: the entropy in nats of `steps:X`, the rating of `verify:N`; None for nothing.
+        By what the writer was chosen: the entropy in nats of `steps:X`, the rating of `verify:N`, in an ensemble a
+        scorer's score; None for nothing.
     """
 
     writer: str
@@ -114,11 +115,12 @@ class Record:
     policy
         The policy, as in `--model_args`.
     stage
-        The stage that the question was answered from: 0 without the mentor, -1 by the mentor itself.
+        The stage that the question was answered from: 0 without the mentor or in an ensemble, -1 by the mentor itself.
     reason
         Why from there: "sufficient" (its score passed), "best of all" (no stage passed), "fixed" (the policy's stage),
         "alone" (one model), "forced" (the budget was used up), "escalated" (no stage passed, and the mentor
-        answered), or "mentor finished" (of the answer that it had begun nothing was left to the intern).
+        answered), or "mentor finished" (of the answer that it had begun nothing was left to the intern). Ensembles have
+        reasons of their own (`ensembles`).
     finish_reason
         How the answer ended: "stop" or "length".
     mentor_finish_reason
@@ -126,7 +128,7 @@ class Record:
     mentor_stages
         The number of stages at which the mentor wrote: 0 without insights, less than `stage` if it had ended before.
     tokens
-        The token counts.
+        The token counts of mentor and intern; all 0 in an ensemble.
     tflops
         The paper's cost, Eq. 12; None if a model's number of parameters is not known.
     bill
@@ -140,7 +142,11 @@ class Record:
     refused_tokens
         Tokens that the intern generated for probes and that are not in the answer; part of `tokens.intern_new`.
     segments
-        Who wrote which part of the answer, where both models may have.
+        Who wrote which part of the answer, where several models may have.
+    spent
+        What each model of an ensemble did, by its name; empty in a tandem.
+    selected
+        In an ensemble the models that were selected for the question, in their order.
     """
 
     task: str
@@ -161,6 +167,13 @@ class Record:
     dollars: float | None = None
     refused_tokens: int = 0
     segments: list[Segment] = field(default_factory=list)
+    spent: dict[str, Spent] = field(default_factory=dict)
+    selected: list[str] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """The tokens that all models generated: the paper's inference length."""
+        return self.tokens.length + sum(spent.new for spent in self.spent.values())
 
     @property
     def mentor_ended_before(self) -> bool:
@@ -180,12 +193,13 @@ class Record:
     @property
     def metrics(self) -> dict[str, float]:
         """The figures that a task reports beside its score; those that are not known are left out."""
+        in_tandem = not self.spent
         figures = {
-            "length": float(self.tokens.length),
-            "mentor_tokens": float(self.tokens.mentor_new),
+            "length": float(self.length),
+            "mentor_tokens": float(self.tokens.mentor_new) if in_tandem else None,
             "tflops": self.tflops,
             "dollars": self.dollars,
-            "stage": float(self.stage),
+            "stage": float(self.stage) if in_tandem else None,
             "truncated": float(self.finish_reason == "length"),
         }
         return {name: figure for name, figure in figures.items() if figure is not None}
@@ -206,7 +220,7 @@ def check_replaceable(path: Path, policy: str, pair: str, models: Mapping[str, s
     policy, pair
         Those of the run, as in its description.
     models
-        The label of the model of each role that the run uses.
+        The label of each model that the run uses, by its role or name.
 
     Raises
     ------
@@ -221,7 +235,8 @@ def check_replaceable(path: Path, policy: str, pair: str, models: Mapping[str, s
     head = header(path)
     if head is None:
         raise ArgumentError(f"ledger={path} holds something else than a ledger, which the run would replace; {advice}")
-    theirs = {role: str(head[role].get("model")) for role in ("mentor", "intern") if isinstance(head.get(role), dict)}
+    facts = {**(head.get("models") or {}), **{role: head.get(role) for role in ("mentor", "intern")}}
+    theirs = {name: str(one.get("model")) for name, one in facts.items() if isinstance(one, dict)}
     same_models = all(theirs.get(role) == label or same_path(theirs.get(role), label) for role, label in models.items())
     if (head.get("policy"), head.get("pair"), set(theirs), same_models) != (policy, pair, set(models), True):
         called = f"policy={head.get('policy')} of {' and '.join(map(str, theirs.values())) or 'other models'}"
@@ -284,8 +299,9 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
             if isinstance(values, list) and name not in ("answer_ids", "prompt_end")
         }
         judgements.append({**judgement, "seconds": round(judgement["seconds"], 6), **measurements})
-    if not record["segments"]:
-        del record["segments"]
+    for name in ("segments", "spent", "selected"):
+        if not record[name]:
+            del record[name]
     return {**record, **times, "stages": judgements}
 
 
@@ -310,14 +326,19 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
     n = len(counted)
     tokens = sum((record.tokens for record in counted), Tokens())
     judge = sum(record.judge_seconds for record in counted)
-    stages = Counter(record.stage for record in counted)
+    stages = Counter(record.stage for record in counted if not record.spent)
+    models: dict[str, Spent] = {}
+    for record in counted:
+        for name, spent in record.spent.items():
+            models[name] = models.get(name, Spent()) + spent
     return {
         "questions": n,
-        "length": tokens.length / n,
+        "length": sum(record.length for record in counted) / n,
         "tflops": mean([record.tflops for record in counted]),
         "bill_tflops": mean([record.bill for record in counted]),
         "dollars_per_1000": mean([record.dollars for record in counted], 1000),
         "tokens": asdict(tokens),
+        **({"models": {name: asdict(spent) for name, spent in models.items()}} if models else {}),
         "stage_share": {str(stage): stages[stage] / n for stage in sorted(stages)},
         "truncated": sum(record.finish_reason == "length" for record in counted) / n,
         "refused_tokens": sum(record.refused_tokens for record in counted) / n,

@@ -334,9 +334,10 @@ class Cascade:
         answer = SteppedAnswer(*engines, self.prompts, run, self.policy.entropy, self.policy.rating, self.step_end)
         text = await answer.write()
         self._stop_mentor(run)
-        stage, in_answer = int(answer.tokens_of("mentor") > 0), answer.tokens_of("intern")
-        record = self._record(run, stage, STEP_BY_STEP, answer.finish_reason, in_answer)
-        record.segments = answer.segments
+        growing = answer.growing
+        stage, in_answer = int(growing.tokens_of("mentor") > 0), growing.tokens_of("intern")
+        record = self._record(run, stage, STEP_BY_STEP, growing.finish_reason, in_answer)
+        record.segments = growing.segments
         return text, record
 
     async def _generate_as_mentor(self, run: QuestionRun, prompt: Prompt, sampling: Sampling) -> Completion:

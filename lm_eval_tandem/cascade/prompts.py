@@ -176,9 +176,7 @@ class Prompts:
 
     def alone(self, engine: Engine, question: Question) -> str:
         """The question without insights: for a model that answers alone, and for the intern at stage 0."""
-        if question.messages is None:
-            return question.text
-        return engine.render(question.messages, question.generation_prompt)
+        return prompt_of(engine, question)
 
     def mentor(self, engine: Engine, question: Question, passes: tuple[str, ...] = ()) -> str:
         """The mentor's prompt; `passes` are the earlier texts that a pass of `insights=staged` deepens."""
@@ -227,6 +225,13 @@ class Prompts:
             return question.text + block
         messages = append_to_last_user_turn(question.messages, block.rstrip("\n"), keep_answer=True)
         return engine.render(messages, question.generation_prompt)
+
+
+def prompt_of(engine: Engine, question: Question) -> str:
+    """The question alone, as a model answers it: a conversation in its own chat template."""
+    if question.messages is None:
+        return question.text
+    return engine.render(question.messages, question.generation_prompt)
 
 
 def append_to_last_user_turn(messages: Messages, addition: str, keep_answer: bool = False) -> Messages:

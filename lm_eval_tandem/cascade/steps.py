@@ -14,11 +14,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
+from lm_eval_tandem.cascade.growing_answer import GrowingAnswer
 from lm_eval_tandem.cascade.prompts import Prompts
 from lm_eval_tandem.cascade.question_run import QuestionRun
 from lm_eval_tandem.engines import Completion, Engine, Prompt
 from lm_eval_tandem.errors import EngineError
-from lm_eval_tandem.ledger import Segment
 
 STEP_END = "\n\n"
 """What ends a step where nothing else is given: a blank line."""
@@ -47,12 +47,9 @@ class SteppedAnswer:
 
     Attributes
     ----------
-    text
-        What both have written so far, dropped steps excluded.
-    segments
-        Its steps: who wrote each, and the entropy or rating by which that was decided.
-    finish_reason
-        "stop" or "length" once the answer is complete, "" before.
+    growing
+        What both have written so far, dropped steps excluded; the score of a segment is the entropy or rating by which
+        its writer was chosen.
     """
 
     mentor: Engine
@@ -62,9 +59,10 @@ class SteppedAnswer:
     max_entropy: float | None = None
     min_rating: int | None = None
     step_end: str = STEP_END
-    text: str = ""
-    segments: list[Segment] = field(default_factory=list)
-    finish_reason: str = ""
+    growing: GrowingAnswer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.growing = GrowingAnswer(self.run.task.sampling, self.step_end)
 
     async def write(self) -> str:
         """Write the whole answer, and return it, cut before the first stop string.
@@ -74,16 +72,12 @@ class SteppedAnswer:
         EngineError
             The intern's engine does not report entropies, which `steps:N` needs.
         """
-        while not self.finish_reason:
+        while not self.growing.finish_reason:
             if self.max_entropy is not None:
                 await self._write_by_entropy(self.max_entropy)
             else:
                 await self._write_by_rating(self.min_rating or 0)
-        return self.text[: self._end]
-
-    def tokens_of(self, writer: str) -> int:
-        """Tokens of one role in the answer."""
-        return sum(segment.tokens for segment in self.segments if segment.writer == writer)
+        return self.growing.graded
 
     async def _write_by_entropy(self, limit: float) -> None:
         first = await self._generate("intern", tokens=1, measured=True)
@@ -96,7 +90,7 @@ class SteppedAnswer:
         entropy = float(first.entropy[0]) if len(first.entropy) else 0.0
         if entropy > limit:
             self._take("mentor", await self._generate("mentor"), (), entropy)
-        elif first.finish_reason == "stop" or self._left == first.new_tokens:
+        elif first.finish_reason == "stop" or self.growing.left == first.new_tokens:
             self._take("intern", first, (), entropy)
         else:
             rest = await self._generate("intern", continued=first)
@@ -104,7 +98,7 @@ class SteppedAnswer:
 
     async def _write_by_rating(self, limit: int) -> None:
         step = await self._generate("intern")
-        rating = await self._rate(self.text + self.intern.decode(step.token_ids))
+        rating = await self._rate(self.growing.text + self.intern.decode(step.token_ids))
         if rating is not None and rating >= limit:
             self._take("intern", step, (), rating)
         else:
@@ -125,7 +119,7 @@ class SteppedAnswer:
         """One role goes on with the text up to the end of a step, or for a number of tokens."""
         run, engine = self.run, self.mentor if role == "mentor" else self.intern
         begun = () if continued is None else continued.token_ids
-        left = self._left - (0 if continued is None else continued.new_tokens)
+        left = self.growing.left - (0 if continued is None else continued.new_tokens)
         sampling = run.task.sampling_for(role, self._number)
         sampling = replace(
             sampling,
@@ -134,11 +128,11 @@ class SteppedAnswer:
             stop=(*run.task.sampling.stop, self.step_end),
             return_token_stats=measured,
         )
-        text = self.prompts.alone(engine, run.task.question) + self.text
+        text = self.prompts.alone(engine, run.task.question) + self.growing.text
         completion = await engine.generate(Prompt(text, begun, run.task.session), sampling)
         run.count_generation(engine, role, text, begun, completion)
         if role == "intern":
-            run.read = self.tokens_of("mentor")
+            run.read = self.growing.tokens_of("mentor")
         return completion
 
     def _take(
@@ -146,29 +140,10 @@ class SteppedAnswer:
     ) -> None:
         """Add a step, whose last call and first tokens are given, to the answer."""
         engine = self.mentor if writer == "mentor" else self.intern
-        ids = begun + last.token_ids
-        written = engine.decode(ids)
-        self.text += written
-        self.segments.append(Segment(writer, last.new_tokens + begun_tokens, len(written), score))
-        # An end within a thought, in which engines look for none, is not what ended this step.
-        step_ended = self.step_end in written and self.step_end not in engine.decode(ids[:-1])
-        if self._end < len(self.text) or (last.finish_reason == "stop" and not step_ended):
-            self.finish_reason = "stop"
-        elif self._left <= 0:
-            self.finish_reason = "length"
-
-    @property
-    def _left(self) -> int:
-        """Tokens that the answer may still have."""
-        return self.run.task.sampling.max_tokens - sum(segment.tokens for segment in self.segments)
-
-    @property
-    def _end(self) -> int:
-        """Where the text's first stop string begins, else its length."""
-        found = [self.text.find(stop) for stop in self.run.task.sampling.stop if stop]
-        return min((at for at in found if at >= 0), default=len(self.text))
+        tokens = last.new_tokens + begun_tokens
+        self.growing.take(writer, engine, begun + last.token_ids, tokens, last.finish_reason, score)
 
     @property
     def _number(self) -> int:
         """The number of the step that is written, by which sampled steps differ."""
-        return len(self.segments)
+        return len(self.growing.segments)
