@@ -144,6 +144,10 @@ class Completion:
         New tokens as a server counts them, where that is not len(token_ids).
     dollars
         What a server charges for the call, including failed attempts that it bills; None where prices are unknown.
+    turns
+        Of a joint engine (`hf.joint`): lengths of runs of new tokens, alternately written by the gate alone and by all
+        its models together, beginning with the gate alone: (0, 5, 2) are 5 joint tokens, then 2 of the gate. They add
+        up to the new tokens. Empty for a single model.
     """
 
     text: str
@@ -156,6 +160,7 @@ class Completion:
     entropy: NDArray[np.float32] | None = None
     counted: int | None = None
     dollars: float | None = None
+    turns: tuple[int, ...] = ()
 
     @property
     def new_tokens(self) -> int:
@@ -174,10 +179,13 @@ class ScoringView:
     adapter
         Checksum of the LoRA adapter that is switched on while the prompt is read (`registry.prepare`); None for the
         weights that generate answers. Nothing computed with one adapter is reused without it or with another.
+    confidence
+        Whether `score` also returns `TokenStats.confidence`.
     """
 
     hidden: bool = False
     adapter: str | None = None
+    confidence: bool = False
 
 
 DEFAULT_VIEW = ScoringView()
@@ -200,6 +208,9 @@ class TokenStats:
     hidden
         With `ScoringView.hidden`: the last layer's hidden state at the last token, as it enters the output layer;
         float32 of shape (D,). Otherwise None.
+    confidence
+        With `ScoringView.confidence`: float32 of shape (n,). Entry i is the log-probability of the most likely token at
+        the place of token i, given the tokens before it; entry 0 is NaN. Otherwise None.
     """
 
     logprob: NDArray[np.float32]
@@ -207,6 +218,7 @@ class TokenStats:
     cached_tokens: int
     seconds: float
     hidden: NDArray[np.float32] | None = None
+    confidence: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.logprob)

@@ -22,10 +22,11 @@ from lm_eval_tandem.engines import (
     UnreadOutput,
 )
 from lm_eval_tandem.engines.entropy import len_until
+from lm_eval_tandem.engines.turns import part_of_turns
 from lm_eval_tandem.store import Store, key_of
 
 COMPLETION_ARRAYS = ("logprob", "entropy")
-SCORE_ARRAYS = (*COMPLETION_ARRAYS, "hidden")
+SCORE_ARRAYS = (*COMPLETION_ARRAYS, "hidden", "confidence")
 SAMPLING_KEYS = {"return_token_stats": "measured", "max_entropy": "doubt"}
 """Fields of `Sampling` whose name in a key is that of version 0.1, so that stores of that version stay valid."""
 
@@ -74,6 +75,8 @@ class CachedEngine:
         async def compute() -> dict[str, Any]:
             completion = await self._part_of_a_whole(prompt, sampling) or await self.engine.generate(prompt, sampling)
             value = asdict(completion)
+            if not completion.turns:  # as in stores of versions that did not know the field, which they can still read
+                del value["turns"]
             return value | {name: to_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
 
         return completion_of(await self._once(call_of(sampling), prompt, compute))
@@ -108,8 +111,7 @@ class CachedEngine:
             value = asdict(await self.engine.score(prompt, view))
             return value | {name: to_base64(value[name]) for name in SCORE_ARRAYS if value[name] is not None}
 
-        view_key = {} if view == DEFAULT_VIEW else {"view": asdict(view)}
-        value = await self._once({"score": "float32", **view_key}, prompt, compute)
+        value = await self._once({"score": "float32", **view_key(view)}, prompt, compute)
         arrays = {name: from_base64(value[name]) for name in SCORE_ARRAYS if value.get(name) is not None}
         return TokenStats(**{**value, **arrays})
 
@@ -179,10 +181,21 @@ def call_of(sampling: Sampling) -> dict[str, Any]:
     return {"generate": {SAMPLING_KEYS.get(name, name): value for name, value in asdict(sampling).items()}}
 
 
+def view_key(view: ScoringView) -> dict[str, Any]:
+    """The part of a key that says what is read of a prompt; `confidence` is in it only where it is requested.
+
+    So stores of versions that did not know that field stay valid.
+    """
+    if view == DEFAULT_VIEW:
+        return {}
+    return {"view": {name: value for name, value in asdict(view).items() if value or name != "confidence"}}
+
+
 def completion_of(value: dict[str, Any]) -> Completion:
     """The completion that a store holds."""
     arrays = {name: from_base64(value[name]) for name in COMPLETION_ARRAYS if value[name] is not None}
-    return Completion(**{**value, **arrays, "token_ids": tuple(value["token_ids"])})
+    tuples = {name: tuple(value.get(name, ())) for name in ("token_ids", "turns")}
+    return Completion(**{**value, **arrays, **tuples})
 
 
 def part_of(whole: Completion, continued: tuple[int, ...], sampling: Sampling) -> Completion | None:
@@ -215,6 +228,7 @@ def part_of(whole: Completion, continued: tuple[int, ...], sampling: Sampling) -
         seconds=whole.seconds * (end - start) / len(ids),
         logprob=whole.logprob[start:end] if measured and whole.logprob is not None else None,
         entropy=whole.entropy[start:end] if measured and whole.entropy is not None else None,
+        turns=part_of_turns(whole.turns, start, end),
     )
 
 

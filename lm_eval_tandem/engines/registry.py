@@ -18,7 +18,7 @@ from lm_eval_tandem.errors import ArgumentError, ClassifierError, install
 
 BACKENDS = ("hf", "vllm", "openai", "llamacpp")
 SCORING_VIEW_BACKENDS = ("hf",)
-"""Backends whose engines support other views of a prompt than the default one: hidden states and adapters."""
+"""Backends whose engines support other views of a prompt than the default one: hidden states, adapters, confidence."""
 FROM_PRETRAINED = (
     "attn_implementation",
     "device_map",
@@ -110,22 +110,29 @@ def load(role: Role) -> Engine:
 
 
 def check_view(view: ScoringView, backend: str, who: str) -> None:
-    """Refuse, before a model is loaded, a view that an intern of this backend does not support.
+    """Refuse, before a model is loaded, a view that a model of this backend does not support.
 
     Parameters
     ----------
     view
-        What the judge needs from the intern.
+        What the judge needs from the intern, or a selection from each of its models.
     backend
-        The intern's.
+        The intern's, or the model's.
     who
-        What needs the view, as the subject of the error message: "classifier=…", "collect --hidden".
+        What needs the view, as the subject of the error message: "classifier=…", "collect --hidden", "selection=…".
 
     Raises
     ------
+    ArgumentError
+        The backend does not report confidence.
     ClassifierError
         The backend does not support the view, or peft is missing.
     """
+    if view.confidence and backend not in SCORING_VIEW_BACKENDS:
+        raise ArgumentError(
+            f"{who} needs the probability of the most likely token at every place of a prompt, which backend={backend} "
+            f"does not report; use models with backend={SCORING_VIEW_BACKENDS[0]}, or another selection."
+        )
     if view != DEFAULT_VIEW and backend not in SCORING_VIEW_BACKENDS:
         raise ClassifierError(
             f"{who} needs the intern's hidden states, which intern_backend={backend} does not report; "
@@ -168,7 +175,7 @@ def prepare(intern: Engine, view: ScoringView, width: int | None, adapter: Path 
     ClassifierError
         The intern has hidden states of another size or none, or the adapter was trained for another model.
     """
-    if view == DEFAULT_VIEW:
+    if not view.hidden and view.adapter is None:  # nothing of it depends on this model
         return
     from lm_eval_tandem.engines.hf.engine import HFEngine
 

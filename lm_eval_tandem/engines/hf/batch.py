@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -143,6 +143,22 @@ def resolve(results: list[tuple[Job, Any]]) -> None:
             results[0][0].future.get_loop().call_soon_threadsafe(settle)
 
 
+class RowCache(Protocol):
+    """What a batch requires of a key-value cache (`kv_cache.BatchedCache`)."""
+
+    def stack(self, rows: Sequence[Any]) -> None:
+        """Replace the batch by these rows."""
+        ...
+
+    def copy_row(self, row: int) -> Any:
+        """A copy of what is in one row, for `stack`."""
+        ...
+
+    def read(self, new: Sequence[Sequence[int]], last: int = 1) -> torch.Tensor:
+        """Read each row's new tokens; one row of (B, last, V) for each of the `last` positions."""
+        ...
+
+
 class DecodingBatch:
     """The generations that are running, in one key-value cache.
 
@@ -159,6 +175,8 @@ class DecodingBatch:
 
     Attributes
     ----------
+    name
+        Of the model, for messages.
     slots
         The job of each row of the cache; None for a row that has ended and is still in the cache.
     stats_seconds
@@ -167,7 +185,7 @@ class DecodingBatch:
     """
 
     def __init__(self, network: Network, end_tokens: Collection[int], prefixes: PrefixCache, work: EngineWork) -> None:
-        self.network = network
+        self.network, self.name = network, network.name
         self.end_tokens = frozenset(end_tokens)
         self.prefixes = prefixes
         self.work = work
@@ -176,9 +194,12 @@ class DecodingBatch:
 
     def clear(self) -> None:
         """Remove all rows."""
-        self.cache = BatchedCache(self.network)
+        self.cache: RowCache = self._empty_cache()
         self.slots: list[Job | None] = []
         self._samplers: list[TokenSampler] = []
+
+    def _empty_cache(self) -> RowCache:
+        return BatchedCache(self.network)
 
     @property
     def running(self) -> list[Job]:
@@ -196,8 +217,7 @@ class DecodingBatch:
 
         After an exception, the rows that are still running are unharmed.
         """
-        new_cache = BatchedCache(self.network)
-        new_samplers = self._prefill(new_cache, jobs) if jobs else []
+        new_cache, new_samplers = self._prefill(jobs) if jobs else (self._empty_cache(), [])
         running = [row for row, job in enumerate(self.slots) if job is not None]
         rows = [self.cache.copy_row(row) for row in running]
         slots = [*(self.slots[row] for row in running), *jobs]
@@ -207,8 +227,9 @@ class DecodingBatch:
             new_cache.stack(rows + [new_cache.copy_row(row) for row in range(len(jobs))])
         self.cache, self.slots, self._samplers = new_cache, slots, samplers
 
-    def _prefill(self, cache: BatchedCache, jobs: list[Job]) -> list[TokenSampler]:
-        """Read the jobs' prompts and drafts into the cache and generate their first tokens."""
+    def _prefill(self, jobs: list[Job]) -> tuple[RowCache, list[TokenSampler]]:
+        """Read the jobs' prompts and drafts into a cache and generate their first tokens."""
+        cache = BatchedCache(self.network)
         rows, samplers = [], []
         for job in jobs:
             assert job.sampling is not None
@@ -226,7 +247,7 @@ class DecodingBatch:
         self._generate_first(jobs, samplers, logits)
         for row, job in enumerate(jobs):
             cache.discard_newest(row, len(job.draft) - (len(job.new) - 1))
-        return samplers
+        return cache, samplers
 
     def _generate_first(self, jobs: list[Job], samplers: list[TokenSampler], logits: torch.Tensor) -> None:
         """Append each job's first tokens: those of its draft that it generates itself, and the one after them.
@@ -273,7 +294,13 @@ class DecodingBatch:
         all_argmax = all(sampler.takes_argmax for sampler in self._samplers)
         previous = [] if all_argmax else [job.ids + job.new if job is not None else [] for job in self.slots]
         tokens, finite = choose_tokens(self._samplers, previous, logits)
-        requested = [row for row, job in enumerate(self.slots) if job is not None and job.wants_stats]
+        self._add_tokens(self.slots, logits, tokens, finite)
+
+    def _add_tokens(
+        self, slots: Sequence[Job | None], logits: torch.Tensor, tokens: Sequence[int], finite: Sequence[bool]
+    ) -> None:
+        """Append to each row's job the token chosen from its logits (B, V), with its statistics where requested."""
+        requested = [row for row, job in enumerate(slots) if job is not None and job.wants_stats]
         pairs: dict[int, TokenPair] = {}
         if requested:
             # Selecting rows costs more than computing the others as well, unless most rows are others.
@@ -282,7 +309,7 @@ class DecodingBatch:
             else:
                 stats = self._token_stats(logits, [tokens[row] for row in requested], requested)
                 pairs = dict(zip(requested, stats, strict=True))
-        for row, job in enumerate(self.slots):
+        for row, job in enumerate(slots):
             if job is not None:
                 job.broken = not finite[row]
                 job.add(tokens[row], pairs.get(row))
@@ -310,7 +337,7 @@ class DecodingBatch:
             if job is None:
                 continue
             if job.broken:
-                resolve([(job, undefined_logits(self.network.name))])
+                resolve([(job, undefined_logits(self.name))])
             if job.broken or job.future.done():
                 self.slots[row] = None
                 continue

@@ -28,11 +28,11 @@ from lm_eval_tandem.engines import (
     ScoringView,
     TokenStats,
 )
-from lm_eval_tandem.engines.hf.batch import Job, resolve
+from lm_eval_tandem.engines.hf.batch import Job
 from lm_eval_tandem.engines.hf.cache_check import check_cache
 from lm_eval_tandem.engines.hf.kv_cache import Network
 from lm_eval_tandem.engines.hf.loading import load_hflm
-from lm_eval_tandem.engines.hf.worker import Worker, autocast
+from lm_eval_tandem.engines.hf.worker import Submissions, Worker, autocast
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window
 from lm_eval_tandem.engines.stopping import StopRule, answer_text
@@ -47,6 +47,13 @@ class HFEngine(LocalTokenizer):
     ----------
     arguments
         Those of `--model hf` (pretrained, dtype, device, batch_size, parallelize, peft, …).
+
+    Attributes
+    ----------
+    end_tokens, end_text
+        Token ids that end a generation, and the text of the tokenizer's own.
+    mixed_precision
+        For `torch.autocast`; None for the model's own dtype.
 
     Raises
     ------
@@ -74,20 +81,27 @@ class HFEngine(LocalTokenizer):
         size = self.lm.batch_size
         self.max_concurrency = int(size) if str(size).isdigit() else int(self.lm._detect_batch_size())
         ends = self.lm.model.generation_config.eos_token_id
-        end_tokens = {self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self._end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
+        self.end_tokens = frozenset({self.lm.eot_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+        self.end_text = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
         self._stop_rule = StopRule(self.lm.tokenizer.decode, self.lm.think_end_token)
         network = Network(self.lm.model, self.lm.tokenizer.pad_token_id or 0)
-        precision = self.lm.mixed_precision_dtype
-        with torch.inference_mode(), autocast(network.device, precision):
+        self.mixed_precision: torch.dtype | None = self.lm.mixed_precision_dtype
+        with torch.inference_mode(), autocast(network.device, self.mixed_precision):
             check_cache(network, self.encode, self.name)
         if not network.paddable:
             self.max_concurrency = 1
         self.reads_drafts, self.hidden_size = network.stackable, network.hidden_size
-        self._worker = Worker(self.name, network, end_tokens, self.max_concurrency, precision, self.window)
+        self._worker = Worker(
+            self.name, network, self.end_tokens, self.max_concurrency, self.mixed_precision, self.window
+        )
         self.work = self._worker.work
-        self._submitted: list[Job] = []
+        self._submissions = Submissions(self._worker)
         weakref.finalize(self, self._worker.stop).atexit = False  # `worker.end_threads` does more
+
+    @property
+    def network(self) -> Network:
+        """The model, until it is closed."""
+        return self._worker.network
 
     # Called by coroutines and other threads
 
@@ -95,11 +109,11 @@ class HFEngine(LocalTokenizer):
         """See `Engine.generate`."""
         job = self._job(prompt)
         job.sampling = sampling
-        job.search_stops = partial(self._stop_rule.search, (*sampling.stop, self._end_text), prompt.continued)
+        job.search_stops = partial(self._stop_rule.search, (*sampling.stop, self.end_text), prompt.continued)
         if self.reads_drafts:
             job.draft = prompt.draft[: sampling.max_tokens - 1]  # at least one token is decoded
         check_window(self.name, self.window, len(job.ids), sampling.max_tokens)
-        await self._submit(job)
+        await self._submissions.result(job)
         logprob: Any = None
         entropy: Any = None
         if job.wants_stats:
@@ -122,7 +136,7 @@ class HFEngine(LocalTokenizer):
         job = self._job(prompt)
         job.view = view
         check_window(self.name, self.window, len(job.ids), 0)
-        stats: TokenStats = await self._submit(job)
+        stats: TokenStats = await self._submissions.result(job)
         return stats
 
     def load_adapter(self, folder: Path, checksum: str) -> None:
@@ -143,6 +157,11 @@ class HFEngine(LocalTokenizer):
         """See `Engine.release`."""
         self._worker.release(session)
 
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a text that stands within another one: no special tokens are added."""
+        with self._tokenizer_lock:
+            return list(self.lm.tokenizer.encode(text, add_special_tokens=False))
+
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
         with self._tokenizer_lock:
@@ -156,7 +175,7 @@ class HFEngine(LocalTokenizer):
             new = new[len(new) - new[::-1].index(think_end) :]
         with self._tokenizer_lock:
             text = str(self.lm.tok_decode(new))
-        return answer_text(text, (*stop, self._end_text), think_end)[0]
+        return answer_text(text, (*stop, self.end_text), think_end)[0]
 
     def close(self) -> None:
         """See `Engine.close`. What needs the tokenizer alone still works afterwards."""
@@ -167,17 +186,3 @@ class HFEngine(LocalTokenizer):
     def _job(self, prompt: Prompt) -> Job:
         ids = self.encode(prompt.text) + list(prompt.continued)
         return Job(prompt, ids, asyncio.get_running_loop().create_future(), time.perf_counter())
-
-    async def _submit(self, job: Job) -> Any:
-        # Jobs of one iteration of the event loop are handed over together, so that they start in one batch.
-        if not self._submitted:
-            asyncio.get_running_loop().call_soon(self._hand_over)
-        self._submitted.append(job)
-        return await job.future
-
-    def _hand_over(self) -> None:
-        jobs, self._submitted = self._submitted, []
-        try:
-            self._worker.submit(jobs)
-        except EngineError as closed:
-            resolve([(job, closed) for job in jobs])

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from lm_eval_tandem.engines.hf.loading import cache_argument, refuse_other_caches
-from lm_eval_tandem.engines.hf.token_stats import logprob_and_entropy
+from lm_eval_tandem.engines.hf.token_stats import token_stats
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of one row, each (H, n, D), layer by layer."""
@@ -40,12 +40,15 @@ class PrefixEntry:
         Their keys and values.
     logprob, entropy
         Statistics of those of the tokens that have been scored, float32; None where none have.
+    confidence
+        The same of their `TokenStats.confidence`; None where the call that scored them did not request it.
     """
 
     ids: list[int]
     layers: Layers
     logprob: NDArray[Any] | None = None
     entropy: NDArray[Any] | None = None
+    confidence: NDArray[Any] | None = None
 
     @property
     def bytes(self) -> int:
@@ -219,8 +222,10 @@ class BatchedCache:
             self.cache.update(stacked[0], stacked[1], depth)
 
     def copy_row(self, row: int) -> Layers:
-        """A copy of one row's cells without padding and gaps: (H, n, D) for each layer."""
+        """A copy of one row's cells without padding and gaps: (H, n, D) for each layer; an empty list for none."""
         filled = self.mask[row].nonzero()[:, 0]
+        if not len(filled):
+            return []
         first = int(filled[0])
         if len(filled) == self.mask.shape[1] - first:  # without a gap, the usual case, slices are far cheaper
             return [
@@ -276,28 +281,27 @@ class BatchedCache:
         ids, real = self._align(new)
         return self.forward(ids, real, last)
 
-    def score(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Read each row's new tokens and compute the statistics of each of them but the first.
 
         Returns
         -------
-        logprob, entropy : float32 of shape (B, M - 1), in nats
+        logprob, entropy, confidence : float32 of shape (B, M - 1), in nats
             M is the largest number of new tokens. Aligned on the right: the last len(new[i]) - 1 entries of row i are
             those of its tokens.
         """
         ids, real = self._align(new)
         width = ids.shape[1]
         step = max(1, MAX_SCORED_LOGITS // (len(new) * self.network.vocabulary)) if self.network.continues else width
-        logprobs, entropies = [], []
+        parts = []
         for start in range(0, width, step):
             stop = min(width, start + step)
             logits = self.forward(ids[:, start:stop], real[:, start:stop])
             logits = logits[:, : min(stop, width - 1) - start]
             targets = ids[:, start + 1 : start + 1 + logits.shape[1]]
-            logprob, entropy = logprob_and_entropy(logits, targets.unsqueeze(-1))
-            logprobs.append(logprob.squeeze(-1))
-            entropies.append(entropy.squeeze(-1))
-        return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
+            parts.append(token_stats(logits, targets.unsqueeze(-1)))
+        logprob, entropy, confidence = (torch.cat(values, dim=1).squeeze(-1) for values in zip(*parts, strict=True))
+        return logprob, entropy, confidence
 
     def _align(self, new: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids padded on the left, and which of them are no padding; (B, M) each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,21 +48,24 @@ def score_batch(jobs: list[Job], network: Network, prefixes: PrefixCache, work: 
     with network.capture_hidden() if any(job.view.hidden for job in jobs) else nullcontext() as captured:
         # The last token of every prompt is among the new ones, so its hidden state is in the latest pass.
         scored = cache.score([job.ids[n:] for job, n in zip(jobs, reused, strict=True)])
-    logprobs, entropies = (tensor.cpu().numpy() for tensor in scored)
+    confident = any(job.view.confidence for job in jobs)
+    logprobs, entropies, *confidences = (tensor.cpu().numpy() for tensor in scored[: 3 if confident else 2])
     if captured is not None:
         states = _as_arrays(captured[0])
         hidden = [state if job.view.hidden else None for job, state in zip(jobs, states, strict=True)]
-    arrays: list[tuple[Values, Values]] = []
+    stats: list[TokenStats] = []
     for row, (job, entry, n) in enumerate(zip(jobs, entries, reused, strict=True)):
         logprob = _joined(entry.logprob if entry else None, n, logprobs[row], len(job.ids))
         entropy = _joined(entry.entropy if entry else None, n, entropies[row], len(job.ids))
-        arrays.append((logprob, entropy))
+        confidence = None
+        if job.view.confidence:
+            confidence = _joined(entry.confidence if entry else None, n, confidences[0][row], len(job.ids))
+        stats.append(TokenStats(logprob, entropy, n, 0.0, hidden[row], confidence))
         if job.prompt.session is not None and network.stackable:
-            prefixes.put(job.prompt.session, PrefixEntry(job.ids, cache.copy_row(row), logprob, entropy))
+            prefixes.put(job.prompt.session, PrefixEntry(job.ids, cache.copy_row(row), logprob, entropy, confidence))
     seconds = time.perf_counter() - started
     work.judge_seconds += seconds
-    share = seconds / len(jobs)
-    stats = [TokenStats(*pair, n, share, state) for pair, n, state in zip(arrays, reused, hidden, strict=True)]
+    stats = [replace(one, seconds=seconds / len(jobs)) for one in stats]
     results = [one if is_finite(one) else undefined_logits(network.name) for one in stats]
     resolve(list(zip(jobs, results, strict=True)))
 
@@ -69,12 +73,14 @@ def score_batch(jobs: list[Job], network: Network, prefixes: PrefixCache, work: 
 def _reusable(job: Job, entry: PrefixEntry | None, work: EngineWork) -> int:
     """Number of the prompt's leading tokens that need not be read again.
 
-    The last token that prompt and entry share is read once more, because it predicts the first new one.
+    The last token that prompt and entry share is read once more, because it predicts the first new one. An entry that
+    was scored without confidence does not help a call that requests it.
     """
     shared = 0
     if entry is not None and entry.logprob is not None:
         shared = min(common_prefix_length(entry.ids, job.ids), len(entry.logprob))
-    reused = max(0, min(shared, len(job.ids)) - 1)
+    lacks_confidence = job.view.confidence and (entry is None or entry.confidence is None)
+    reused = 0 if lacks_confidence else max(0, min(shared, len(job.ids)) - 1)
     work.recomputed_tokens += shared - reused
     work.prefill_tokens += len(job.ids) - reused
     return reused

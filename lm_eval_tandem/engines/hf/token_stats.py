@@ -1,4 +1,4 @@
-"""Log-probability and entropy of tokens from logits, and the most likely token."""
+"""Log-probability, entropy and confidence of tokens from logits, and the most likely token."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 
-def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of target tokens, and entropies, in nats.
+def token_stats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of target tokens, entropies, and the largest log-probabilities, in nats.
 
     Parameters
     ----------
@@ -20,11 +20,12 @@ def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[to
 
     Returns
     -------
-    logprob, entropy : float32 of shape (..., 1)
+    logprob, entropy, confidence : float32 of shape (..., 1)
 
     Notes
     -----
     H = log Z - (1/Z) sum e^z z with z = logits - max, which reads the vocabulary half as often as log-softmax would.
+    The largest z is 0, so the largest log-probability is -log Z.
     """
     z = logits.float()
     z = z - z.amax(-1, keepdim=True)
@@ -35,7 +36,13 @@ def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[to
     # A masked logit is minus infinity and makes 0 * -inf = NaN; only then is the slower, exact sum needed.
     if not bool(entropy.isfinite().all()):
         entropy = torch.special.entr(e / total).sum(-1, keepdim=True)
-    return z.gather(-1, targets) - log_total, entropy
+    return z.gather(-1, targets) - log_total, entropy, -log_total
+
+
+def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first two of `token_stats`."""
+    logprob, entropy, _ = token_stats(logits, targets)
+    return logprob, entropy
 
 
 def likeliest_tokens(logits: torch.Tensor) -> tuple[list[int], list[bool]]:

@@ -7,13 +7,14 @@ thread that computes while the interpreter is torn down would abort the process.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ class Worker:
         For `torch.autocast`; None for the model's own dtype.
     window
         Largest number of tokens of a row.
+    new_batch
+        Makes the batch that decodes, from the arguments of `DecodingBatch`.
 
     Attributes
     ----------
@@ -77,6 +80,7 @@ class Worker:
         batch_size: int,
         mixed_precision: torch.dtype | None,
         window: int,
+        new_batch: Callable[[Network, Collection[int], PrefixCache, EngineWork], DecodingBatch] = DecodingBatch,
     ) -> None:
         self.name, self.network, self.batch_size, self.window = name, network, batch_size, window
         self.work = EngineWork()
@@ -86,7 +90,7 @@ class Worker:
         self._prefixes = PrefixCache(prefix_memory(network.device))
         # What was computed with the adapter is kept apart; there is no memory for it until one is loaded.
         self._adapter_prefixes = PrefixCache(0)
-        self._decoding = DecodingBatch(network, end_tokens, self._prefixes, self.work)
+        self._decoding = new_batch(network, end_tokens, self._prefixes, self.work)
         self._wake = threading.Condition()
         self._to_score: deque[Job] = deque()
         self._to_generate: deque[Job] = deque()
@@ -253,6 +257,28 @@ class Worker:
 
     def _cpu_turn(self) -> AbstractContextManager[Any]:
         return CPU.turn(self._fill) if self._on_cpu else nullcontext()
+
+
+class Submissions:
+    """Calls on their way from an event loop to a worker: those of one iteration of the loop start in one batch."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._jobs: list[Job] = []
+
+    async def result(self, job: Job) -> Any:
+        """Hand the job over, and wait for its result."""
+        if not self._jobs:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._jobs.append(job)
+        return await job.future
+
+    def _hand_over(self) -> None:
+        jobs, self._jobs = self._jobs, []
+        try:
+            self._worker.submit(jobs)
+        except EngineError as closed:
+            resolve([(job, closed) for job in jobs])
 
 
 RUNNING: weakref.WeakSet[Worker] = weakref.WeakSet()

@@ -18,7 +18,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lm_eval_tandem.engines import Completion, Prompt, Sampling, UnreadOutput
 from lm_eval_tandem.engines.http.client import ServerPool
@@ -131,7 +130,7 @@ class OpenStreams:
             **self._statistics(read, sampling),
         )
 
-    def _statistics(self, read: Piece, sampling: Sampling) -> dict[str, NDArray[np.float32]]:
+    def _statistics(self, read: Piece, sampling: Sampling) -> dict[str, Any]:
         """Those of a completion, where the call asks for them."""
         if not sampling.return_token_stats:
             return {}
