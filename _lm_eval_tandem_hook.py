@@ -1,12 +1,12 @@
-"""Makes plain `lm_eval --model tandem` work with releases of lm-eval that do not look for plugins.
+"""Makes plain `lm_eval --model tandem` (and `ensemble`) work with releases of lm-eval that do not look for plugins.
 
 `lm_eval_tandem_hook.pth` calls `install()` whenever a Python interpreter starts, so this module imports only `sys` and
 `os` (which is always loaded by then) and costs next to nothing. `install` puts a finder on `sys.meta_path` that waits
-for the import of `lm_eval.models`, lets it run as usual, registers the model name and removes itself. Where lm-eval is
-not installed, or already knows the name, nothing changes.
+for the import of `lm_eval.models`, lets it run as usual, registers the models' names and removes itself. Where lm-eval
+is not installed, or already knows a name, nothing changes.
 
 The environment variable LM_EVAL_TANDEM_HOOK=0 (or false, off, no, in any case) switches the hook off;
-`python -m lm_eval_tandem` knows the model all the same.
+`python -m lm_eval_tandem` knows the models all the same.
 
 lm-eval 0.4.13 reads no entry points, and its development version of August 2026 reads none of the group
 `lm_eval.models` either; its pull requests 4013 and 4014 are to, and are in no release so far. This package declares
@@ -27,12 +27,12 @@ VARIABLE = "LM_EVAL_TANDEM_HOOK"
 OFF = ("0", "false", "off", "no")
 """Values of the variable, in any case, that switch the hook off."""
 AWAITED_MODULE = "lm_eval.models"
-MODEL_NAME = "tandem"
-TARGET = "lm_eval_tandem.model:TandemLM"
+MODELS = {"tandem": "lm_eval_tandem.model:TandemLM", "ensemble": "lm_eval_tandem.model:EnsembleLM"}
+"""The models by name, each with its import path."""
 
 
 def install() -> None:
-    """Register the model as soon as `lm_eval.models` has been imported; do nothing where the hook is switched off."""
+    """Register the models as soon as `lm_eval.models` has been imported; do nothing where the hook is switched off."""
     if os.environ.get(VARIABLE, "").strip().lower() in OFF:
         return
     if AWAITED_MODULE in sys.modules:
@@ -42,11 +42,12 @@ def install() -> None:
 
 
 def register() -> None:
-    """Register the model by its import path, unless the name is taken. `lm_eval.models` must have been imported."""
+    """Register each model by its import path, unless its name is taken. `lm_eval.models` must have been imported."""
     from lm_eval.api.registry import model_registry
 
-    if MODEL_NAME not in model_registry:
-        model_registry.register(MODEL_NAME, target=TARGET)
+    for name, target in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=target)
 
 
 class Finder:
@@ -100,7 +101,7 @@ class Finder:
             return
 
     def withdraw_and_register(self) -> None:
-        """Take this finder off `sys.meta_path` and register the model."""
+        """Take this finder off `sys.meta_path` and register the models."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         try:

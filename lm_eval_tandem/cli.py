@@ -100,6 +100,12 @@ def add_collect(commands: Commands) -> None:
         action="store_true",
         help="also keep the intern's hidden states and the prompts' tokens, which fit --inputs hidden and lora need",
     )
+    collect.add_argument(
+        "--reference",
+        action="store_true",
+        help="measure instead how the models of an ensemble (models=… in --model_args) read the questions, for its "
+        "selections zscore and self_assessment",
+    )
     collect.add_argument("--gen_kwargs", default=None, help="as for lm_eval")
     collect.add_argument("--system_instruction", default=None, help="as for lm_eval")
     collect.add_argument("--apply_chat_template", action="store_true", help="as for lm_eval")
@@ -115,6 +121,9 @@ def run_collect(given: argparse.Namespace) -> None:
 
     arguments = simple_parse_args_string(given.model_args)
     arguments |= {name: getattr(given, name) for name in ("batch_size", "device") if getattr(given, name) is not None}
+    if given.reference:
+        run_collect_reference(given, arguments)
+        return
     run: dict[str, Any] = {
         name: getattr(given, name)
         for name in (
@@ -131,6 +140,19 @@ def run_collect(given: argparse.Namespace) -> None:
     run["prompts"] = not given.no_statistics
     run["policies"] = [text.strip() for text in given.policies.split(",") if text.strip()]
     path = collect(arguments, given.tasks.split(","), given.output, given.include_path, **run)
+    print(f"collected: {path}")
+
+
+def run_collect_reference(given: argparse.Namespace, arguments: dict[str, Any]) -> None:
+    """`lm-eval-tandem collect --reference`."""
+    from lm_eval_tandem.training.reference_questions import collect_from_tasks
+
+    for name in ("metric", "policies", "hidden", "no_mentor", "no_statistics", "gen_kwargs"):
+        if getattr(given, name):
+            raise ArgumentError(f"--{name} has no effect with --reference, which answers no question; leave it out.")
+    names = ("limit", "system_instruction", "apply_chat_template", "confirm_run_unsafe_code")
+    run = {name: getattr(given, name) for name in names}
+    path = collect_from_tasks(arguments, given.tasks.split(","), given.output, given.include_path, **run)
     print(f"collected: {path}")
 
 
@@ -240,14 +262,14 @@ def run_report(given: argparse.Namespace) -> None:
 
 def add_arguments(commands: Commands) -> None:
     """`lm-eval-tandem arguments`."""
-    arguments = commands.add_parser("arguments", help="the model arguments of lm_eval --model tandem")
+    arguments = commands.add_parser("arguments", help="the model arguments of lm_eval --model tandem or ensemble")
     arguments.add_argument(
         "table",
         nargs="?",
         default="cascade",
-        choices=("cascade", "policies", "openai", "llamacpp"),
-        help="the arguments of the cascade (default), its policies, or the options of a model behind a server or run "
-        "by llama.cpp",
+        choices=("cascade", "policies", "ensemble", "selections", "aggregations", "openai", "llamacpp"),
+        help="the arguments of --model tandem (default) and its policies, of --model ensemble and its strategies, or "
+        "the options of a model behind a server or run by llama.cpp",
     )
     arguments.add_argument("--markdown", action="store_true", help="as the table of the documentation")
     arguments.set_defaults(run=run_arguments)

@@ -18,6 +18,7 @@ from lm_eval_tandem.cascade import policies
 from lm_eval_tandem.cascade.prompts import Guidance, Insights
 from lm_eval_tandem.engines.http.options import Options, OptionSet
 from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
+from lm_eval_tandem.ensembles import strategies
 from lm_eval_tandem.errors import ArgumentError
 
 EFFORTS = (100, 500, 1000)
@@ -294,6 +295,13 @@ ENGINE_ROWS = (
     ),
 )
 """What is taken besides: rows of the same table, for arguments that belong to the engines."""
+ENSEMBLE_ENGINE_ROW = (
+    "any argument of the backends (`--model hf`, …), `batch_size`, `device` and prices included",
+    "as there",
+    "For every model whose backend takes it; for one model in its mapping of a YAML file.",
+    "as there",
+)
+"""The same for an ensemble."""
 
 
 Row = tuple[str, ...]
@@ -302,11 +310,14 @@ Row = tuple[str, ...]
 HEADINGS: dict[str, Row] = {
     "cascade": ("argument", "values", "meaning", "default"),
     "policies": ("policy", "meaning"),
+    "ensemble": ("argument", "values", "meaning", "default"),
+    "selections": ("selection", "meaning"),
+    "aggregations": ("aggregation", "decides", "meaning"),
     "openai": ("option", "values", "meaning", "default"),
     "llamacpp": ("option", "values", "meaning", "default"),
 }
-"""The tables that can be printed: the model arguments, the policies, and the options of a model behind a server and of
-one that llama.cpp runs."""
+"""The tables that can be printed: the arguments of both models, their policies and strategies, and the options of a
+model behind a server and of one that llama.cpp runs."""
 
 
 OPTION_SETS: dict[str, type[OptionSet]] = {"openai": Options, "llamacpp": LlamaArguments}
@@ -316,12 +327,25 @@ def rows(table: str = "cascade") -> list[Row]:
     """The rows of one of the tables named in `HEADINGS`."""
     if table == "policies":
         return [(f"`{syntax}`", description) for syntax, description in policies.described()]
+    if table == "selections":
+        return [(f"`{one.name}`", one.description) for one in strategies.SELECTIONS.values()]
+    if table == "aggregations":
+        return [(f"`{one.name}`", f"by {one.level}", one.description) for one in strategies.AGGREGATIONS.values()]
     if table in OPTION_SETS:
         return [
             (f"`{name}`", kind, description, "none" if default in (None, {}) else f"`{default}`")
             for name, kind, default, description in OPTION_SETS[table].described()
         ]
-    return [*((f"`{one.name}`", one.takes, one.meaning, one.default_text) for one in ARGUMENTS), *ENGINE_ROWS]
+    if table == "ensemble":
+        from lm_eval_tandem.harness import ensemble_arguments  # which is made of what is here
+
+        return [*rows_of(ensemble_arguments.ARGUMENTS), ENSEMBLE_ENGINE_ROW]
+    return [*rows_of(ARGUMENTS), *ENGINE_ROWS]
+
+
+def rows_of(arguments: Sequence[Argument]) -> list[Row]:
+    """One row for each argument."""
+    return [(f"`{one.name}`", one.takes, one.meaning, one.default_text) for one in arguments]
 
 
 def markdown(table: str = "cascade") -> str:
@@ -336,6 +360,8 @@ def plain_text(table: str = "cascade", width: int = 100) -> str:
     for name, *cells in rows(table):
         if len(cells) == 1:
             text = cells[0]
+        elif len(cells) == 2:
+            text = f"{cells[1]} Decides {cells[0]}."
         else:
             values, meaning, default = cells
             text = f"{meaning} Values: {values}. Default: {default}."
@@ -344,21 +370,19 @@ def plain_text(table: str = "cascade", width: int = 100) -> str:
     return "\n".join(paragraphs)
 
 
-def docstring() -> str:
-    """The `Parameters` section of `TandemLM`, in numpy's form."""
+def docstring(arguments: Sequence[Argument] = ARGUMENTS) -> str:
+    """The `Parameters` section of a model of the harness, in numpy's form."""
     lines = ["Parameters", "----------"]
-    for argument in ARGUMENTS:
+    for argument in arguments:
         text = f"{argument.meaning} Values: {argument.takes}. Default: {argument.default_text}."
         lines += [argument.name, *textwrap.wrap(text, 112, initial_indent="    ", subsequent_indent="    ")]
-    lines += [
-        "**engine_arguments",
-        "    Every argument of the backends; with mentor_ or intern_ before it, for one model.",
-    ]
+    for_one = "; with mentor_ or intern_ before it, for one model" if arguments is ARGUMENTS else ""
+    lines += ["**engine_arguments", f"    Every argument of the backends{for_one}."]
     return textwrap.indent("\n".join(lines), "    ")
 
 
-def signature(first: Sequence[inspect.Parameter] = ()) -> inspect.Signature:
-    """What `TandemLM` takes, for `help()` and editors: keywords with their defaults, then the engines' arguments."""
+def signature(first: Sequence[inspect.Parameter] = (), table: Sequence[Argument] = ARGUMENTS) -> inspect.Signature:
+    """What a model takes, for `help()` and editors: keywords with their defaults, then the engines' arguments."""
     keyword, rest = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
-    own = [inspect.Parameter(one.name, keyword, default=one.default) for one in ARGUMENTS]
+    own = [inspect.Parameter(one.name, keyword, default=one.default) for one in table]
     return inspect.Signature([*first, *own, inspect.Parameter("engine_arguments", rest)])

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import __version__, ledger
 from lm_eval_tandem.cascade.prompts import SETTING
-from lm_eval_tandem.engines import Engine
+from lm_eval_tandem.engines import Engine, Role
 from lm_eval_tandem.engines.cached import CachedEngine
+from lm_eval_tandem.engines.rating import Scorer
+from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings
 from lm_eval_tandem.harness.settings import Settings
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.store import Store
@@ -53,14 +56,49 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
     for name, role in settings.roles.items():
         engine = engines[name]
         if role is not None and engine is not None:
-            described[name] = {
-                "model": role.label,
-                "parameters": engine.parameters,
-                "window": engine.window,
-                **{key: engine.identity[key] for key in ENGINE_FACTS if key in engine.identity},
-                **({"prices": asdict(role.prices)} if role.prices is not None else {}),
-            }
+            described[name] = model_facts(role, engine)
     return described
+
+
+def model_facts(role: Role, engine: Engine) -> dict[str, Any]:
+    """What results say of one model."""
+    return {
+        "model": role.label,
+        "parameters": engine.parameters,
+        "window": engine.window,
+        **{key: engine.identity[key] for key in ENGINE_FACTS if key in engine.identity},
+        **({"prices": asdict(role.prices)} if role.prices is not None else {}),
+    }
+
+
+def ensemble_description(
+    settings: EnsembleSettings, engines: Mapping[str, Engine], scorer: Scorer | None
+) -> dict[str, Any]:
+    """What ran: models, strategies, parameters, versions; JSON-serialisable."""
+    described: dict[str, Any] = {
+        "run": settings.run_name,
+        "version": __version__,
+        "pair": settings.pair_name,
+        "policy": settings.policy,
+        "selection": settings.selection.name,
+        "aggregation": settings.aggregation.name,
+        "options": {name: as_json(value) for name, value in settings.options.items()},
+        "seed": settings.seed,
+        "loglikelihood": settings.loglikelihood,
+        "models": {name: model_facts(role, engines[name]) for name, role in settings.roles.items()},
+    }
+    if scorer is not None:
+        described["scorer"] = {"name": scorer.name, "parameters": scorer.parameters, **scorer.identity}
+    if settings.reference is not None:
+        described["reference"] = {name: asdict(one) for name, one in settings.reference.items()}
+    return described
+
+
+def as_json(value: Any) -> Any:
+    """The value of an option as results keep it: of a file its name alone."""
+    if isinstance(value, Path):
+        return value.name
+    return list(value) if isinstance(value, tuple) else value
 
 
 def setting(settings: Settings) -> dict[str, Any]:

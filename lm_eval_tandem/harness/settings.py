@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +19,7 @@ from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import HANDOFF, WORDINGS, Guidance, Prompts, Wording
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, format_numbers
+from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, Argument, format_numbers
 
 SERVER_KEY = "OPENAI_API_KEY (for another server than OpenAI's: one that you name in api_key_env=…)"
 SECRETS = {"token": "HF_TOKEN", "api_key": SERVER_KEY, "auth_token": SERVER_KEY}
@@ -72,21 +72,22 @@ class Settings:
 
 
 class Given:
-    """The cascade's own arguments that were given, checked one by one, and the defaults of the others."""
+    """The arguments of a table that were given, checked one by one, and the defaults of the others."""
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        given = {one.name: arguments[one.name] for one in ARGUMENTS if one.name in arguments}
+    def __init__(self, arguments: Mapping[str, Any], table: Sequence[Argument] = ARGUMENTS) -> None:
+        self._table = {one.name: one for one in table}
+        given = {name: arguments[name] for name in self._table if name in arguments}
         empty = [name for name, value in given.items() if value in ("", [], ())]
         if empty:
             raise ArgumentError(f"{empty[0]}= has no value; give one, or leave the argument out for its default.")
-        self._values = {name: BY_NAME[name].check(name, value) for name, value in given.items()}
+        self._values = {name: self._table[name].check(name, value) for name, value in given.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
     def __getitem__(self, name: str) -> Any:
         """The value of an argument: as it was given, else its default (None where that depends on others)."""
-        return self._values.get(name, BY_NAME[name].default)
+        return self._values.get(name, self._table[name].default)
 
 
 def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[str] | None]) -> Settings:
@@ -141,10 +142,14 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
 
 def backend_of(role: str, own: Given) -> str:
     """What runs a role's model: as it is given; otherwise llama.cpp for a GGUF file, and transformers for others."""
-    if own[f"{role}_backend"]:
-        return str(own[f"{role}_backend"])
-    is_file = "backend" not in own and str(own[role]).endswith(GGUF_SUFFIX)
-    return GGUF_BACKEND if is_file else str(own["backend"])
+    return backend_for(str(own[role]), own[f"{role}_backend"], "backend" in own, own["backend"])
+
+
+def backend_for(model: str, own: str | None, is_given: bool, usual: str) -> str:
+    """What runs a model: its own backend; else the one that was given for all; else by what the model is."""
+    if own:
+        return str(own)
+    return GGUF_BACKEND if not is_given and model.endswith(GGUF_SUFFIX) else usual
 
 
 def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
@@ -193,11 +198,7 @@ def split_by_role(
     prefixed: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
     for name, value in arguments.items():
         role, _, rest = name.partition("_")
-        secret = SECRETS.get(rest if role in ROLES else name)
-        if secret is not None:
-            raise ArgumentError(
-                f"{name} would be printed and kept with the results; set the environment variable {secret} instead."
-            )
+        refuse_secret(name, rest if role in ROLES else name)
         if role in ROLES and rest != "pretrained" and accepts(taken[role], rest):
             prefixed[role][rest] = value
             continue
@@ -215,6 +216,14 @@ def split_by_role(
                 "taken too, for one role as mentor_<argument> or intern_<argument>."
             )
     return {role: {**bare[role], **prefixed[role]} for role in ROLES}
+
+
+def refuse_secret(name: str, bare: str) -> None:
+    """Refuse an argument, `bare` without its prefix, that holds a key or token."""
+    if bare in SECRETS:
+        raise ArgumentError(
+            f"{name} would be printed and kept with the results; set the environment variable {SECRETS[bare]} instead."
+        )
 
 
 def accepts(names: Collection[str] | None, name: str) -> bool:
@@ -279,19 +288,23 @@ def models_of(own: Given, bundled: bool, needed: Mapping[str, bool], policy: Pol
 def role_of(role: str, model: str | None, backend: str, label: str, own: Given, arguments: dict[str, Any]) -> Role:
     """One role, with its path and thinking mode checked."""
     assert model is not None
-    if model.endswith(GGUF_SUFFIX) or backend == GGUF_BACKEND:
-        check_gguf(role, model, backend, has_server="base_url" in arguments)
-    looks_local = backend in LOCAL_BACKENDS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
-    if looks_local and not Path(model).expanduser().is_dir():
-        raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")
-    if looks_local:
-        model = str(Path(model).expanduser())
+    model = checked_model(role, model, backend, arguments)
     thinking = own["thinking"]
     if thinking != "auto":
         if "enable_thinking" in arguments:
             raise ArgumentError(f"thinking={thinking} and {role}_enable_thinking were both given; keep one of them.")
         arguments = {**arguments, "enable_thinking": thinking in (role, "both")}
     return Role(model, backend, arguments, label)
+
+
+def checked_model(role: str, model: str, backend: str, arguments: Mapping[str, Any]) -> str:
+    """The folder, hub id, file or name of a model, if its backend can run it; `role` is the argument that names it."""
+    if model.endswith(GGUF_SUFFIX) or backend == GGUF_BACKEND:
+        check_gguf(role, model, backend, has_server="base_url" in arguments)
+    looks_local = backend in LOCAL_BACKENDS and (re.match(r"[./~]|[A-Za-z]:\\", model) or model.count("/") > 1)
+    if looks_local and not Path(model).expanduser().is_dir():
+        raise ArgumentError(f"{role}={model} is no folder; give the path of a saved model, or the id of one on a hub.")
+    return str(Path(model).expanduser()) if looks_local else model
 
 
 def check_gguf(role: str, model: str, backend: str, has_server: bool) -> None:

@@ -167,7 +167,7 @@ def collect(
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     check_limit(limit)
     check_policies(policies)
-    manager = _task_manager(tasks, include)
+    manager = task_manager(tasks, include)
     check_tasks(tasks, manager)
     check_metric(metric, tasks, manager)
     make_folder(output)
@@ -190,7 +190,7 @@ def collect(
     return collected_file.write(output / collected_file.NAME, rows, description)
 
 
-def _task_manager(tasks: Sequence[str], include: Sequence[str]) -> Any:
+def task_manager(tasks: Sequence[str], include: Sequence[str]) -> Any:
     """The harness's task manager; its own tasks are indexed only if needed, because that takes long."""
     from lm_eval.tasks import TaskManager
 

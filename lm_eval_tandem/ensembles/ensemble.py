@@ -1,0 +1,128 @@
+"""An ensemble: models are selected for a question, and what they write becomes one answer.
+
+`Ensemble.answer` is the whole of it: select, write, record. What the strategies do is in `selection`, `responses`,
+`segments` and `tokens`; `strategies` describes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.engines import Engine
+from lm_eval_tandem.ensembles import selection
+from lm_eval_tandem.ensembles.reference_file import Reference
+from lm_eval_tandem.ensembles.run import EnsembleRun, Member
+from lm_eval_tandem.ledger import Record
+
+
+class Aggregation(Protocol):
+    """Makes one answer of several models."""
+
+    async def write(self, run: EnsembleRun) -> tuple[str, str]:
+        """The graded answer of the models `run.selected`, and the reason why it is this one or why it ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Selects the models of a question.
+
+    Parameters
+    ----------
+    kind
+        A name of `strategies.SELECTIONS`.
+    count
+        Number of models; None for the strategy's own.
+    reference
+        What is usual for each model, by its name.
+    """
+
+    kind: Literal["all", "random", "zscore", "self_assessment"] = "all"
+    count: int | None = None
+    reference: Mapping[str, Reference] | None = None
+
+    async def select(self, run: EnsembleRun) -> list[Member]:
+        """The members that answer a question; what they read for it is counted."""
+        members = list(run.members.values())
+        if self.kind == "all":
+            return members
+        if self.kind == "random":
+            names = list(run.members)
+            drawn = selection.select_random(names, self.count or 1, run.task.sampling.seed, run.task.key)
+            return [run.members[name] for name in drawn]
+        started = time.perf_counter()
+        names = await (self._by_zscore(run, members) if self.kind == "zscore" else self._by_assessment(run, members))
+        run.judge_seconds += time.perf_counter() - started
+        return [run.members[name] for name in names]
+
+    async def _by_zscore(self, run: EnsembleRun, members: list[Member]) -> list[str]:
+        assert self.reference is not None
+        session = run.task.session
+        found = await asyncio.gather(
+            *(selection.measure(member.engine, run.prompt(member), session) for member in members)
+        )
+        for member, one in zip(members, found, strict=True):
+            for text in one.texts:
+                run.count_judged(member, text)
+        measured = {member.name: one.values for member, one in zip(members, found, strict=True)}
+        return selection.select_by_zscore(measured, self.reference, self.count)
+
+    async def _by_assessment(self, run: EnsembleRun, members: list[Member]) -> list[str]:
+        session, question = run.task.session, run.task.question
+        prompts = [selection.assessment_prompt(member.engine, question) for member in members]
+        found = await asyncio.gather(
+            *(selection.assess(member.engine, prompt, session) for member, prompt in zip(members, prompts, strict=True))
+        )
+        for member, one in zip(members, found, strict=True):
+            for text in one.texts:
+                run.count_judged(member, text)
+        assessed = {member.name: one.value for member, one in zip(members, found, strict=True)}
+        return [selection.select_by_assessment(assessed, self.reference)]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models, ready to answer questions.
+
+    Parameters
+    ----------
+    members
+        The models, in the order in which they were given.
+    selector
+        Selects those that answer a question.
+    aggregation
+        Makes one answer of what they write.
+    policy
+        The strategies, as records name them.
+    joint
+        The engine of all members, where they decode in step; it keeps what it has read for a question too.
+    """
+
+    members: tuple[Member, ...]
+    selector: Selector
+    aggregation: Aggregation
+    policy: str
+    joint: Engine | None = None
+
+    async def answer(self, task: Task) -> tuple[str, Record]:
+        """Answer one question.
+
+        Returns
+        -------
+        tuple[str, Record]
+            The graded text, and the record of what every model did for it.
+        """
+        run = EnsembleRun(task, {member.name: member for member in self.members}, self.policy)
+        try:
+            run.selected = await self.selector.select(run)
+            text, reason = await self.aggregation.write(run)
+            return text, run.record(reason)
+        finally:
+            for engine in [member.engine for member in self.members] + [self.joint] * (self.joint is not None):
+                if engine is not None:
+                    engine.release(task.session)

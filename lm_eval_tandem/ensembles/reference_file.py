@@ -1,0 +1,142 @@
+"""The reference file: how each model of an ensemble reads questions in general (`training.reference` collects it)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tandem.errors import ArgumentError
+
+FORMAT = "tandem-reference/1"
+"""Format of a reference file, in its entry `format`."""
+COLLECT = "collect it with `lm-eval-tandem collect --reference`"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How one model reads questions in general.
+
+    Attributes
+    ----------
+    ppl_mean, ppl_std
+        Mean and standard deviation, over the questions, of the perplexity of a question.
+    conf_mean, conf_std
+        The same of its confidence (`selection.measure`).
+    questions
+        Number of questions.
+    assessment_mean
+        Mean of `selection.assess`; None where the model was not asked.
+
+    Raises
+    ------
+    ArgumentError
+        A value is no number, or a standard deviation is not above 0.
+    """
+
+    ppl_mean: float
+    ppl_std: float
+    conf_mean: float
+    conf_std: float
+    questions: int
+    assessment_mean: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name == "assessment_mean" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ArgumentError(f"{name} of a reference has to be a finite number, not {value!r}; {COLLECT} anew.")
+            if name.endswith("_std") and value <= 0:
+                raise ArgumentError(
+                    f"{name} of a reference has to be above 0, not {value}; {COLLECT} from two or more questions that "
+                    "differ."
+                )
+
+
+def read_reference(path: Path, models: Iterable[str] = ()) -> dict[str, Reference]:
+    """Read a reference file.
+
+    Parameters
+    ----------
+    path
+        The file, as `write_reference` writes it.
+    models
+        Labels of the models that have to be in it.
+
+    Returns
+    -------
+    dict
+        The statistics of every model in the file, by its label.
+
+    Raises
+    ------
+    ArgumentError
+        The file cannot be read, is of another format, or lacks a model.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"reference={path} cannot be read ({error}); {COLLECT}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("models"), dict):
+        raise ArgumentError(f"reference={path} is no reference file of the format {FORMAT}; {COLLECT}.")
+    names = {field.name for field in fields(Reference)}
+    found = {}
+    for label, values in content["models"].items():
+        if not isinstance(values, dict) or not names - {"assessment_mean"} <= set(values) <= names:
+            raise ArgumentError(
+                f"reference={path} has to hold {', '.join(sorted(names))} of {label}, and nothing else; {COLLECT} anew."
+            )
+        try:
+            found[label] = Reference(**values)
+        except ArgumentError as error:
+            raise ArgumentError(f"reference={path} cannot be used for {label}: {error}") from None
+    for label in models:
+        reference_of(label, found, f"reference={path}")
+    return found
+
+
+def write_reference(path: Path, models: Mapping[str, Reference], description: Mapping[str, Any]) -> None:
+    """Write a reference file, atomically.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is created where it does not exist.
+    models
+        The statistics, by the model's label.
+    description
+        Further entries: what was measured, such as {"task": "gsm8k"}.
+
+    Raises
+    ------
+    ArgumentError
+        The file cannot be written.
+    """
+    content = {"format": FORMAT, **description, "models": {label: asdict(one) for label, one in models.items()}}
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise ArgumentError(
+            f"{path} cannot be written ({error.strerror}); give another file for the reference."
+        ) from None
+
+
+def reference_of(label: str, reference: Mapping[str, Reference], source: str = "the reference") -> Reference:
+    """The statistics of a model; `source` is the subject of the error message.
+
+    Raises
+    ------
+    ArgumentError
+        The reference lacks the model.
+    """
+    if label not in reference:
+        held = ", ".join(reference) or "no model"
+        raise ArgumentError(f"{source} holds statistics of {held}, but not of {label}; {COLLECT} with this model.")
+    return reference[label]

@@ -1,0 +1,312 @@
+"""The settings of an ensemble: its arguments, from `--model_args` and files, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lm_eval_tandem import pair
+from lm_eval_tandem.accounting import PRICES, Prices
+from lm_eval_tandem.engines import Role
+from lm_eval_tandem.ensembles import scorers
+from lm_eval_tandem.ensembles.reference_file import Reference, read_reference
+from lm_eval_tandem.ensembles.responses import extractor
+from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS, Strategy
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.harness.arguments import PAIR, format_numbers
+from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS
+from lm_eval_tandem.harness.settings import (
+    PRICED_BACKENDS,
+    Given,
+    accepts,
+    backend_for,
+    check_batch_sizes,
+    checked_model,
+    refuse_secret,
+)
+
+POLICY = "ensemble:"
+"""What the policy of an ensemble begins with, in records and reports."""
+BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
+STEP_IN_TOKENS = "hf"
+"""The backend whose models can decode in step."""
+SCORER_OPTIONS = {"scorer_step_separator": "step_separator", "scorer_api_key_env": "api_key_env"}
+"""Arguments of a scorer, by the names under which `scorers` takes them."""
+OF_STRATEGIES = (
+    *("count", "reference", "weights", "threshold", "scorer", "score_threshold"),
+    *("segment_tokens", "segment_end", "max_rounds", "extract"),
+)
+"""Arguments that belong to some of the strategies."""
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """The settings of a run of an ensemble, checked and complete."""
+
+    roles: Mapping[str, Role]
+    selection: Strategy
+    aggregation: Strategy
+    options: Mapping[str, Any]
+    """The arguments of the strategies (`OF_STRATEGIES`) that were given, by name."""
+    reference: Mapping[str, Reference] | None
+    scorer_options: Mapping[str, Any]
+    loglikelihood: str
+    store: Path | None
+    ledger: Path | None
+    seed: int
+    bundled: bool
+    max_rounds: int
+    extract: str
+
+    @property
+    def pair_name(self) -> str:
+        """How results call the models."""
+        return PAIR if self.bundled else "+".join(self.roles)
+
+    @property
+    def policy(self) -> str:
+        """The strategies and their options, as records name them: "ensemble:zscore/loop (count=2)"."""
+        strategies = self.aggregation.name
+        if self.selection.name != "all":
+            strategies = f"{self.selection.name}/{strategies}"
+        shown = [f"{name}={short(value)}" for name, value in self.options.items()]
+        return POLICY + strategies + (f" ({', '.join(shown)})" if shown else "")
+
+    @property
+    def run_name(self) -> str:
+        """How results call the run: the models and the strategies."""
+        strategies = f"{self.selection.name}-{self.aggregation.name}".removeprefix("all-")
+        return f"ensemble-{self.pair_name}-{strategies}"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the models, in order."""
+        return tuple(self.roles)
+
+
+def short(value: Any) -> str:
+    """A value of an option, as a policy shows it."""
+    if isinstance(value, tuple):
+        return format_numbers(value)
+    return value.name if isinstance(value, Path) else str(value)
+
+
+def read_ensemble(
+    given: Mapping[str, Any], engine_arguments: Callable[[str], Collection[str] | None]
+) -> EnsembleSettings:
+    """The settings of a run, from `--model_args` (and batch_size, max_batch_size, device, which the harness adds).
+
+    Parameters
+    ----------
+    given
+        All arguments by name; None counts as not given.
+    engine_arguments
+        The names that a backend takes (None: any). They are for every model whose backend takes them; a model that is
+        a mapping has its own beside them.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is unknown or malformed, or contradicts another.
+    """
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if "ensemble" in arguments:
+        arguments = read_file(Path(str(arguments["ensemble"])).expanduser()) | arguments
+    own = Given(arguments, ARGUMENTS)
+    names = {one.name for one in ARGUMENTS}
+    shared = {name: value for name, value in arguments.items() if name not in names}
+    check_batch_sizes(shared)
+    roles = roles_of(own["models"] or list(BUNDLED), own, shared, engine_arguments)
+    selection, aggregation = strategies_of(own, len(roles))
+    options = {name: own[name] for name in OF_STRATEGIES if name in own}
+    check_options(options, selection, aggregation, own, roles)
+    if "segment_end" in options:
+        options["segment_end"] = options["segment_end"].replace("\\n", "\n")
+    reference = None
+    if "reference" in own:
+        reference = by_name(read_reference(own["reference"]), roles, own["reference"])
+    loglikelihood = own["loglikelihood"] or next(iter(roles))
+    if loglikelihood not in roles:
+        raise ArgumentError(f"loglikelihood={loglikelihood} names no model; use one of {', '.join(roles)}.")
+    return EnsembleSettings(
+        roles=roles,
+        selection=selection,
+        aggregation=aggregation,
+        options=options,
+        reference=reference,
+        scorer_options=scorer_options_of(own, shared),
+        loglikelihood=loglikelihood,
+        store=own["store"],
+        ledger=own["ledger"],
+        seed=own["seed"],
+        bundled="models" not in own,
+        max_rounds=own["max_rounds"],
+        extract=own["extract"],
+    )
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The arguments in a YAML file, in this package's layout or that of the authors' toolkit.
+
+    Raises
+    ------
+    ArgumentError
+        It cannot be read, or holds no arguments.
+    """
+    import yaml
+
+    from lm_eval_tandem.harness import toolkit_config
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ArgumentError(f"ensemble={path} cannot be read ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, dict) or not content:
+        raise ArgumentError(f"ensemble={path} holds no arguments; give models and aggregation, for example.")
+    if toolkit_config.is_toolkit_config(content):
+        return toolkit_config.arguments_of(content, path)
+    if "ensemble" in content:
+        raise ArgumentError(f"ensemble={path} names a further file in its entry `ensemble`; put all into one.")
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def roles_of(
+    models: Sequence[Any],
+    own: Given,
+    shared: Mapping[str, Any],
+    engine_arguments: Callable[[str], Collection[str] | None],
+) -> dict[str, Role]:
+    """The models by name, each with its arguments."""
+    specs = [dict(model) if isinstance(model, dict) else {"model": model} for model in models]
+    for spec in specs:
+        if not isinstance(spec.get("model"), str) or not spec["model"]:
+            raise ArgumentError(f"models holds {spec}, which has no `model`; give its folder, hub id or name there.")
+    backends = [
+        backend_for(spec["model"], spec.pop("backend", None), "backend" in own, own["backend"]) for spec in specs
+    ]
+    taken = {backend: engine_arguments(backend) for backend in backends}
+    check_known(shared, taken)
+    roles: dict[str, Role] = {}
+    for spec, backend in zip(specs, backends, strict=True):
+        model = spec.pop("model")
+        label = model if model in BUNDLED else str(model)
+        model = str(BUNDLED.get(model, model))
+        name = unused(str(spec.pop("name", "") or Path(model).name), roles)
+        check_known(spec, {backend: taken[backend]}, f"of {name} ")
+        check_batch_sizes(spec)
+        arguments = {key: value for key, value in shared.items() if accepts(taken[backend], key)} | spec
+        prices = Prices.read(arguments)
+        if backend not in PRICED_BACKENDS:
+            arguments = {key: value for key, value in arguments.items() if key not in PRICES}
+        model = checked_model("models", model, backend, arguments)
+        roles[name] = Role(model, backend, arguments, label, prices)
+    return roles
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """A name, with a number where another model has it."""
+    if name not in taken:
+        return name
+    return next(f"{name}-{n}" for n in range(2, len(taken) + 3) if f"{name}-{n}" not in taken)
+
+
+def check_known(arguments: Mapping[str, Any], taken: Mapping[str, Collection[str] | None], whose: str = "") -> None:
+    """Refuse arguments that no backend takes, and secrets."""
+    for name in arguments:
+        refuse_secret(name, name)
+        if name == "pretrained" or not any(accepts(names, name) for names in taken.values()):
+            known = sorted(
+                {*(one.name for one in ARGUMENTS), *(name for names in taken.values() for name in names or ())}
+            )
+            close = get_close_matches(name, known, n=1) or ["models=…"]
+            raise ArgumentError(
+                f"the argument {name!r} {whose}is not known to ensemble; did you mean {close[0]}? "
+                f"Its own arguments are {', '.join(one.name for one in ARGUMENTS)}; those of the backend "
+                "(--model hf, …) are taken too."
+            )
+
+
+def strategies_of(own: Given, models: int) -> tuple[Strategy, Strategy]:
+    """The selection and the aggregation of a run of so many models."""
+    selection = SELECTIONS[own["selection"]]
+    count = own["count"]
+    if count is not None and count > models:
+        raise ArgumentError(f"count={count} is more than the {models} models; give a number from 1 to {models}.")
+    leaves_one = models == 1 or selection.name == "self_assessment" or count == 1
+    leaves_one = leaves_one or (selection.name == "random" and count is None)
+    chosen = own["aggregation"] or ("one" if leaves_one else None)
+    if chosen is None:
+        raise ArgumentError(
+            f"selection={selection.name} may leave several models, so aggregation=… has to say how what they write "
+            f"becomes one answer; use one of {', '.join(name for name in AGGREGATIONS if name != 'one')}."
+        )
+    aggregation = AGGREGATIONS[chosen]
+    if aggregation.level == "token" and selection.name != "all":
+        raise ArgumentError(
+            f"aggregation={chosen} decodes all models in step, so it does not go with selection={selection.name}; "
+            "leave out selection, or use an aggregation by response or segment."
+        )
+    return selection, aggregation
+
+
+def check_options(
+    options: Mapping[str, Any], selection: Strategy, aggregation: Strategy, own: Given, roles: Mapping[str, Role]
+) -> None:
+    """Refuse options that the strategies do not have, need, or cannot use."""
+    for name in options:
+        if name not in (*selection.options, *aggregation.options):
+            able = [f"selection={one.name}" for one in SELECTIONS.values() if name in one.options]
+            able += [f"aggregation={one.name}" for one in AGGREGATIONS.values() if name in one.options]
+            raise ArgumentError(
+                f"{name} has no effect with selection={selection.name} and aggregation={aggregation.name}; it is for "
+                f"{', '.join(able)}."
+            )
+    for kind, strategy in (("selection", selection), ("aggregation", aggregation)):
+        for name in strategy.required:
+            if name not in options:
+                hint = (
+                    "collect it with `lm-eval-tandem collect --reference`" if name == "reference" else f"give {name}=…"
+                )
+                raise ArgumentError(f"{kind}={strategy.name} needs {name}; {hint}.")
+    if "weights" in options and len(options["weights"]) != len(roles):
+        raise ArgumentError(
+            f"weights={format_numbers(options['weights'])} holds {len(options['weights'])} numbers for "
+            f"{len(roles)} models; give one for each."
+        )
+    if "extract" in options:
+        extractor(options["extract"])
+    others = [f"{name} ({role.backend})" for name, role in roles.items() if role.backend != STEP_IN_TOKENS]
+    if aggregation.level == "token" and others:
+        raise ArgumentError(
+            f"aggregation={aggregation.name} needs the whole next-token distribution of every model, which only "
+            f"backend={STEP_IN_TOKENS} gives, and not {', '.join(others)}; use an aggregation by response or segment."
+        )
+    if selection.name == "zscore" and others:
+        raise ArgumentError(
+            f"selection=zscore needs the top probability at every token of a prompt, which only "
+            f"backend={STEP_IN_TOKENS} reports, and not {', '.join(others)}; use another selection."
+        )
+    given = {short: own[name] for name, short in SCORER_OPTIONS.items() if name in own}
+    if "scorer" in options:
+        scorers.check(options["scorer"], list(roles), given)
+    elif given:
+        name = next(name for name in SCORER_OPTIONS if name in own)
+        raise ArgumentError(f"{name} has no effect without scorer=…; leave it out.")
+
+
+def scorer_options_of(own: Given, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the scorer, by the names under which `scorers` takes them."""
+    options = {short: own[name] for name, short in SCORER_OPTIONS.items() if name in own}
+    if "step_separator" in options:
+        options["step_separator"] = options["step_separator"].replace("\\n", "\n")
+    return options | {name: shared[name] for name in scorers.GENERAL if name in shared}
+
+
+def by_name(reference: Mapping[str, Reference], roles: Mapping[str, Role], path: Path) -> dict[str, Reference]:
+    """What is usual for each model, by its name instead of its label."""
+    from lm_eval_tandem.ensembles.reference_file import reference_of
+
+    return {name: reference_of(role.label, reference, f"reference={path}") for name, role in roles.items()}

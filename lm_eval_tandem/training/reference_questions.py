@@ -1,0 +1,90 @@
+"""`lm-eval-tandem collect --reference`: how the models of an ensemble read the questions of a training task.
+
+The harness makes the prompts, with few-shot examples and chat templates as it would for answers; nothing is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_tandem.cascade.prompts import Question
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.harness.ensemble_model import EnsembleLM
+from lm_eval_tandem.harness.requests import tasks_of
+from lm_eval_tandem.training.collect import check_limit, check_tasks, make_folder, task_manager
+from lm_eval_tandem.training.reference import collect_reference
+
+NAME = "reference.json"
+
+
+class QuestionsOnly(EnsembleLM):
+    """Keeps the questions that the harness asks, and answers none."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, aggregation="vote")
+        self.questions: list[Question] = []
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Keep the questions; every answer is empty."""
+        self.questions += [task.question for task in tasks_of(requests, self.max_answer_tokens, self.settings.seed)]
+        return [""] * len(requests)
+
+
+def collect_from_tasks(
+    arguments: dict[str, Any],
+    tasks: Sequence[str],
+    output: Path,
+    include: Sequence[str],
+    *,
+    limit: float | None = None,
+    **evaluation: Any,
+) -> Path:
+    """Measure the questions of some tasks with every model of an ensemble, and write the reference file.
+
+    Parameters
+    ----------
+    arguments
+        As in `--model_args` of `--model ensemble`, without what belongs to strategies.
+    tasks
+        Names of the training tasks.
+    output
+        The folder for reference.json.
+    include
+        Folders with further task files.
+    limit
+        Questions per task, or a share of them below 1; None for all.
+    **evaluation
+        Further arguments of the harness's `simple_evaluate`, such as apply_chat_template.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ArgumentError
+        An argument cannot work.
+    """
+    from lm_eval import simple_evaluate
+
+    for name in ("selection", "aggregation"):
+        if name in arguments:
+            raise ArgumentError(f"collect --reference sets {name} itself; leave {name}={arguments[name]} out.")
+    check_limit(limit)
+    manager = task_manager(tasks, include)
+    check_tasks(tasks, manager)
+    make_folder(output)
+    lm = QuestionsOnly(**arguments)
+    try:
+        simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, **evaluation)
+        engines = {lm.settings.roles[name].label: engine for name, engine in lm.engines.items()}
+        description = {"tasks": list(tasks), "questions": len(lm.questions)}
+        collect_reference(engines, lm.questions, output / NAME, description)
+    finally:
+        lm.close()
+    return output / NAME

@@ -1,0 +1,258 @@
+"""The model `ensemble`: its arguments, refused in one sentence each, and real runs of every strategy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from bundled import COMMON, instances
+from command_line import BARE_WITHOUT_DEFAULT_TASKS, ENVIRONMENT, PATIENCE, entries, results, run, samples
+from lm_eval_tandem import _paths, cli, pair
+from lm_eval_tandem.engines import Role, registry
+from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
+from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS
+from lm_eval_tandem.harness.ensemble_model import EnsembleLM
+from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, read_ensemble
+from lm_eval_tandem.reports.report import report
+
+
+def read(**given: Any) -> EnsembleSettings:
+    return read_ensemble(given, registry.arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "aggregation=… has to say how what they write becomes one answer; use one of vote, best_of, loop"),
+        ({"aggregation": "mean"}, "aggregation=mean is not known; use one of one, vote"),
+        ({"aggregation": "loop", "agregation": "x"}, "did you mean aggregation?"),
+        ({"aggregation": "loop", "api_key": "secret"}, "api_key would be printed and kept"),
+        ({"aggregation": "loop", "batch_size": "0"}, "batch_size=0 has to be a whole number from 1"),
+        ({"aggregation": "loop", "models": "a;;b"}, "models=a;;b has to name models with semicolons"),
+        ({"aggregation": "loop", "models": "./none;b"}, "models=./none is no folder"),
+        ({"aggregation": "loop", "models": [{"name": "x"}]}, "which has no `model`"),
+        (
+            {"aggregation": "loop", "models": [{"model": "pair/mentor", "dtpye": "x"}]},
+            "the argument 'dtpye' of mentor is not known to ensemble; did you mean dtype?",
+        ),
+        ({"aggregation": "loop", "weights": "1:1"}, "weights has no effect with selection=all and aggregation=loop"),
+        ({"aggregation": "distribution"}, "aggregation=distribution needs weights; give weights=…"),
+        ({"aggregation": "distribution", "weights": "1:1:1"}, "weights=1.0:1.0:1.0 holds 3 numbers for 2 models"),
+        ({"aggregation": "distribution", "weights": "0:0"}, "has to be numbers of 0 or more, one of them above 0"),
+        ({"aggregation": "gac", "threshold": "2"}, "threshold=2 has to be a number from 0 to 1"),
+        ({"aggregation": "gac", "selection": "random"}, "does not go with selection=random"),
+        ({"aggregation": "best_of"}, "aggregation=best_of needs scorer; give scorer=…"),
+        ({"aggregation": "best_of", "scorer": "logprob:me"}, "use one of logprob:mentor, logprob:intern"),
+        ({"aggregation": "loop", "scorer_step_separator": "x"}, "scorer_step_separator has no effect without scorer"),
+        ({"aggregation": "loop", "segment_tokens": "0"}, "segment_tokens=0 has to be 1 or more"),
+        ({"aggregation": "vote", "extract": "("}, "extract=( is no regular expression"),
+        ({"selection": "zscore", "aggregation": "vote"}, "selection=zscore needs reference; collect it with"),
+        ({"selection": "random", "count": "3"}, "count=3 is more than the 2 models"),
+        ({"selection": "random", "count": "2"}, "may leave several models"),
+        ({"selection": "all", "count": "1", "aggregation": "loop"}, "count has no effect with selection=all"),
+        ({"aggregation": "vote", "loglikelihood": "x"}, "loglikelihood=x names no model; use one of mentor, intern"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(sentence)) as refused:
+        read(**given)
+    assert "secret" not in str(refused.value)
+
+
+def test_strategies_that_need_whole_distributions_name_the_models_that_give_none(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"")
+    with pytest.raises(ArgumentError, match=r"only backend=hf gives, and not x.gguf \(llamacpp\)"):
+        read(models=f"pair/mentor;{tmp_path / 'x.gguf'}", aggregation="average")
+
+
+def test_models_of_one_name_are_told_apart_and_have_their_own_arguments() -> None:
+    models = [{"model": "pair/mentor", "dtype": "float64", "price_input": 1, "price_output": 2}, "pair/mentor"]
+    chosen = read(models=models, aggregation="loop", dtype="float32", max_rounds=7)
+    assert chosen.members == ("mentor", "mentor-2")
+    assert [role.arguments for role in chosen.roles.values()] == [{"dtype": "float64"}, {"dtype": "float32"}]
+    assert [role.prices is None for role in chosen.roles.values()] == [False, True]
+    assert [role.label for role in chosen.roles.values()] == ["pair/mentor"] * 2
+    assert chosen.policy == "ensemble:loop (max_rounds=7)"
+    assert chosen.run_name == "ensemble-mentor+mentor-2-loop"
+
+
+def test_a_file_holds_arguments_and_those_of_the_command_go_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("models: [pair/mentor, {model: pair/intern, name: small}]\naggregation: loop\nsegment_tokens: 9\n")
+    chosen = read(ensemble=str(file), segment_tokens="5")
+    assert (chosen.members, chosen.options) == (("mentor", "small"), {"segment_tokens": 5})
+    file.write_text("models: [\n")
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        read(ensemble=str(file))
+    file.write_text("")
+    with pytest.raises(ArgumentError, match="holds no arguments"):
+        read(ensemble=str(file))
+
+
+def test_every_argument_is_described_and_its_default_passes_its_own_check() -> None:
+    parameters, text = inspect.signature(EnsembleLM).parameters, inspect.getdoc(EnsembleLM) or ""
+    assert list(parameters) == [*(one.name for one in ARGUMENTS), "engine_arguments"]
+    for one in ARGUMENTS:
+        assert one.meaning.endswith("."), one.name
+        assert f"\n{one.name}\n" in text
+        if one.default is not None:
+            assert one.check(one.name, one.default) == one.default
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [("ensemble", [one.name for one in ARGUMENTS]), ("selections", SELECTIONS), ("aggregations", AGGREGATIONS)],
+)
+def test_the_command_prints_every_argument_and_strategy(
+    table: str, names: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["arguments", table])
+    assert all(f"\n{name}\n" in f"\n{capsys_text}" for capsys_text in [capsys.readouterr().out] for name in names)
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    {"selection": "random"},
+    {"selection": "self_assessment"},
+    {"selection": "zscore", "count": 1},
+    {"aggregation": "vote"},
+    {"aggregation": "best_of", "scorer": "logprob:mentor"},
+    {"aggregation": "loop", "segment_tokens": 7},
+    {"aggregation": "random", "segment_tokens": 7},
+    {"aggregation": "reward_based", "segment_tokens": 7, "scorer": "logprob:intern"},
+    {"aggregation": "gac"},
+    {"aggregation": "gac", "threshold": 0.5},
+]
+ONE_VOCABULARY: list[dict[str, Any]] = [{"aggregation": "average"}, {"aggregation": "distribution", "weights": "3:1"}]
+QUESTIONS = 4
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> str:
+    base = tmp_path_factory.mktemp("families")
+    window = {"max_position_embeddings": 1024}
+    first = tiny.save(base / "mentor", "qwen3", 1, **window)
+    return f"{first};{tiny.save(base / 'intern', 'llama', 1, tiny.other_tokenizer(), **window)}"
+
+
+@pytest.fixture(scope="module")
+def references(families: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What `lm-eval-tandem collect --reference` writes for the pair, and for the models of two families."""
+    base, files = tmp_path_factory.mktemp("reference"), {}
+    for models in ("pair/mentor;pair/intern", families):
+        output = base / str(len(files))
+        arguments = ",".join([f"models={models}", *(f"{name}={value}" for name, value in COMMON.items())])
+        command = ["collect", "--reference", "--tasks", "tandem_pair_math_train", "--limit", "5"]
+        cli.main([*command, "--model_args", arguments, "--output", str(output)])
+        files[models] = str(output / "reference.json")
+    return files
+
+
+@pytest.fixture
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each model is loaded once for each batch size; closing an ensemble leaves it."""
+    engines: dict[tuple[str, str], Any] = {}
+    load = registry.load
+
+    def once(role: Role) -> Any:
+        key = role.model, str(role.arguments["batch_size"])
+        if key not in engines:
+            engines[key] = load(role)
+            closers.append(engines[key].close)
+            engines[key].close = lambda: None
+        return engines[key]
+
+    closers: list[Any] = []
+    monkeypatch.setattr(registry, "load", once)
+    yield
+    for close in closers:
+        close()
+
+
+@pytest.mark.usefixtures("loaded_once")
+@pytest.mark.parametrize("kind", ["pair", "two families"])
+def test_neither_the_batch_size_nor_a_run_that_was_broken_off_changes_a_string(
+    kind: str, families: str, references: dict[str, str], tmp_path: Path
+) -> None:
+    """Every strategy, on the bundled pair and on two tokenizers."""
+    models = families if kind == "two families" else "pair/mentor;pair/intern"
+    texts = set()
+
+    def answers(questions: int, given: dict[str, Any]) -> tuple[list[str], list[Any]]:
+        lm = EnsembleLM(**given)
+        found = lm.generate_until(instances(questions, max_gen_toks=20), disable_tqdm=True)
+        records = sorted(lm.records, key=lambda record: record.doc_id)
+        segments = [[(part.writer, part.tokens) for part in record.segments] for record in records]
+        counted = [(record.spent, record.selected, *parts) for record, parts in zip(records, segments, strict=True)]
+        lm.close()
+        return found, counted
+
+    for strategy in STRATEGIES + (ONE_VOCABULARY if kind == "pair" else []):
+        given = {**COMMON, "models": models, **strategy}
+        if strategy.get("selection") == "zscore":
+            given["reference"] = references[models]
+        one_by_one = answers(QUESTIONS, {**given, "batch_size": 1})
+        stored = {**given, "store": str(tmp_path / "store.sqlite")}
+        answers(QUESTIONS // 2, stored)
+        assert answers(QUESTIONS, stored) == one_by_one, strategy
+        texts.add(tuple(one_by_one[0]))
+    assert len(texts) >= 5, "the strategies did the same"
+
+
+def command(*arguments: str, task: str = "tandem_pair_math", limit: int = 60) -> list[str]:
+    program = [sys.executable, "-c", BARE_WITHOUT_DEFAULT_TASKS, "--model", "ensemble", "--tasks", task]
+    program += ["--include_path", str(_paths.task_configs()), "--limit", str(limit), "--batch_size", "8"]
+    return [*program, "--model_args", ",".join(arguments)]
+
+
+def test_a_killed_run_goes_on_and_stands_in_the_report_beside_the_pair_s_policies(tmp_path: Path) -> None:
+    """The bare `lm_eval`, killed with some answers in the store, then continued; table and report have costs."""
+    store, ledger = tmp_path / "store.sqlite", tmp_path / "runs" / "loop.jsonl"
+    asked = command("aggregation=loop", "segment_tokens=12", f"store={store}", f"ledger={ledger}")
+    asked += ["--output_path", str(tmp_path / "runs"), "--log_samples"]
+    started = subprocess.Popen(
+        asked, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    waited = time.monotonic()
+    while entries(store) < 20 and started.poll() is None and time.monotonic() - waited < PATIENCE:
+        time.sleep(0.05)
+    assert started.poll() is None, "it had ended before it could be killed"
+    started.kill()
+    started.wait()
+    kept = entries(store)
+    printed = run(asked, tmp_path)
+    assert re.search(r"\|\s*\|none\s*\|\s*0\|tflops", printed)
+    described = results(tmp_path / "runs")["config"]["tandem"]
+    assert described["policy"] == "ensemble:loop (segment_tokens=12)"
+    assert described["totals"]["found_in_store"] >= kept
+    assert described["totals"]["questions"] == len(samples(tmp_path / "runs")) == 60
+    records = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
+    assert {segment["writer"] for record in records for segment in record["segments"]} == {"mentor", "intern"}
+    cascade = [sys.executable, "-c", BARE_WITHOUT_DEFAULT_TASKS, *asked[3:]]
+    cascade[cascade.index("ensemble")] = "tandem"
+    cascade[cascade.index("--model_args") + 1] = f"policy=cascade,ledger={tmp_path / 'runs' / 'cascade.jsonl'}"
+    run(cascade, tmp_path)
+    made = report([tmp_path / "runs"])
+    tables = {table.name: table for table in made.tables}
+    policies = next(table for name, table in tables.items() if name.startswith("policies-"))
+    assert [row[0] for row in policies.rows] == ["ensemble:loop (segment_tokens=12)", "cascade"]
+    assert {"whole bill (MFLOPs)", "seconds of calls", "points above the cascade"} <= set(policies.columns)
+    compared = next(table for name, table in tables.items() if name.startswith("compared-"))
+    assert [row[0] for row in compared.rows] == ["ensemble:loop (segment_tokens=12)"]
+
+
+def test_likelihoods_are_one_model_s(tmp_path: Path) -> None:
+    lm = EnsembleLM(**COMMON, aggregation="vote", loglikelihood="intern")
+    assert lm.answering.name == str(pair.INTERN)
+    assert lm.tokenizer.name_or_path == str(pair.INTERN)
+    lm.close()
