@@ -1,6 +1,6 @@
 """Compress results so that they can be kept in a repository.
 
-    python benchmarks/packing.py FOLDER [CLASSIFIER]
+    python benchmarks/packing.py FOLDER [CLASSIFIER] [--without_questions]
 
 Replaces every JSON-lines file below FOLDER (samples of the harness, ledgers) with one compressed by xz; the same files
 give the same bytes. A report reads both forms alike. Removed is what is repeated or takes much room:
@@ -16,9 +16,10 @@ Prints the new files. `make results` calls it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import lzma
-import sys
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,11 @@ PER_TOKEN = ("answer_logprob", "answer_entropy", "parts")
 """Fields of judgements that are removed."""
 
 
-def pack(folder: Path, classifier: Sufficiency | None = None) -> list[Path]:
+OF_BENCHMARK = ("doc", "arguments", "target")
+"""Fields of samples that are removed where a benchmark's questions are not to be passed on."""
+
+
+def pack(folder: Path, classifier: Sufficiency | None = None, questions: bool = True) -> list[Path]:
     """Replace every JSON-lines file below a folder with a compressed one and return the new files.
 
     Parameters
@@ -44,12 +49,18 @@ def pack(folder: Path, classifier: Sufficiency | None = None) -> list[Path]:
         The results of runs.
     classifier
         Whose scores ledgers of fixed stages get; None for no scores.
+    questions
+        Whether samples keep the benchmark's questions and targets.
     """
     packed = []
+    for file in folder.rglob("results_*.json"):
+        file.write_text(without_place(file.read_text(encoding="utf-8")), encoding="utf-8")
     for file in sorted(folder.rglob("*.jsonl")):
         lines = [json.loads(line) for line in read_lines(file)]
         if file.name.startswith("samples_"):
             lines = [without_repetition(sample) for sample in lines]
+            removed = () if questions else OF_BENCHMARK
+            lines = [{name: value for name, value in sample.items() if name not in removed} for sample in lines]
         elif "stages" in lines[-1]:  # a ledger: a header and then records
             lines = [lines[0], *[shortened(record, classifier) for record in lines[1:]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -58,6 +69,11 @@ def pack(folder: Path, classifier: Sufficiency | None = None) -> list[Path]:
         file.unlink()
         packed.append(target)
     return packed
+
+
+def without_place(results: str) -> str:
+    """Return a results file whose paths of task files begin with task_configs/, wherever this repository was."""
+    return re.sub(r'"[^"]*/(task_configs/[^"]*)"', r'"\1"', results)
 
 
 def without_repetition(sample: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +119,17 @@ def three_digits(value: float) -> float:
     return float(significant(value, 3))
 
 
-def main(folder: str, classifier: str | None = None) -> None:
+def main() -> None:
     """Run the command."""
-    for file in pack(Path(folder), None if classifier is None else classifiers.load(classifier)):
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("classifier", nargs="?")
+    parser.add_argument("--without_questions", action="store_true")
+    given = parser.parse_args()
+    classifier = None if given.classifier is None else classifiers.load(given.classifier)
+    for file in pack(given.folder, classifier, questions=not given.without_questions):
         print(file)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -68,6 +68,29 @@ def test_packing_leaves_out_only_what_is_repeated(line: dict[str, Any], left_out
     assert without_repetition(line) == {name: value for name, value in line.items() if name not in left_out}
 
 
+def test_packed_without_questions_nothing_of_the_benchmark_or_the_machine_is_left(tmp_path: Path) -> None:
+    world = World.random(6)
+    file = world.write(tmp_path, "stage:1")
+    results = json.loads(file.read_text())
+    place = {"metadata": {"config_source": "/home/me/checkout/task_configs/math/tandem_gsm8k.yaml"}}
+    file.write_text(
+        json.dumps({**results, "configs": {name: {**c, **place} for name, c in results["configs"].items()}})
+    )
+    samples = next(file.parent.glob("samples_*"))
+    lines = [{**json.loads(line), "doc": {"question": "How many?"}, "target": "7"} for line in samples.open()]
+    samples.write_text("\n".join(map(json.dumps, lines)))
+    (before,) = read([tmp_path])
+    pack(tmp_path, questions=False)
+    (after,) = read([tmp_path])
+    assert after.questions == before.questions
+    assert np.array_equal(after.grades, before.grades)
+    left = [lzma.decompress(path.read_bytes()).decode() for path in tmp_path.rglob("samples_*.xz")]
+    assert left
+    assert not any(word in text for text in left for word in ("How many?", '"target"', '"arguments"'))
+    assert '"task_configs/math/tandem_gsm8k.yaml"' in file.read_text()
+    assert "/home/me" not in file.read_text()
+
+
 def test_a_ledger_supplies_the_costs_that_samples_lack(tmp_path: Path) -> None:
     world = World.random(5)
     file = world.write(tmp_path, "stage:2")

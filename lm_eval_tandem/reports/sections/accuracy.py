@@ -62,6 +62,24 @@ def cost_relative_to_always_high(comparison: Comparison, run: Run) -> Cell:
     return cost_ratio(comparison, run, comparison.always_high)
 
 
+def whole_bill(comparison: Comparison, run: Run) -> Cell:
+    """Return the cost of every token that passed through a model, with those of prompts and of discarded work."""
+    return comparison.unit.number(digits.mean(run.measures["bill"]), comparison.interval(run, "bill"))
+
+
+def seconds(comparison: Comparison, run: Run) -> Cell:
+    """Return the seconds that a question's calls took, waiting for others of a batch included."""
+    return Number(digits.mean(run.measures["seconds"]), comparison.interval(run, "seconds"), 2)
+
+
+def difference_to_cascade(comparison: Comparison, run: Run) -> Cell:
+    """Return by how many points the accuracy exceeds the cascade's; paired, since both answer the same questions."""
+    cascade = comparison.cascade
+    if cascade is None or run is cascade:
+        return ""
+    return percent(*comparison.difference(run, cascade), signed=True)
+
+
 def truncated(comparison: Comparison, run: Run) -> Cell:
     """Return the percentage of answers that were cut off at the token limit."""
     return percent(digits.mean(run.measures["truncated"]))
@@ -75,6 +93,9 @@ POLICY_COLUMNS: tuple[Column, ...] = (
     Column("cost / mentor %", ("tflops",), cost_relative_to_mentor),
     Column("cost / always-high %", ("tflops",), cost_relative_to_always_high),
     Column("gap to the oracle closed %", ("tflops",), gap_closed),
+    Column("whole bill ({unit})", ("bill",), whole_bill),
+    Column("seconds of calls", ("seconds",), seconds),
+    Column("points above the cascade", (), difference_to_cascade),
     Column("truncated %", ("truncated",), truncated),
 )
 """The columns of the policies table after the policy's name, from left to right."""
@@ -105,7 +126,8 @@ def policies_table(comparison: Comparison) -> Table:
         f"Every policy on the same {comparison.n_questions:,} questions. Always-high is the fixed stage with the "
         "highest effort. The oracle takes for each question the cheapest fixed stage that is correct, or the intern "
         "alone if none is: a judge without errors would do the same. The gap is the cost between always-high and "
-        "the oracle.",
+        "the oracle. The whole bill counts every token that passed through a model; seconds are those of a question's "
+        "calls when they were computed, waiting for the others of a batch included.",
         ["policy", *[column.heading.format(unit=comparison.unit.name) for column in POLICY_COLUMNS]],
         rows,
     )

@@ -9,6 +9,7 @@ from lm_eval_tandem.reports.sections.cells import accuracy_of
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.missing import command, run_like
 from lm_eval_tandem.reports.sources.report_data import ReportData
+from lm_eval_tandem.reports.sources.runs import models_of
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Table, make_table
 
 PRICED = ("input", "cached", "output")
@@ -59,8 +60,8 @@ def prices_of(comparison: Comparison) -> str:
     """Return a sentence with the prices of a comparison's runs; "" if none recorded them."""
     prices: dict[str, None] = {}
     for run in comparison.runs:
-        for role in ("mentor", "intern"):
-            recorded = run.description.get(role, {}).get("prices")
+        for role, facts in models_of(run.description).items():
+            recorded = facts.get("prices")
             if recorded:
                 amounts = ", ".join(f"{digits.significant(recorded[kind], 6)} ({kind})" for kind in PRICED)
                 prices[f"{role} {amounts}"] = None

@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval_tandem.digits import colon_separated
 from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.report_data import ReportData
+from lm_eval_tandem.reports.sources.runs import models_of
 
 LIBRARIES = ("torch", "transformers", "vllm", "openai", "xllamacpp")
 """Libraries whose versions an engine records."""
@@ -18,7 +19,7 @@ def environment(data: ReportData) -> list[str]:
     lines: set[str] = set()
     for run in data.runs:
         description = run.description
-        lines |= {f"{role}: {model(description[role])}" for role in ("mentor", "intern") if role in description}
+        lines |= {f"{name}: {model(facts)}" for name, facts in models_of(description).items()}
         if "classifier" in description:
             lines.add(classifier(description))
         if "efforts" in description:

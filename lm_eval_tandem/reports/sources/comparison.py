@@ -22,10 +22,10 @@ ORACLE = "oracle (not a policy)"
 """Name and policy of the oracle's row."""
 POLICY_ORDER = (
     *("intern", "stage", "handoff", "outline", "steps", "verify"),
-    *("mentor", "budget_forcing", "llm_cascade", "escalate", "cascade"),
+    *("mentor", "budget_forcing", "ensemble", "llm_cascade", "escalate", "cascade"),
 )
 """Policies without their number, in the order in which tables list them."""
-RESAMPLED = ("tflops", "length", "mentor_tokens", "dollars")
+RESAMPLED = ("tflops", "length", "mentor_tokens", "bill", "seconds", "dollars")
 """Measures whose means are given with bootstrap intervals."""
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources.comparison import POLICY_ORDER, Comparison
 from lm_eval_tandem.reports.sources.labels import model_names, without_paths
-from lm_eval_tandem.reports.sources.runs import PAIR_SETTINGS, Run
+from lm_eval_tandem.reports.sources.runs import PAIR_SETTINGS, Run, models_of
 
 
 def group(runs: Sequence[Run]) -> list[Comparison]:
     """Return the comparisons that some runs allow, one per domain and pair.
 
-    A run of a single model belongs to every pair that has this model, and a run of a model that is not a tandem to
-    every comparison of its domain.
+    A run of a single model belongs to every pair that has this model, an ensemble to every pair that has both models
+    among its own (to every pair if there is none), and a run of any other model to every comparison of its domain.
 
     Raises
     ------
@@ -34,11 +34,7 @@ def group(runs: Sequence[Run]) -> list[Comparison]:
             comparisons.append(Comparison(domain, name_without_pair(on_domain), ordered(on_domain)))
         names = pair_names([run.description for run in pairs.values()])
         for key, example in sorted(pairs.items()):
-            members = [
-                run
-                for run in on_domain
-                if not run.policy or pair_key(run.description) == key or is_one_model_of(run, example)
-            ]
+            members = [run for run in on_domain if belongs(run, key, example, list(pairs.values()))]
             comparisons.append(Comparison(domain, names[key], ordered(members)))
     return comparisons
 
@@ -70,6 +66,29 @@ def pair_key(description: Mapping[str, Any]) -> str:
     return json.dumps([models, {name: description.get(name) for name in PAIR_SETTINGS}], sort_keys=True)
 
 
+def belongs(run: Run, key: str, example: Run, pairs: Sequence[Run]) -> bool:
+    """Whether a run is compared with those of a pair.
+
+    Parameters
+    ----------
+    run
+        The run.
+    key, example
+        The pair's key, and any run of it.
+    pairs
+        A run of each pair on the domain.
+    """
+    if run.is_ensemble:
+        return combines(run, example) or not any(combines(run, other) for other in pairs)
+    return not run.policy or pair_key(run.description) == key or is_one_model_of(run, example)
+
+
+def combines(run: Run, example: Run) -> bool:
+    """Whether both models of a pair, of which `example` is a run, are among those of an ensemble."""
+    ours, theirs = ({facts["model"] for facts in models_of(one.description).values()} for one in (run, example))
+    return theirs <= ours
+
+
 def is_one_model_of(run: Run, example: Run) -> bool:
     """Whether a run is that of one of a pair's models alone; `example` is any run of the pair."""
     roles = [role for role in ("mentor", "intern") if role in run.description]
@@ -89,7 +108,7 @@ def pair_names(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     pairs
         The description of one run of each pair.
     """
-    called = model_names(description[role]["model"] for description in pairs for role in roles_of(description))
+    called = called_in(pairs)
     names = {}
     for description in pairs:
         same_models = [other for other in pairs if models_name(other, called) == models_name(description, called)]
@@ -102,23 +121,22 @@ def pair_names(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return names
 
 
-def roles_of(description: Mapping[str, Any]) -> list[str]:
-    """Return the roles that took part in a run, the mentor first."""
-    return [role for role in ("mentor", "intern") if role in description]
+def called_in(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what each model of some runs is called (`labels.model_names`)."""
+    return model_names(facts["model"] for description in descriptions for facts in models_of(description).values())
 
 
 def models_name(description: Mapping[str, Any], called: Mapping[str, str]) -> str:
-    """Return mentor and intern by what they are called (`labels.model_names`)."""
+    """Return the models of a run by what they are called (`labels.model_names`)."""
     if description.get("pair") == "pair":
         return "the bundled pair"
-    return " + ".join(called[description[role]["model"]] for role in roles_of(description))
+    return " + ".join(called[facts["model"]] for facts in models_of(description).values())
 
 
 def name_without_pair(runs: Sequence[Run]) -> str:
     """Return what to call runs none of which has both models."""
     described = [run.description for run in runs if run.description]
-    called = model_names(description[role]["model"] for description in described for role in roles_of(description))
-    return models_name(described[0], called) if described else "other models"
+    return models_name(described[0], called_in(described)) if described else "other models"
 
 
 def check_same_questions(runs: Sequence[Run]) -> None:
@@ -134,11 +152,10 @@ def check_same_questions(runs: Sequence[Run]) -> None:
 
 def check_same_models(runs: Sequence[Run]) -> None:
     """Refuse two models of one name but different sizes: their runs would be mixed up."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     for run in runs:
-        for role in ("mentor", "intern"):
-            facts = run.description.get(role)
-            if facts and sizes.setdefault(facts["model"], facts.get("parameters")) != facts.get("parameters"):
+        for facts in models_of(run.description).values():
+            if sizes.setdefault(facts["model"], facts.get("parameters")) != facts.get("parameters"):
                 raise ArgumentError(
                     f"the runs on {run.domain} mix two pairs: {without_paths(facts['model'])} has "
                     f"{sizes[facts['model']]} parameters in one and {facts.get('parameters')} in another; "

@@ -103,11 +103,15 @@ def measures_of(records: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Flo
 
 def measure_of(record: Mapping[str, Any], name: str) -> float | None:
     """Return one of the `MEASURES` of a ledger record; None if the record does not have it."""
-    tokens = record["tokens"]
+    tokens, spent = record["tokens"], record.get("spent") or {}
     if name == "length":
-        return float(tokens["mentor_new"] + tokens["intern_new"])
+        return float(tokens["mentor_new"] + tokens["intern_new"] + sum(one["new"] for one in spent.values()))
+    if spent and name in ("mentor_tokens", "stage"):
+        return None
     if name == "mentor_tokens":
         return float(tokens["mentor_new"])
+    if name == "seconds":
+        return float(record["judge_seconds"] + record["generate_seconds"])
     if name == "truncated":
         return float(record["finish_reason"] == "length")
     value = record.get(name)

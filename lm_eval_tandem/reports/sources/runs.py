@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 QuestionId = tuple[str, int]
 """Task and document id."""
 
-MEASURES = ("length", "mentor_tokens", "tflops", "stage", "truncated", "dollars")
+MEASURES = ("length", "mentor_tokens", "tflops", "bill", "seconds", "stage", "truncated", "dollars")
 """Numbers that a run may have per question besides its grade: read from samples, or derived from ledger records."""
 SUBJECT_FIELDS = ("subject", "type")
 """Fields of a document that name its subject, unless the user names another one."""
@@ -90,6 +90,11 @@ class Run:
     def classifier_facts(self) -> Mapping[str, Any]:
         """What the run recorded about its classifier: schema, model, labels, tasks, sha256; empty if nothing."""
         return self.description.get("judge") or {}
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the models took no roles, but were combined as an ensemble."""
+        return bool(self.description.get("models"))
 
     @property
     def has_both_models(self) -> bool:
@@ -255,16 +260,20 @@ def per_task_description(run: Run) -> dict[str, Any]:
 def identity(description: Mapping[str, Any]) -> str:
     """Return a string that is the same for two runs of the same models, settings, policy and classifier."""
     models = {
-        role: [description[role].get(key) for key in ("model", "parameters")]
-        for role in ("mentor", "intern")
-        if role in description
+        name: [facts.get(key) for key in ("model", "parameters")] for name, facts in models_of(description).items()
     }
-    names = ("run", "seed", "classifier", "recipe", "thresholds", *PAIR_SETTINGS)
+    names = ("run", "policy", "seed", "classifier", "recipe", "thresholds", *PAIR_SETTINGS)
     settings = {name: description.get(name) for name in names}
     settings["thresholds"] = (
         [nearest_decimal(value) for value in settings["thresholds"]] if settings["thresholds"] else None
     )
     return json.dumps([models, settings, (description.get("judge") or {}).get("sha256")], sort_keys=True)
+
+
+def models_of(description: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what a run recorded about each of its models, by role, or by name in an ensemble; the mentor first."""
+    roles = {role: description[role] for role in ("mentor", "intern") if role in description}
+    return {**roles, **(description.get("models") or {})}
 
 
 def join_tasks(domain: str, task_runs: Sequence[_TaskRun], by: str | None) -> Run:
