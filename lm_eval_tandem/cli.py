@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def add_run(commands: Commands) -> None:
     """`lm-eval-tandem run`."""
     run = commands.add_parser("run", help="answer questions of one's own, without a task")
-    run.add_argument("config", type=Path, help="YAML file with model_args, as for lm_eval --config")
+    run.add_argument("config", type=Path, help="YAML file as for lm_eval --config, or of the authors' toolkit")
     run.add_argument("--input", type=Path, required=True, help="JSON Lines: messages, prompt, question, or instruction")
     run.add_argument("--output", type=Path, required=True, help="JSON Lines; beside it a .sqlite file to go on from")
     run.add_argument("--limit", type=int, default=None, help="answer the first so many rows")

@@ -1,8 +1,9 @@
-"""The command `lm-eval-tandem run`: any policy over a user's own questions, without a task.
+"""The command `lm-eval-tandem run`: any policy or ensemble over a user's own questions, without a task.
 
 Questions come from a JSON Lines file, in any of four shapes: `messages` (a conversation), `prompt`, `question`, or
-`instruction` with an optional `input`. The settings come from a YAML file as lm_eval takes it with `--config`. Each row
-comes back in its place, with the answer, who wrote it, and what it cost.
+`instruction` with an optional `input`. The settings come from a YAML file as lm_eval takes it with `--config`, or from
+one of the authors' ensemble toolkit (`toolkit_config.py`). Each row comes back in its place, with the answer, who wrote
+it, and what it cost.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem.errors import ArgumentError, ContextError, TandemError
+from lm_eval_tandem.harness import toolkit_config
 from lm_eval_tandem.ledger import Record, rounded
 
 if TYPE_CHECKING:
-    from lm_eval_tandem.harness.model import TandemLM
+    from lm_eval_tandem.harness.answering import AnsweringLM
 
 TASK = "run"
 """What the records call the task of own questions."""
-USED = ("model", "model_args", "gen_kwargs", "apply_chat_template", "system_instruction", "batch_size", "device")
-"""Entries of a configuration that are used; the others are of tasks."""
+MODELS = ("tandem", "ensemble")
+BESIDE = ("apply_chat_template", "system_instruction", "batch_size", "device")
+"""Entries of a configuration that are used in either layout."""
+USED = ("model", "model_args", "gen_kwargs", *BESIDE)
+"""Entries of a configuration as for lm_eval that are used; the others are of tasks."""
 SHAPES = "messages, prompt, question, or instruction (and input)"
 ADDED = ("answer", "tandem", "error")
 """What is added to a row."""
@@ -37,7 +42,8 @@ def run(config: Path, questions: Path, output: Path, limit: int | None = None) -
     Parameters
     ----------
     config
-        A YAML file with `model_args` and, if wanted, the other entries of `USED`.
+        A YAML file with `model_args` and, if wanted, the other entries of `USED`; or one of the authors' toolkit, with
+        those of `BESIDE` if wanted.
     questions
         A JSON Lines file.
     output
@@ -67,9 +73,7 @@ def run(config: Path, questions: Path, output: Path, limit: int | None = None) -
     arguments = {name: given[name] for name in ("batch_size", "device") if given.get(name) is not None}
     arguments |= {"store": str(output) + ".sqlite"} | given["model_args"]
 
-    from lm_eval_tandem.harness.model import TandemLM  # brings torch and transformers
-
-    lm = TandemLM(**arguments)
+    lm = load(given.get("model", MODELS[0]), arguments)
     try:
         answered, ended_by = answer(lm, rows, conversations, given)
     finally:
@@ -81,8 +85,19 @@ def run(config: Path, questions: Path, output: Path, limit: int | None = None) -
     return len(answered) - failed, failed
 
 
+def load(model: str, arguments: Mapping[str, Any]) -> AnsweringLM:
+    """The model of a configuration, ready to answer; brings torch and transformers."""
+    if model == "ensemble":
+        from lm_eval_tandem.harness.ensemble_model import EnsembleLM
+
+        return EnsembleLM(**arguments)
+    from lm_eval_tandem.harness.model import TandemLM
+
+    return TandemLM(**arguments)
+
+
 def answer(
-    lm: TandemLM,
+    lm: AnsweringLM,
     rows: Sequence[dict[str, Any]],
     conversations: Sequence[list[dict[str, str]]],
     given: Mapping[str, Any],
@@ -145,10 +160,16 @@ def read_config(path: Path) -> dict[str, Any]:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ArgumentError(f"{path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from None
+    if isinstance(given, dict) and toolkit_config.is_toolkit_config(given):
+        beside = {name: given.pop(name) for name in BESIDE if name in given}
+        given = toolkit_config.run_of(given, path) | beside
     if not isinstance(given, dict) or not given.get("model_args"):
-        raise ArgumentError(f"{path} has no model_args; give mentor, intern and policy there, as for lm_eval --config.")
-    if given.get("model", "tandem") != "tandem":
-        raise ArgumentError(f"{path} is for model: {given['model']}; this command runs model: tandem.")
+        raise ArgumentError(
+            f"{path} has no model_args; give mentor, intern and policy there, or with model: ensemble, models and "
+            "aggregation, as for lm_eval --config."
+        )
+    if given.get("model", MODELS[0]) not in MODELS:
+        raise ArgumentError(f"{path} is for model: {given['model']}; this command runs model: tandem and ensemble.")
     unused = [name for name in given if name not in USED]
     if unused:
         print(f"run: {', '.join(unused)} of {path} belong to tasks and are not used.", file=sys.stderr)
@@ -220,7 +241,7 @@ def turns_of(row: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, st
     return turns
 
 
-def prompt_of(turns: list[dict[str, str]], lm: TandemLM, given: Mapping[str, Any]) -> str:
+def prompt_of(turns: list[dict[str, str]], lm: AnsweringLM, given: Mapping[str, Any]) -> str:
     """A conversation as the harness would ask it: with each role's chat template where that is asked for."""
     if given.get("apply_chat_template"):
         return lm.apply_chat_template(turns, turns[-1]["role"] != "assistant")

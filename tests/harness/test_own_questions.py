@@ -133,3 +133,33 @@ def test_neither_the_input_nor_a_folder_is_written_over(tmp_path: Path) -> None:
     for output in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
         with pytest.raises(own_questions.ArgumentError, match="cannot be written"):
             own_questions.check_output(output, file)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "longest"),
+    [
+        ("loop", {"max_new_tokens_per_round": 4}, 12),
+        ("progressive", {"outline_max_tokens": 8}, 12),  # which counts the outline
+    ],
+)
+def test_a_file_of_the_authors_toolkit_runs_as_it_is(
+    tmp_path: Path, method: str, parameters: dict[str, int], longest: int
+) -> None:
+    config = {
+        "server": {"host": "127.0.0.1", "port": 8000},
+        "model_specs": [{"path": "pair/mentor", "engine": "hf", "device": "cpu"}, {"path": "pair/intern"}],
+        "ensemble": {
+            "output_aggregation_method": method,
+            "output_aggregation_params": parameters,
+            "generation": {"max_tokens": longest, "temperature": 0.0, "stop_strings": []},
+        },
+        "batch_size": 2,
+    }
+    for row in run(tmp_path, [{"prompt": text} for text in QUESTIONS[:2]], config):
+        assert row["answer"]
+        if method == "loop":
+            segments = [(segment["writer"], segment["tokens"]) for segment in row["tandem"]["segments"]]
+            assert segments == [("mentor", 4), ("intern", 4), ("mentor", 4)]
+        else:
+            assert row["tandem"]["policy"] == "outline:8"
+            assert (row["tandem"]["tokens"]["mentor_new"], row["tandem"]["tokens"]["intern_new"]) == (8, 4)
