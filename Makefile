@@ -27,6 +27,10 @@ TASKS ?= tandem_pair_math,tandem_pair_code
 PRICES ?= mentor_price_input=2,mentor_price_cached=0.5,mentor_price_output=8,intern_price_input=0.4,intern_price_cached=0.1,intern_price_output=1.6
 LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_configs --batch_size 64 --log_samples $(if $(QUESTIONS),--limit $(QUESTIONS))
 
+# some images forbid Python to keep what it compiled; each of the many processes of the tests would then compile all that it
+# imports again, above all those of vLLM, which uv installs without compiling anything
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report real bench bench-gpu clean
 
 help:

@@ -7,10 +7,12 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 from lm_eval_tandem import _paths
 
 LM_EVAL = Path(sys.executable).with_name("lm_eval")
@@ -53,6 +55,12 @@ def command(task: str, model: str = "tandem", bare: bool = False, **arguments: A
     return [*program, "--model", model, "--model_args", given, "--tasks", task, "--batch_size", "16", *tasks]
 
 
+def options_of(arguments: Sequence[str]) -> list[str]:
+    """The options of a command, for a run in this process: one to compare with need not start a process of its own."""
+    options = arguments[list(arguments).index("--model") :]
+    return ["run", "--include_path", str(_paths.task_configs()), *options, "--device", "cpu"]
+
+
 def save_task(folder: Path, questions: Sequence[str]) -> None:
     """Save the task `coins`, which asks these questions, into the folder; `--include_path` is its folder `tasks`."""
     task = {
@@ -76,6 +84,20 @@ def run(arguments: Sequence[str], folder: Path, code: int = 0) -> str:
     done = subprocess.run(arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
+
+
+def forked_at_once(arguments: Sequence[str], folder: Path) -> forked.Process:
+    """Start the command, which has to be one of this Python, in a fork that has the libraries imported."""
+    assert arguments[0] == sys.executable
+    return forked.Process(arguments[1:], folder, ENVIRONMENT, Path(tempfile.mkdtemp(dir=folder)))
+
+
+def run_forked(arguments: Sequence[str], folder: Path, code: int = 0) -> str:
+    """As `run`, in a fork."""
+    process = forked_at_once(arguments, folder)
+    ended = process.wait(PATIENCE)
+    assert ended == code, process.printed() + process.complained()
+    return process.printed() if code == 0 else process.complained()
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from command_line import ENVIRONMENT, PATIENCE, command, results, run, samples
+import forked
+from command_line import ENVIRONMENT, PATIENCE, command, results, run, run_forked, samples
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -20,10 +21,11 @@ def launched(folder: Path, processes: int, questions: int, **arguments: Any) -> 
     """Run the bundled pair in so many processes, results in `out`, the ledger in l.jsonl; seconds of its generation."""
     folder.mkdir()
     line = command("tandem_pair_math", ledger="l.jsonl", **arguments)
+    line += ["--limit", str(questions), "--output_path", "out", "--log_samples", "--device", "cpu"]
     if processes == 2:
-        line = [*TWO, "--no-python", *line]
-    line += ["--limit", str(questions)]
-    run([*line, "--output_path", "out", "--log_samples", "--device", "cpu"], folder)
+        run([*TWO, "--no-python", *line], folder)
+    else:
+        run_forked(line, folder)
     return float(results(folder / "out")["config"]["tandem"]["totals"]["wall_seconds"])
 
 
@@ -111,21 +113,21 @@ def test_an_error_of_one_rank_ends_both(tmp_path: Path, what: str, sentence: str
         port = free.getsockname()[1]
     shared = {**ENVIRONMENT, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", UNSUPERVISED, what, str(rank)],
-            cwd=tmp_path,
-            env={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+        forked.Process(
+            ["-c", UNSUPERVISED, what, str(rank)],
+            tmp_path,
+            {**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            Path(tempfile.mkdtemp(dir=tmp_path)),
         )
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=PATIENCE)[1] for process in running]
+        ended = [process.wait(PATIENCE) for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [1, 1], said
+    said = [process.complained() for process in running]
+    assert ended == [1, 1], said
     assert all(sentence in text for text in said), said
 
 

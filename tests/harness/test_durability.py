@@ -12,9 +12,20 @@ from pathlib import Path
 import pytest
 
 import lm_eval_tandem
-from command_line import ENVIRONMENT, PATIENCE, command, entries, results, run, samples
+from command_line import (
+    ENVIRONMENT,
+    PATIENCE,
+    command,
+    entries,
+    forked_at_once,
+    options_of,
+    results,
+    run_forked,
+    samples,
+)
 from interpreters import python
 from lm_eval_tandem.store import Store
+from tasks.in_process import lm_eval
 
 PACKAGE = Path(lm_eval_tandem.__file__).parents[1]
 KILLED = """
@@ -54,22 +65,20 @@ KILLED = """
                 os._exit(1)
         return pid
 
-    def undisturbed(folder):
-        os.makedirs(folder, exist_ok=True)
-        assert os.waitpid(fork(folder), 0)[1] == 0, "the run that followed a killed one failed"
-        return json.load(open(f"{{folder}}/out"))
+    def ended(pid):
+        assert os.waitpid(pid, 0)[1] == 0, "a run that was not killed failed"
 
     def at_work(folder):
         while not os.path.exists(f"{{folder}}/s.sqlite"):
             time.sleep(0.002)
         return time.monotonic()
 
-    expected = undisturbed("undisturbed")
-    os.makedirs("timed")
-    pid = fork("timed")
-    began = at_work("timed")
-    os.waitpid(pid, 0)
+    os.makedirs("undisturbed")
+    pid = fork("undisturbed")
+    began = at_work("undisturbed")
+    ended(pid)
     seconds, draw, found = time.monotonic() - began, random.Random(7), 0
+    expected = json.load(open("undisturbed/out"))
     for turn in range({times}):
         os.makedirs(f"{{turn}}")
         pid = fork(f"{{turn}}")
@@ -80,7 +89,8 @@ KILLED = """
         store = Store(f"{{turn}}/s.sqlite")
         found += 0 < len(store)
         store.close()
-        found_now = undisturbed(f"{{turn}}")
+        ended(fork(f"{{turn}}"))
+        found_now = json.load(open(f"{{turn}}/out"))
         assert found_now == expected, (turn, found_now, expected)
     print(found)
 """
@@ -111,7 +121,7 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
     assert full["config"]["tandem"]["totals"]["unkept_in_store"] > 0
     kept = len(Store(tmp_path / "s.sqlite"))
     assert kept > 0
-    run([*line, "--output_path", "again"], tmp_path)
+    run_forked([*line, "--output_path", "again"], tmp_path)
     whole = results(tmp_path / "again")
     found = whole["config"]["tandem"]["totals"]
     assert found["found_in_store"] == kept
@@ -119,8 +129,27 @@ def test_a_full_disk_costs_the_store_and_not_the_run(tmp_path: Path) -> None:
     assert whole["results"] == full["results"]
 
 
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    limit = ["--limit", "60", "--log_samples", "--output_path"]
+    lm_eval(*options_of(command("tandem_pair_math", policy="cascade")), *limit, str(tmp_path / "whole"))
+    again = [*command("tandem_pair_math", policy="cascade", store="s.sqlite"), *limit, "resumed"]
+    killed = forked_at_once(again, tmp_path)
+    deadline = time.monotonic() + PATIENCE
+    while entries(tmp_path / "s.sqlite") < 90 and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.poll() == -signal.SIGKILL, "the run was not killed in the middle"
+    before = entries(tmp_path / "s.sqlite")
+    assert before >= 90
+    run_forked(again, tmp_path)
+    whole, resumed = results(tmp_path / "whole"), results(tmp_path / "resumed")
+    assert resumed["results"] == whole["results"]
+    assert [s["resps"] for s in samples(tmp_path / "resumed")] == [s["resps"] for s in samples(tmp_path / "whole")]
+    assert resumed["config"]["tandem"]["totals"]["found_in_store"] >= 0.9 * before
+
+
 def test_ctrl_c_ends_a_run_with_one_sentence_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:3"), "--limit", "2000"]
+    line = command("tandem_pair_math", store="s.sqlite", ledger="l.jsonl", policy="mentor")
     going = subprocess.Popen(
         line,
         cwd=tmp_path,
@@ -130,27 +159,25 @@ def test_ctrl_c_ends_a_run_with_one_sentence_and_keeps_what_is_finished(tmp_path
         # a shell starts its background jobs with interrupts ignored, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while entries(tmp_path / "s.sqlite") < 5:
+    while entries(tmp_path / "s.sqlite") < 60:
         assert going.poll() is None, "the run ended by itself"
-        time.sleep(0.05)
+        time.sleep(0.02)
     going.send_signal(signal.SIGINT)
     _, said = going.communicate(timeout=PATIENCE)
     assert going.returncode in (-signal.SIGINT, 130), (going.returncode, said)  # a shell reports both as 130
     assert said.splitlines()[-1].startswith("tandem: interrupted; finished calls are in the store"), said
     assert "Traceback" not in said
-    assert len(Store(tmp_path / "s.sqlite")) >= 5
+    assert len(Store(tmp_path / "s.sqlite")) >= 60
+    # of the last batches, 16 calls each, some were stored and not yet recorded
+    assert len((tmp_path / "l.jsonl").read_text().splitlines()) >= 20
 
 
 def test_two_runs_on_one_store_at_once(tmp_path: Path) -> None:
     """Both end, with the same answers; together they leave one whole store."""
     line = [*command("tandem_pair_math", store="s.sqlite", policy="stage:2"), "--limit", "40", "--log_samples"]
-    running = [
-        subprocess.Popen([*line, "--output_path", name], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
-        for name in "ab"
-    ]
+    running = [forked_at_once([*line, "--output_path", name], tmp_path) for name in "ab"]
     for process in running:
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said.decode()
+        assert process.wait(PATIENCE) == 0, process.complained()
     one, two = ([sample["resps"] for sample in samples(tmp_path / name)] for name in "ab")
     assert one == two
     assert len(Store(tmp_path / "s.sqlite")) == 40 * 3
@@ -158,14 +185,7 @@ def test_two_runs_on_one_store_at_once(tmp_path: Path) -> None:
 
 def test_a_ledger_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
     line = command("tandem_pair_math", ledger=os.devnull + "/l.jsonl", policy="stage:1")
-    done = subprocess.run(
-        [*line, "--limit", "4", "--output_path", "out"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "could not be written" in done.stderr
+    process = forked_at_once([*line, "--limit", "4", "--output_path", "out"], tmp_path)
+    assert process.wait(PATIENCE) == 0, process.complained()
+    assert "could not be written" in process.complained()
     assert "acc,none" in results(tmp_path / "out")["results"]["tandem_pair_math"]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,15 +13,14 @@ from command_line import (
     BARE_WITHOUT_DEFAULT_TASKS,
     ENVIRONMENT,
     MACHINE_REPORT_LEFT_OUT,
-    PATIENCE,
     command,
-    entries,
+    options_of,
     results,
     run,
+    run_forked,
     samples,
 )
-from lm_eval_tandem import _paths, pair
-from lm_eval_tandem.store import Store
+from lm_eval_tandem import pair
 from tasks.in_process import lm_eval
 
 
@@ -40,12 +35,6 @@ def has_hook() -> None:
     )
     if probe.stdout.strip() != "True":
         pytest.skip("lm_eval_tandem is not installed from a wheel here, so bare lm_eval does not know it")
-
-
-def options_of(arguments: Sequence[str]) -> list[str]:
-    """The options of a command, for a run in this process: one to compare with need not start a process of its own."""
-    options = arguments[list(arguments).index("--model") :]
-    return ["run", "--include_path", str(_paths.task_configs()), *options, "--device", "cpu"]
 
 
 @pytest.mark.usefixtures("has_hook")
@@ -81,53 +70,11 @@ def test_another_model_runs_the_same_task_without_cost_columns(tmp_path: Path) -
 def test_chat_few_shot_predict_only_and_samples_work_as_for_model_hf(tmp_path: Path) -> None:
     base = ["--output_path", str(tmp_path / "out"), "--log_samples"]
     base += ["--apply_chat_template", "--system_instruction", "Be exact."]
-    run([*command("tandem_pair_math", policy="intern"), *base, "--limit", "12", "--predict_only"], tmp_path)
+    run_forked([*command("tandem_pair_math", policy="intern"), *base, "--limit", "12", "--predict_only"], tmp_path)
     lm_eval(*options_of(command("tandem_pair_math", "hf", pretrained=pair.INTERN)), *base, "--limit", "12")
     ours, theirs = samples(tmp_path / "out" / "tandem-pair-intern"), samples(next((tmp_path / "out").glob("*pair__*")))
     assert [one["resps"] for one in ours] == [one["resps"] for one in theirs]
     assert [one["arguments"] for one in ours] == [one["arguments"] for one in theirs]
-
-
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    limit = ["--limit", "100", "--log_samples", "--output_path"]
-    lm_eval(*options_of(command("tandem_pair_math", policy="cascade")), *limit, str(tmp_path / "whole"))
-    again = [*command("tandem_pair_math", policy="cascade", store="s.sqlite"), *limit, "resumed"]
-    killed = subprocess.Popen(again, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + PATIENCE
-    while entries(tmp_path / "s.sqlite") < 150 and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    before = entries(tmp_path / "s.sqlite")
-    assert before >= 150, "the run was not killed in the middle"
-    run(again, tmp_path)
-    whole, resumed = results(tmp_path / "whole"), results(tmp_path / "resumed")
-    assert resumed["results"] == whole["results"]
-    assert [s["resps"] for s in samples(tmp_path / "resumed")] == [s["resps"] for s in samples(tmp_path / "whole")]
-    assert resumed["config"]["tandem"]["totals"]["found_in_store"] >= 0.9 * before
-
-
-def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    program = command("tandem_pair_math", policy="mentor", store="s.sqlite", ledger="l.jsonl")
-    going = subprocess.Popen(
-        program,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # a shell starts its background jobs with interrupts ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + PATIENCE
-    while entries(tmp_path / "s.sqlite") < 60 and going.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    going.send_signal(signal.SIGINT)
-    _, errors = going.communicate(timeout=PATIENCE)
-    assert going.returncode in (-signal.SIGINT, 1), "130 in a shell; 1 where torch hides the signal from Python"
-    assert b"tandem: interrupted" in errors
-    assert len(Store(tmp_path / "s.sqlite")) >= 60
-    # of the last batches, 16 calls each, some were stored and not yet recorded
-    assert len((tmp_path / "l.jsonl").read_text().splitlines()) >= 20
 
 
 @pytest.mark.parametrize(
@@ -141,7 +88,7 @@ def test_an_interrupt_ends_the_run_and_keeps_what_is_finished(tmp_path: Path) ->
     ],
 )
 def test_a_wrong_argument_ends_with_one_sentence(tmp_path: Path, arguments: dict[str, str], sentence: str) -> None:
-    errors = run([*command("tandem_pair_math", **arguments)], tmp_path, code=1)
+    errors = run_forked([*command("tandem_pair_math", **arguments)], tmp_path, code=1)
     last = errors.strip().splitlines()[-1]
     assert last.startswith("tandem: error: ")
     assert sentence in last
@@ -152,15 +99,15 @@ def test_from_collecting_to_a_cascade_with_the_new_classifier(tmp_path: Path) ->
     program = [sys.executable, "-m", "lm_eval_tandem.cli"]
     quicker = [sys.executable, "-c", f"{MACHINE_REPORT_LEFT_OUT}\nfrom lm_eval_tandem.cli import main\nmain()"]
     tasks = ["--tasks", "tandem_pair_math_train", "--limit", "60", "--batch_size", "32"]
-    assert "collected:" in run([*quicker, "collect", *tasks, "--output", "c"], tmp_path)
-    assert "fitted:" in run([*program, "fit", "c", "--output", "mine"], tmp_path)
+    assert "collected:" in run_forked([*quicker, "collect", *tasks, "--output", "c"], tmp_path)
+    assert "fitted:" in run_forked([*program, "fit", "c", "--output", "mine"], tmp_path)
     assert "60 questions" in (tmp_path / "mine" / "README.md").read_text()
-    assert "Use policy=" in run([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
+    assert "Use policy=" in run_forked([*program, "thresholds", "c", "--classifier", "mine"], tmp_path)
     for policy in ("cascade", "mentor"):
         arguments = command("tandem_pair_math", policy=policy, classifier="mine")
-        run([*arguments, "--limit", "40", "--output_path", "out", "--log_samples"], tmp_path)
-    report = run([*program, "report", "out"], tmp_path)
+        run_forked([*arguments, "--limit", "40", "--output_path", "out", "--log_samples"], tmp_path)
+    report = run_forked([*program, "report", "out"], tmp_path)
     assert re.search(
         r"the bundled pair: cascade\*\*: [\d.]+ % correct, of 40 questions; [\d.]+ % of the cost of the mentor", report
     )
-    assert "lm-eval-tandem: error:" in run([*program, "fit", "nowhere", "--output", "x"], tmp_path, code=1)
+    assert "lm-eval-tandem: error:" in run_forked([*program, "fit", "nowhere", "--output", "x"], tmp_path, code=1)

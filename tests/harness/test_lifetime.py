@@ -116,12 +116,12 @@ def live_threads() -> list[str]:
 
 
 def test_what_a_failed_run_had_loaded_is_freed(tmp_path: Path) -> None:
-    """After twenty runs whose intern cannot be loaded, threads and memory are those after one."""
+    """After ten runs whose intern cannot be loaded, threads and memory are those after one."""
     mentor = tiny.save(tmp_path / "mentor", hidden_size=1024, intermediate_size=2048)
     (tmp_path / "broken").mkdir()
     before, sizes = live_threads(), []
     roles: dict[str, Any] = {"mentor": str(mentor), "intern": str(tmp_path / "broken"), **COMMON}
-    for _ in range(20):
+    for _ in range(10):
         with pytest.raises(EngineError, match="broken could not be loaded"):
             TandemLM(policy="stage:1", store=str(tmp_path / "store.sqlite"), **roles)
         gc.collect()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_tandem import digits
@@ -100,6 +100,7 @@ def test_the_report_of_the_pair_stays_the_same_when_the_last_bits_of_its_inputs_
         assert before.read_text(encoding="utf-8") == file.read_text(encoding="utf-8"), before.name
 
 
+@settings(deadline=None)
 @given(st.lists(FLOATS, min_size=1, max_size=50), st.integers(0, 2**32 - 1))
 def test_sums_have_no_order_and_comparisons_no_last_bit(values: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)

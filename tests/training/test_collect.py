@@ -111,11 +111,11 @@ def test_answers_can_be_collected_without_the_statistics_of_prompts(tmp_path: Pa
     arguments = {"dtype": "float32", "device": "cpu", "efforts": "24", "batch_size": 16}
     tasks = ["tandem_pair_math_train"]
     files = [
-        collect(dict(arguments), tasks, tmp_path / str(prompts), [], limit=40, prompts=prompts)
+        collect(dict(arguments), tasks, tmp_path / str(prompts), [], limit=24, prompts=prompts)
         for prompts in (True, False)
     ]
     whole, answers = (read(file)[0] for file in files)
-    assert answers.features.shape == (40, 2, 1)
+    assert answers.features.shape == (24, 2, 1)
     assert answers.parts is None
     for name in ("correct", "agrees", "cost", "answer_tokens", "entropy", "answer_ids"):
         np.testing.assert_allclose(getattr(answers, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
@@ -129,6 +129,6 @@ def test_answers_can_be_collected_without_the_statistics_of_prompts(tmp_path: Pa
         with pytest.raises(ClassifierError, match=r"without --no_statistics .* or fit with --inputs probe"):
             fit_sufficiency(answers, **options)
     both = concatenate([whole, answers])
-    np.testing.assert_array_equal(both.features[:40], whole.features[:, :, -1:])
+    np.testing.assert_array_equal(both.features[:24], whole.features[:, :, -1:])
     with pytest.raises(ArgumentError, match="leave out --no_statistics"):
         collect(dict(arguments), tasks, tmp_path / "hidden", [], hidden=True, prompts=False)

@@ -19,7 +19,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
 import tiny
-from command_line import WITHOUT_DEFAULT_TASKS, results, run, samples
+from command_line import WITHOUT_DEFAULT_TASKS, results, run_forked, samples
 from engines.llamacpp.local import EXACT, NEEDS_LLAMACPP, converted, opened
 from lm_eval_tandem import pair
 from lm_eval_tandem.errors import ArgumentError, ContextError, EngineError
@@ -302,7 +302,7 @@ def test_a_multiple_choice_task_on_the_command_line_has_the_results_of_hf(tmp_pa
     save_choices(tmp_path)
     asked = ["--tasks", "choices", "--include_path", str(tmp_path / "tasks"), "--log_samples", "--output_path"]
     ours = ["--model", "tandem", "--model_args", f"intern={file},policy=intern,cache_type=f32", "--batch_size", "4"]
-    shown = run([sys.executable, "-c", WITHOUT_DEFAULT_TASKS, *ours, *asked, "ours"], tmp_path)
+    shown = run_forked([sys.executable, "-c", WITHOUT_DEFAULT_TASKS, *ours, *asked, "ours"], tmp_path)
     assert "|choices|" in shown
     theirs = ["--model", "hf", "--model_args", f"pretrained={pair.INTERN},dtype=float32", "--device", "cpu"]
     lm_eval("run", *theirs, *asked, str(tmp_path / "theirs"))
