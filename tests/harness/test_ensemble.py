@@ -251,6 +251,58 @@ def test_a_killed_run_goes_on_and_stands_in_the_report_beside_the_pair_s_policie
     assert [row[0] for row in compared.rows] == ["ensemble:loop (segment_tokens=12)"]
 
 
+POLICIES: list[dict[str, Any]] = [
+    {"policy": policy, "step_end": "."} for policy in ("handoff:12", "outline:12", "steps:0.05", "verify:4")
+]
+RUNS = [("ensemble", one) for one in STRATEGIES + ONE_VOCABULARY] + [("tandem", one) for one in POLICIES]
+
+
+def named(run_of: Any) -> str:
+    """A run as pytest calls it."""
+    return "-".join(map(str, run_of[1].values())) if isinstance(run_of, tuple) else str(run_of)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pair", "two families"])
+@pytest.mark.parametrize("chosen", RUNS, ids=named)
+def test_every_strategy_through_bare_lm_eval_killed_and_continued_at_two_batch_sizes(
+    chosen: tuple[str, dict[str, Any]], kind: str, families: str, references: dict[str, str], tmp_path: Path
+) -> None:
+    model, strategy = chosen
+    if kind == "two families" and strategy in ONE_VOCABULARY:
+        pytest.skip("two vocabularies have no plain average")
+    models = families if kind == "two families" else "pair/mentor;pair/intern"
+    given = dict(strategy)
+    if model == "ensemble":
+        given["models"] = models
+    elif kind == "two families":
+        given |= dict(zip(("mentor", "intern"), models.split(";"), strict=True))
+    if strategy.get("selection") == "zscore":
+        given["reference"] = references[models]
+    store = tmp_path / "store.sqlite"
+
+    def asked(batch_size: int, folder: str, **more: Any) -> list[str]:
+        words = command(*(f"{name}={value}" for name, value in {**given, **more}.items()), limit=24)
+        words[words.index("--batch_size") + 1] = str(batch_size)
+        words[words.index("--model") + 1] = model
+        return [*words, "--gen_kwargs", "max_gen_toks=20", "--output_path", str(tmp_path / folder), "--log_samples"]
+
+    interrupted = asked(4, "a", store=store)
+    started = subprocess.Popen(
+        interrupted, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    waited = time.monotonic()
+    while entries(store) < 6 and started.poll() is None and time.monotonic() - waited < PATIENCE:
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    run(interrupted, tmp_path)
+    run(asked(1, "b"), tmp_path)
+    answers = [[sample["resps"] for sample in samples(tmp_path / folder)] for folder in ("a", "b")]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 24
+
+
 def test_likelihoods_are_one_model_s(tmp_path: Path) -> None:
     lm = EnsembleLM(**COMMON, aggregation="vote", loglikelihood="intern")
     assert lm.answering.name == str(pair.INTERN)
