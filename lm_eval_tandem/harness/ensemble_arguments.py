@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm_eval_tandem import pair
 from lm_eval_tandem.ensembles.responses import FINAL_ANSWER
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import (
     BACKENDS,
     BY_NAME,
+    PAIR,
     Argument,
     to_choice,
     to_numbers,
@@ -20,6 +22,8 @@ from lm_eval_tandem.harness.arguments import (
 )
 
 MAX_ROUNDS = 500
+BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
+"""The bundled models, by the names under which they are given."""
 
 
 def to_models(name: str, value: Any) -> list[Any]:

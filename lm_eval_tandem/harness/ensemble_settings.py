@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tandem import pair
 from lm_eval_tandem.accounting import PRICES, Prices
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.ensembles import scorers
@@ -17,7 +16,7 @@ from lm_eval_tandem.ensembles.responses import extractor
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS, Strategy
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import PAIR, format_numbers
-from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS
+from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS, BUNDLED
 from lm_eval_tandem.harness.settings import (
     PRICED_BACKENDS,
     Given,
@@ -30,7 +29,6 @@ from lm_eval_tandem.harness.settings import (
 
 POLICY = "ensemble:"
 """What the policy of an ensemble begins with, in records and reports."""
-BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
 STEP_IN_TOKENS = "hf"
 """The backend whose models can decode in step."""
 SCORER_OPTIONS = {"scorer_step_separator": "step_separator", "scorer_api_key_env": "api_key_env"}
@@ -142,7 +140,7 @@ def read_ensemble(
         store=own["store"],
         ledger=own["ledger"],
         seed=own["seed"],
-        bundled="models" not in own,
+        bundled=[role.label for role in roles.values()] == list(BUNDLED),
         max_rounds=own["max_rounds"],
         extract=own["extract"],
     )

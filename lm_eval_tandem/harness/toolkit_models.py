@@ -9,16 +9,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tandem import pair
 from lm_eval_tandem.ensembles.scorers import LOGPROB
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import PAIR, to_bool
-from lm_eval_tandem.harness.ensemble_arguments import to_number
+from lm_eval_tandem.harness.ensemble_arguments import BUNDLED, to_number
 
 Model = dict[str, Any]
 """A model with its `backend` and arguments, as `models` of `--model ensemble` takes it."""
 
-BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
 SPEC = ("path", "engine", "device", "max_memory", "quantization", "enable_thinking", "num_gpus", "padding_side")
 BACKENDS = {"hf": "hf", "vllm": "vllm", "api": "openai"}
 """What their engines are called here."""

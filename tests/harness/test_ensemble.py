@@ -16,7 +16,7 @@ import pytest
 
 import tiny
 from bundled import COMMON, instances
-from command_line import BARE_WITHOUT_DEFAULT_TASKS, ENVIRONMENT, PATIENCE, entries, results, run, samples
+from command_line import BARE_WITHOUT_DEFAULT_TASKS, ENVIRONMENT, PATIENCE, entries, results, run_forked, samples
 from lm_eval_tandem import _paths, cli, pair
 from lm_eval_tandem.engines import Role, registry
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
@@ -230,7 +230,7 @@ def test_a_killed_run_goes_on_and_stands_in_the_report_beside_the_pair_s_policie
     started.kill()
     started.wait()
     kept = entries(store)
-    printed = run(asked, tmp_path)
+    printed = run_forked(asked, tmp_path)
     assert re.search(r"\|\s*\|none\s*\|\s*0\|tflops", printed)
     described = results(tmp_path / "runs")["config"]["tandem"]
     assert described["policy"] == "ensemble:loop (segment_tokens=12)"
@@ -241,7 +241,7 @@ def test_a_killed_run_goes_on_and_stands_in_the_report_beside_the_pair_s_policie
     cascade = [sys.executable, "-c", BARE_WITHOUT_DEFAULT_TASKS, *asked[3:]]
     cascade[cascade.index("ensemble")] = "tandem"
     cascade[cascade.index("--model_args") + 1] = f"policy=cascade,ledger={tmp_path / 'runs' / 'cascade.jsonl'}"
-    run(cascade, tmp_path)
+    run_forked(cascade, tmp_path)
     made = report([tmp_path / "runs"])
     tables = {table.name: table for table in made.tables}
     policies = next(table for name, table in tables.items() if name.startswith("policies-"))
@@ -296,8 +296,8 @@ def test_every_strategy_through_bare_lm_eval_killed_and_continued_at_two_batch_s
         time.sleep(0.02)
     started.kill()
     started.wait()
-    run(interrupted, tmp_path)
-    run(asked(1, "b"), tmp_path)
+    run_forked(interrupted, tmp_path)
+    run_forked(asked(1, "b"), tmp_path)
     answers = [[sample["resps"] for sample in samples(tmp_path / folder)] for folder in ("a", "b")]
     assert answers[0] == answers[1]
     assert len(answers[0]) == 24
