@@ -85,6 +85,14 @@ def one_line(message: object, longest: int = LONGEST_REASON) -> str:
     return text[: word if word > 0 else longest - 1] + "…"
 
 
+def without_content(error: Exception) -> str:
+    """Why a YAML file cannot be read, without the lines of it that the parser quotes: a key may be in them."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return one_line(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'it is no YAML'}"
+
+
 def install(extra: str) -> str:
     """How to install an extra of the package, for the sentence that says what is missing."""
     return f'pip install ".[{extra}]" in a checkout'

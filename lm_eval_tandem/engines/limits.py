@@ -19,7 +19,7 @@ def check_window(name: str, window: int, prompt_tokens: int, new_tokens: int) ->
     if prompt_tokens + new_tokens > window:
         raise ContextError(
             f"a prompt of {prompt_tokens} tokens and {new_tokens} tokens to generate exceed the window of {name}, "
-            f"{window} tokens; lower max_gen_toks or the efforts, or use a model with a longer window."
+            f"{window} tokens; lower max_gen_toks (or the efforts of a tandem), or use a model with a longer window."
         )
 
 

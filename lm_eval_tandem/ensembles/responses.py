@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import regex
 
 from lm_eval_tandem.digits import without_last_bits
 from lm_eval_tandem.engines.rating import Scorer
 from lm_eval_tandem.ensembles.run import EnsembleRun, Member, Writing
-from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.errors import ArgumentError, CallError
 
 Extract = Callable[[str], str | None]
 """The answer in a response, in one way of writing; None where there is none."""
 FINAL_ANSWER = "answer"
 """`extract=` for the final answer as the package's math tasks read it."""
+EXTRACT_SECONDS = 5.0
+"""Longest search of a response; some expressions take for ever on some texts."""
 
 
 async def responses(run: EnsembleRun) -> list[Writing]:
@@ -99,7 +102,7 @@ def extractor(how: str) -> Extract:
     Raises
     ------
     ArgumentError
-        It is no regular expression.
+        It is no regular expression. The function raises CallError where one takes too long.
 
     Examples
     --------
@@ -109,14 +112,19 @@ def extractor(how: str) -> Extract:
     if how == FINAL_ANSWER:
         return final_answer
     try:
-        pattern = re.compile(how)
-    except re.error as error:
+        pattern = regex.compile(how)
+    except regex.error as error:
         raise ArgumentError(
             f"extract={how} is no regular expression ({error}); give one, or extract={FINAL_ANSWER}."
         ) from None
 
     def last_match(response: str) -> str | None:
-        found = list(pattern.finditer(response))
+        try:
+            found = list(pattern.finditer(response, timeout=EXTRACT_SECONDS))
+        except TimeoutError:
+            raise CallError(
+                f"extract={how} takes longer than {EXTRACT_SECONDS:g} seconds on a response; simplify it"
+            ) from None
         return None if not found else (found[-1][1] if pattern.groups else found[-1][0])
 
     return last_match

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -134,7 +135,7 @@ class EnsembleRun:
         """Make what a member wrote the next part of the answer, and return its text."""
         completion, member = writing.completion, writing.member
         written = self.growing.take(
-            member.name, member.engine, completion.token_ids, writing.tokens, completion.finish_reason, score
+            member.name, member.engine, completion.token_ids, writing.tokens, completion.finish_reason, finite(score)
         )
         self._parts_read[member.name] = len(self.growing.segments)
         return written
@@ -143,7 +144,7 @@ class EnsembleRun:
         """Make a whole response the answer, as the engine cut it, and return it."""
         text = writing.completion.text
         self.growing.text, self.growing.finish_reason = text, writing.completion.finish_reason
-        self.growing.segments = [Segment(writing.member.name, writing.tokens, len(text), score)]
+        self.growing.segments = [Segment(writing.member.name, writing.tokens, len(text), finite(score))]
         return text
 
     async def rate(self, scorer: Scorer, candidates: Sequence[Candidate], reader: Member | None) -> list[float]:
@@ -170,7 +171,8 @@ class EnsembleRun:
             read = Spent(judged=sum(score.tokens for score in scores))
             for score in scores:
                 read.dollars = sum_known(read.dollars, score.dollars)
-            self.spent[SCORER] = before + read.priced(scorer.parameters)
+            # A server of unknown size is billed in dollars alone.
+            self.spent[SCORER] = before + (read if scorer.parameters is None else read.priced(scorer.parameters))
         return [score.value for score in scores]
 
     def candidate(self, text: str) -> Candidate:
@@ -222,3 +224,8 @@ class EnsembleRun:
         )
         record.refused_tokens = max(0, record.length - in_answer)
         return record
+
+
+def finite(score: float | None) -> float | None:
+    """A score as records keep it; None for one of a text in which there is nothing to rate."""
+    return score if score is not None and math.isfinite(score) else None

@@ -28,10 +28,21 @@ BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
 
 def to_models(name: str, value: Any) -> list[Any]:
     """A list of models, or text with semicolons between them."""
+    if isinstance(value, dict):
+        return [value]
     models = value if isinstance(value, list) else [part.strip() for part in str(value).split(";")]
     if not all(isinstance(model, (str, dict)) and model for model in models):
-        raise ArgumentError(f"{name}={value} has to name models with semicolons between them, as in a;b;c.")
+        # without its values, among which a key may be
+        given = f"{name}={value}" if isinstance(value, str) else f"{name} is a list with an entry that names none, and"
+        raise ArgumentError(f"{given} has to name models with semicolons between them, as in a;b;c.")
     return models
+
+
+def to_words(name: str, value: Any) -> str:
+    """Text, and no list of texts."""
+    if isinstance(value, (list, dict)):
+        raise ArgumentError(f"{name} has to be one text.")
+    return str(value)
 
 
 def to_positive(name: str, value: Any) -> int:
@@ -45,7 +56,7 @@ def to_positive(name: str, value: Any) -> int:
 def to_weights(name: str, value: Any) -> tuple[float, ...]:
     """Numbers of 0 or more, not all of them 0."""
     weights: tuple[float, ...] = to_numbers(float, "0.7:0.3")(name, value)
-    if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights):
+    if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise ArgumentError(f"{name}={value} has to be numbers of 0 or more, one of them above 0, as in 0.7:0.3.")
     return weights
 
@@ -140,11 +151,11 @@ ARGUMENTS = (
         "Largest number of tokens of a segment.",
         otherwise="; ".join(f"`{one.name}` {one.tokens}" for one in AGGREGATIONS.values() if one.tokens),
     ),
-    Argument("segment_end", to_text, "text, a line break being written `\\n`", "What ends a segment before that."),
+    Argument("segment_end", to_words, "text, a line break being written `\\n`", "What ends a segment before that."),
     Argument("max_rounds", to_positive, "whole number", "Largest number of segments.", default=MAX_ROUNDS),
     Argument(
         "extract",
-        to_text,
+        to_words,
         f"`{FINAL_ANSWER}` (the final answer, as the package's math tasks read it), or a regular expression",
         "Finds the answer in a response, for `vote`.",
         default=FINAL_ANSWER,

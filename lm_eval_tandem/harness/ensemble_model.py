@@ -11,7 +11,7 @@ from lm_eval_tandem.cascade.prompts import prompt_of
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine, registry
 from lm_eval_tandem.engines.rating import Scorer
-from lm_eval_tandem.ensembles import scorers
+from lm_eval_tandem.ensembles import scorers, selection
 from lm_eval_tandem.ensembles.ensemble import Aggregation, Ensemble, Selector
 from lm_eval_tandem.ensembles.responses import BestOf, One, Vote, extractor
 from lm_eval_tandem.ensembles.run import Member
@@ -95,8 +95,8 @@ class EnsembleLM(AnsweringLM):
             return One()
         if name == "vote":
             return Vote(extractor(chosen.extract))
-        reads = str(options.get("scorer", "")).removeprefix(scorers.LOGPROB)
-        reader = next((member for member in self._members if member.name == reads), None)
+        scorer = str(options.get("scorer", ""))
+        reader = next((member for member in self._members if scorer == scorers.LOGPROB + member.name), None)
         if name == "best_of":
             assert self.scorer is not None
             return BestOf(self.scorer, reader)
@@ -138,9 +138,14 @@ class EnsembleLM(AnsweringLM):
         ContextError
             The prompt with the longest answer does not fit.
         """
-        sizes = []
+        sizes, assessed = [], self.settings.selection.name == "self_assessment"
         for name, engine in self._engines.items():
             sizes.append(len(engine.encode(prompt_of(engine, task.question))))
+            if assessed and len(engine.encode(selection.assessment_prompt(engine, task.question))) >= engine.window:
+                raise ContextError(
+                    f"{task.task or 'request'} #{task.doc_id} and the question whether {name} can solve it do not fit "
+                    f"into its window, {engine.window} tokens; use a model with a longer window, or another selection."
+                )
             if sizes[-1] + task.sampling.max_tokens > engine.window:
                 raise ContextError(
                     f"{task.task or 'request'} #{task.doc_id} does not fit into the window of {name}, {engine.window} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,8 +14,9 @@ from lm_eval_tandem.engines import Role
 from lm_eval_tandem.ensembles import scorers
 from lm_eval_tandem.ensembles.reference_file import Reference, read_reference
 from lm_eval_tandem.ensembles.responses import extractor
+from lm_eval_tandem.ensembles.run import SCORER
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS, Strategy
-from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.errors import ArgumentError, without_content
 from lm_eval_tandem.harness.arguments import PAIR, format_numbers
 from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS, BUNDLED
 from lm_eval_tandem.harness.settings import (
@@ -27,6 +29,10 @@ from lm_eval_tandem.harness.settings import (
     refuse_secret,
 )
 
+OF_TANDEM = ("mentor", "intern", "policy", "efforts", "classifier", "thresholds")
+"""Arguments of the other model, which are easily given to this one."""
+LONGEST_NAME = 80
+"""Letters of the models' names in the name of a run, which names a folder."""
 POLICY = "ensemble:"
 """What the policy of an ensemble begins with, in records and reports."""
 STEP_IN_TOKENS = "hf"
@@ -61,8 +67,12 @@ class EnsembleSettings:
 
     @property
     def pair_name(self) -> str:
-        """How results call the models."""
-        return PAIR if self.bundled else "+".join(self.roles)
+        """How results call the models: by a few of them and a checksum where all names are long."""
+        if self.bundled:
+            return PAIR
+        whole = "+".join(self.roles)
+        checksum = hashlib.sha256(whole.encode()).hexdigest()[:8]
+        return whole if len(whole) <= LONGEST_NAME else f"{whole[:LONGEST_NAME]}-{checksum}"
 
     @property
     def policy(self) -> str:
@@ -70,7 +80,12 @@ class EnsembleSettings:
         strategies = self.aggregation.name
         if self.selection.name != "all":
             strategies = f"{self.selection.name}/{strategies}"
-        shown = [f"{name}={short(value)}" for name, value in self.options.items()]
+        shown = [f"{name}={short(name, value)}" for name, value in self.options.items()]
+        if self.reference is not None:
+            checksum = hashlib.sha256(repr(sorted(self.reference.items())).encode()).hexdigest()[:8]
+            shown = [f"{one}-{checksum}" if one.startswith("reference=") else one for one in shown]
+        if "step_separator" in self.scorer_options:
+            shown.append(f"scorer_step_separator={short('', self.scorer_options['step_separator'])}")
         return POLICY + strategies + (f" ({', '.join(shown)})" if shown else "")
 
     @property
@@ -85,11 +100,13 @@ class EnsembleSettings:
         return tuple(self.roles)
 
 
-def short(value: Any) -> str:
-    """A value of an option, as a policy shows it."""
+def short(name: str, value: Any) -> str:
+    """A value of an option, as a policy shows it: in one line, and of a path its last part."""
     if isinstance(value, tuple):
         return format_numbers(value)
-    return value.name if isinstance(value, Path) else str(value)
+    if isinstance(value, Path) or (name == "scorer" and scorers.kind_of(value) == "reward model"):
+        return Path(value).name
+    return str(value).replace("\n", "\\n")
 
 
 def read_ensemble(
@@ -110,9 +127,7 @@ def read_ensemble(
     ArgumentError
         An argument is unknown or malformed, or contradicts another.
     """
-    arguments = {name: value for name, value in given.items() if value is not None}
-    if "ensemble" in arguments:
-        arguments = read_file(Path(str(arguments["ensemble"])).expanduser()) | arguments
+    arguments = expanded(given)
     own = Given(arguments, ARGUMENTS)
     names = {one.name for one in ARGUMENTS}
     shared = {name: value for name, value in arguments.items() if name not in names}
@@ -126,6 +141,8 @@ def read_ensemble(
     reference = None
     if "reference" in own:
         reference = by_name(read_reference(own["reference"]), roles, own["reference"])
+        if selection.name == "self_assessment":
+            check_assessed(reference, own["reference"])
     loglikelihood = own["loglikelihood"] or next(iter(roles))
     if loglikelihood not in roles:
         raise ArgumentError(f"loglikelihood={loglikelihood} names no model; use one of {', '.join(roles)}.")
@@ -146,6 +163,20 @@ def read_ensemble(
     )
 
 
+def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that have a value, those of the file that `ensemble` names among them."""
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if "ensemble" in arguments:
+        arguments = read_file(Path(str(arguments["ensemble"])).expanduser()) | arguments
+    return arguments
+
+
+def models_alone(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that say which models there are and how they are loaded, without those of strategies."""
+    of_strategies = ("ensemble", "selection", "aggregation", "ledger", *OF_STRATEGIES, *SCORER_OPTIONS)
+    return {name: value for name, value in expanded(given).items() if name not in of_strategies}
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """The arguments in a YAML file, in this package's layout or that of the authors' toolkit.
 
@@ -161,9 +192,11 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"ensemble={path} cannot be read ({' '.join(str(error).split())}).") from None
+        raise ArgumentError(f"ensemble={path} cannot be read ({without_content(error)}); give a YAML file.") from None
     if not isinstance(content, dict) or not content:
         raise ArgumentError(f"ensemble={path} holds no arguments; give models and aggregation, for example.")
+    if not all(isinstance(name, str) for name in content):
+        raise ArgumentError(f"ensemble={path} has an entry whose name is no text; name arguments, such as models.")
     if toolkit_config.is_toolkit_config(content):
         return toolkit_config.arguments_of(content, path)
     if "ensemble" in content:
@@ -180,8 +213,15 @@ def roles_of(
     """The models by name, each with its arguments."""
     specs = [dict(model) if isinstance(model, dict) else {"model": model} for model in models]
     for spec in specs:
-        if not isinstance(spec.get("model"), str) or not spec["model"]:
-            raise ArgumentError(f"models holds {spec}, which has no `model`; give its folder, hub id or name there.")
+        if not all(isinstance(name, str) for name in spec):
+            raise ArgumentError("models holds an entry whose names are no texts; give `model` and its arguments.")
+        if not isinstance(spec.get("model"), str) or not spec["model"].strip():
+            raise ArgumentError(
+                f"models holds an entry with {', '.join(spec) or 'nothing'}, and without `model`; give the folder, hub "
+                "id or name of the model there."
+            )
+        if spec["model"].startswith(f"{PAIR}/") and spec["model"] not in BUNDLED:
+            raise ArgumentError(f"models={spec['model']} is not bundled; use {' or '.join(BUNDLED)}.")
     backends = [
         backend_for(spec["model"], spec.pop("backend", None), "backend" in own, own["backend"]) for spec in specs
     ]
@@ -205,7 +245,8 @@ def roles_of(
 
 
 def unused(name: str, taken: Collection[str]) -> str:
-    """A name, with a number where another model has it."""
+    """A name, with a number where another model, or the scorer in records, has it."""
+    taken = {*taken, SCORER}
     if name not in taken:
         return name
     return next(f"{name}-{n}" for n in range(2, len(taken) + 3) if f"{name}-{n}" not in taken)
@@ -215,6 +256,8 @@ def check_known(arguments: Mapping[str, Any], taken: Mapping[str, Collection[str
     """Refuse arguments that no backend takes, and secrets."""
     for name in arguments:
         refuse_secret(name, name)
+        if name in OF_TANDEM:
+            raise ArgumentError(f"{name} is an argument of --model tandem; --model ensemble takes models=…")
         if name == "pretrained" or not any(accepts(names, name) for names in taken.values()):
             known = sorted(
                 {*(one.name for one in ARGUMENTS), *(name for names in taken.values() for name in names or ())}
@@ -241,6 +284,8 @@ def strategies_of(own: Given, models: int) -> tuple[Strategy, Strategy]:
             f"selection={selection.name} may leave several models, so aggregation=… has to say how what they write "
             f"becomes one answer; use one of {', '.join(name for name in AGGREGATIONS if name != 'one')}."
         )
+    if chosen == "one" and (count or 1) > 1:
+        raise ArgumentError(f"aggregation=one takes the answer of one model, but count={count} selects more; drop one.")
     aggregation = AGGREGATIONS[chosen]
     if aggregation.level == "token" and selection.name != "all":
         raise ArgumentError(
@@ -308,3 +353,13 @@ def by_name(reference: Mapping[str, Reference], roles: Mapping[str, Role], path:
     from lm_eval_tandem.ensembles.reference_file import reference_of
 
     return {name: reference_of(role.label, reference, f"reference={path}") for name, role in roles.items()}
+
+
+def check_assessed(reference: Mapping[str, Reference], path: Path) -> None:
+    """Refuse a reference without the models' usual self-assessment."""
+    lacking = [name for name, one in reference.items() if one.assessment_mean is None]
+    if lacking:
+        raise ArgumentError(
+            f"reference={path} has no assessment_mean of {', '.join(lacking)}; collect it again with `lm-eval-tandem "
+            "collect --reference`, or leave reference out."
+        )

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_tandem.errors import ArgumentError, ContextError, TandemError
+from lm_eval_tandem.errors import ArgumentError, ContextError, TandemError, without_content
 from lm_eval_tandem.harness import toolkit_config
 from lm_eval_tandem.ledger import Record, rounded
 
@@ -159,7 +159,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"{path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from None
+        raise ArgumentError(f"{path} cannot be read ({without_content(error)}); give a YAML file.") from None
     if isinstance(given, dict) and toolkit_config.is_toolkit_config(given):
         beside = {name: given.pop(name) for name in BESIDE if name in given}
         given = toolkit_config.run_of(given, path) | beside
@@ -176,6 +176,8 @@ def read_config(path: Path) -> dict[str, Any]:
     for name in ("model_args", "gen_kwargs"):
         value = given.get(name) or {}
         given[name] = value if isinstance(value, dict) else simple_parse_args_string(str(value))
+        if not all(isinstance(key, str) for key in given[name]):
+            raise ArgumentError(f"{path}: {name} has an entry whose name is no text; give names of arguments.")
     return given
 
 

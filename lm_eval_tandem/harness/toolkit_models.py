@@ -61,7 +61,8 @@ def section(content: Mapping[str, Any], name: str, known: Collection[str], withi
 def mapping(value: Any, where: str, known: Collection[str]) -> dict[str, Any]:
     """As `section`, of a value that is at hand; `where` is how messages call it, "" for the file itself."""
     if not isinstance(value, Mapping):
-        raise ArgumentError(f"{where} has to be a mapping with {', '.join(known)}, and not {value!r}.")
+        kind = type(value).__name__  # and not the value, in which a key may be
+        raise ArgumentError(f"{where} has to be a mapping with {', '.join(known)}, and is of type {kind}.")
     for name in value:
         if name not in known:
             close = get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -252,7 +253,7 @@ def scorer_of(given: Any, models: Sequence[Model], threshold: Any, without_effec
             without_effect.append("reward_specs[0].device")
     if engine == "api":
         if not path.startswith(("http://", "https://")):
-            raise ArgumentError(f"reward_specs[0].path={path} is no address; give one like http://127.0.0.1:8000/v1.")
+            raise ArgumentError("reward_specs[0].path is no address; give one like http://127.0.0.1:8000/v1.")
     elif engine == "hf_gen":
         names = member_names(models)
         if path not in names:

@@ -14,6 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.ensemble_model import EnsembleLM
+from lm_eval_tandem.harness.ensemble_settings import models_alone
 from lm_eval_tandem.harness.requests import tasks_of
 from lm_eval_tandem.training.collect import check_limit, check_tasks, make_folder, task_manager
 from lm_eval_tandem.training.reference import collect_reference
@@ -25,7 +26,7 @@ class QuestionsOnly(EnsembleLM):
     """Keeps the questions that the harness asks, and answers none."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments, aggregation="vote")
+        super().__init__(**models_alone(arguments), aggregation="vote")
         self.questions: list[Question] = []
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

@@ -17,11 +17,13 @@ from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.rating import Candidate, Score
+from lm_eval_tandem.ensembles import responses
 from lm_eval_tandem.ensembles.ensemble import Aggregation, Ensemble, Selector
 from lm_eval_tandem.ensembles.responses import BestOf, One, Vote, extractor
 from lm_eval_tandem.ensembles.run import SCORER, Member
 from lm_eval_tandem.ensembles.scorers import LogprobScorer
 from lm_eval_tandem.ensembles.segments import REPEATED, Segments
+from lm_eval_tandem.errors import CallError
 from lm_eval_tandem.ledger import Record
 
 QUESTION, LENGTH = "How many coins?", 24
@@ -74,6 +76,15 @@ class Longest:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class Unsure(Longest):
+    """A scorer of unknown size, such as a server, that finds nothing to rate."""
+
+    parameters = None  # type: ignore[assignment]
+
+    async def score(self, candidates: Sequence[Candidate]) -> list[Score]:
+        return [Score(float("-inf"), 0, 0.0, 0.25) for _ in candidates]
 
 
 def by_hand(engines: dict[str, HFEngine], turns: str, tokens: int) -> tuple[str, list[str]]:
@@ -174,17 +185,25 @@ def test_the_majority_s_first_response_is_taken_and_a_tie_goes_to_the_first_mode
     assert taken(ballots(None, None, None)) == ("a", "0 of 3 votes")
 
 
-def test_answers_that_mean_the_same_are_one_vote() -> None:
+def test_answers_that_mean_the_same_are_one_vote(monkeypatch: pytest.MonkeyPatch) -> None:
     read = extractor("answer")
     assert read(r"So it is \boxed{\dfrac{1}{2}}.") == read(r"The answer is $\frac12$.")
     assert read("So she has 18 eggs.") == read("#### 18")
     assert read("I do not know") is None
+    for_ever = extractor(r"(a|b|ab)*(?=c)c")
+    monkeypatch.setattr(responses, "EXTRACT_SECONDS", 0.1)
+    with pytest.raises(CallError, match="takes longer than"):
+        for_ever("ab" * 30 + "d c")
     last = extractor(r"=\s*(\d+)")
     assert (last("1 = 2, so 2 = 30."), last("none")) == ("30", None)
 
 
 def test_the_response_with_the_highest_score_is_taken(engines: dict[str, HFEngine]) -> None:
     responses = {name: written(engine, QUESTION, LENGTH)[0] for name, engine in engines.items()}
+    nothing = answer(engines, BestOf(Unsure()))[1]
+    assert nothing.segments[0].score is None, "minus infinity is no JSON"
+    assert (nothing.spent[SCORER].tflops, nothing.spent[SCORER].dollars) == (0.0, 0.75), "billed in dollars alone"
+    assert nothing.tflops is not None
     text, record = answer(engines, BestOf(Longest()))
     best = max(responses, key=lambda name: responses[name].count("e"))
     assert (text, record.segments[0].writer) == (responses[best], best)

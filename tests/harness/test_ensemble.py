@@ -20,10 +20,11 @@ from command_line import BARE_WITHOUT_DEFAULT_TASKS, ENVIRONMENT, PATIENCE, entr
 from lm_eval_tandem import _paths, cli, pair
 from lm_eval_tandem.engines import Role, registry
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
-from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.errors import ArgumentError, ContextError
 from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS
 from lm_eval_tandem.harness.ensemble_model import EnsembleLM
-from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, read_ensemble
+from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, models_alone, read_ensemble
+from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.reports.report import report
 
 
@@ -41,7 +42,7 @@ def read(**given: Any) -> EnsembleSettings:
         ({"aggregation": "loop", "batch_size": "0"}, "batch_size=0 has to be a whole number from 1"),
         ({"aggregation": "loop", "models": "a;;b"}, "models=a;;b has to name models with semicolons"),
         ({"aggregation": "loop", "models": "./none;b"}, "models=./none is no folder"),
-        ({"aggregation": "loop", "models": [{"name": "x"}]}, "which has no `model`"),
+        ({"aggregation": "loop", "models": [{"name": "x"}]}, "models holds an entry with name, and without `model`"),
         (
             {"aggregation": "loop", "models": [{"model": "pair/mentor", "dtpye": "x"}]},
             "the argument 'dtpye' of mentor is not known to ensemble; did you mean dtype?",
@@ -62,6 +63,15 @@ def read(**given: Any) -> EnsembleSettings:
         ({"selection": "random", "count": "2"}, "may leave several models"),
         ({"selection": "all", "count": "1", "aggregation": "loop"}, "count has no effect with selection=all"),
         ({"aggregation": "vote", "loglikelihood": "x"}, "loglikelihood=x names no model; use one of mentor, intern"),
+        ({"aggregation": "vote", "models": "pair/nope;pair/mentor"}, "models=pair/nope is not bundled"),
+        ({"aggregation": "vote", "models": [{"model": " "}]}, "and without `model`"),
+        ({"aggregation": "vote", "models": [{"name": "a", "api_key": "secret"}]}, "with name, api_key, and without"),
+        ({"aggregation": "vote", "models": [{"model": "a", "api_key": "secret"}, None]}, "has to name models"),
+        ({"aggregation": "vote", "models": [{"model": "pair/mentor", 5: "x"}]}, "whose names are no texts"),
+        ({"aggregation": "vote", "policy": "cascade"}, "policy is an argument of --model tandem"),
+        ({"aggregation": "one", "selection": "random", "count": "2"}, "aggregation=one takes the answer of one model"),
+        ({"aggregation": "distribution", "weights": "1e308:1e308"}, "has to be numbers of 0 or more"),
+        ({"aggregation": "loop", "segment_end": ["a", "b"]}, "segment_end has to be one text"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(given: dict[str, Any], sentence: str) -> None:
@@ -92,12 +102,40 @@ def test_a_file_holds_arguments_and_those_of_the_command_go_before_it(tmp_path: 
     file.write_text("models: [pair/mentor, {model: pair/intern, name: small}]\naggregation: loop\nsegment_tokens: 9\n")
     chosen = read(ensemble=str(file), segment_tokens="5")
     assert (chosen.members, chosen.options) == (("mentor", "small"), {"segment_tokens": 5})
-    file.write_text("models: [\n")
-    with pytest.raises(ArgumentError, match="cannot be read"):
+    file.write_text("models: [{model: a, api_key: secret\n")
+    with pytest.raises(ArgumentError, match=r"cannot be read \(line 2: ") as refused:
+        read(ensemble=str(file))
+    assert "secret" not in str(refused.value)
+    file.write_text("5: loop\n")
+    with pytest.raises(ArgumentError, match="has an entry whose name is no text"):
         read(ensemble=str(file))
     file.write_text("")
     with pytest.raises(ArgumentError, match="holds no arguments"):
         read(ensemble=str(file))
+
+
+def test_a_policy_says_in_one_line_what_differs_and_no_name_is_too_long_for_a_folder() -> None:
+    chosen = read(aggregation="loop", segment_end=r"\n")
+    assert chosen.options["segment_end"] == "\n"
+    assert chosen.policy == r"ensemble:loop (segment_end=\n)"
+    chosen = read(aggregation="best_of", scorer="lab/reward", scorer_step_separator="#")
+    assert chosen.policy == "ensemble:best_of (scorer=reward, scorer_step_separator=#)"
+    many = [{"model": "pair/mentor", "name": f"a-model-of-a-long-name-{i}"} for i in range(12)]
+    assert len(read(models=many, aggregation="vote").run_name) < 150
+    assert read(models=[{"model": "pair/mentor", "name": "scorer"}]).members == ("scorer-2",)
+    assert read(models="pair/mentor;pair/intern", aggregation="vote").pair_name == "pair"
+
+
+def test_the_same_run_replaces_its_ledger_and_no_other(tmp_path: Path) -> None:
+    given = {**COMMON, "selection": "random", "ledger": str(tmp_path / "l.jsonl")}
+    for _ in range(2):
+        lm = EnsembleLM(**given)
+        lm.generate_until(instances(1, max_gen_toks=4), disable_tqdm=True)
+        lm.close()
+    with pytest.raises(ArgumentError, match=r"policy=ensemble:random/one of pair/mentor and pair/intern, which"):
+        EnsembleLM(**{**given, "selection": "self_assessment"})
+    with pytest.raises(ArgumentError, match="holds the ledger of another run"):
+        TandemLM(**COMMON, policy="stage:1", ledger=given["ledger"])
 
 
 def test_every_argument_is_described_and_its_default_passes_its_own_check() -> None:
@@ -301,6 +339,21 @@ def test_every_strategy_through_bare_lm_eval_killed_and_continued_at_two_batch_s
     answers = [[sample["resps"] for sample in samples(tmp_path / folder)] for folder in ("a", "b")]
     assert answers[0] == answers[1]
     assert len(answers[0]) == 24
+
+
+def test_a_reference_is_collected_with_the_file_of_the_run_that_needs_it(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("models: pair/mentor;pair/intern\nselection: zscore\nreference: none.json\naggregation: loop\n")
+    left = models_alone({"ensemble": str(file), "segment_tokens": 5, "scorer_step_separator": "x", "dtype": "float32"})
+    assert left == {"models": "pair/mentor;pair/intern", "dtype": "float32"}
+
+
+def test_a_question_that_leaves_no_room_for_the_self_assessment_is_refused_before_the_run(tmp_path: Path) -> None:
+    small = tiny.save(tmp_path / "small", max_position_embeddings=96)
+    lm = EnsembleLM(**COMMON, models=str(small), selection="self_assessment")
+    with pytest.raises(ContextError, match="and the question whether small can solve it do not fit into its window"):
+        lm.generate_until(instances(1, max_gen_toks=4), disable_tqdm=True)
+    lm.close()
 
 
 def test_likelihoods_are_one_model_s(tmp_path: Path) -> None:

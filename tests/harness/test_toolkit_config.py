@@ -233,7 +233,7 @@ def test_a_file_becomes_arguments_and_what_has_no_effect_is_named(
     [
         (theirs(enssemble={}), "the key enssemble is not known; did you mean ensemble?"),
         (theirs(debug={"zzzz": 1}), "the key debug.zzzz is not known; leave it out"),
-        (theirs(server=8000), "server has to be a mapping with host, port, and not 8000"),
+        (theirs(server=8000), "server has to be a mapping with host, port, and is of type int"),
         ({"model_specs": None}, "model_specs has to be a list of models"),
         ({"model_specs": [{"engine": "hf"}]}, "model_specs[0].path is missing"),
         (spec(engine="hf_rm"), "model_specs[0].engine=hf_rm is not known"),
@@ -290,7 +290,7 @@ def test_a_file_becomes_arguments_and_what_has_no_effect_is_named(
         (rewards({"engine": "hf_rm"}), "reward_specs[0].path is missing"),
         (rewards({"path": "a", "engine": "hf_gen"}), "engine: hf_gen is none of the models"),
         (rewards({"path": SMALL, "engine": "hf_gen"}, score_threshold=-2), "on their scale of hf_gen"),
-        (rewards({"path": "a", "engine": "api"}), "reward_specs[0].path=a is no address"),
+        (rewards({"path": "a", "engine": "api"}), "reward_specs[0].path is no address"),
         (rewards({"path": "a", "engine": "hf_rm", "weight": 0}), "weight=0 has to be above 0"),
         (gac(), "CONFIG_API_SERVER has to be a list of models"),
         (gac({"name": "a"}), "CONFIG_API_SERVER[0].weight has to be the folder"),

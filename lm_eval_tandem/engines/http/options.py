@@ -201,6 +201,8 @@ class Options(OptionSet):
         ArgumentError
             A key is needed, and the environment variable is not set.
         """
+        if not self.key_variable.isidentifier():  # perhaps the key itself, which is not printed
+            raise ArgumentError("api_key_env= has to be the name of an environment variable; put the key into that.")
         takers = [url for url in self.urls if self.takes_key(url)]
         key = os.environ.get(self.key_variable, "").strip() if takers else ""
         if takers and not key:

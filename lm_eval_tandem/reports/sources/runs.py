@@ -262,7 +262,7 @@ def identity(description: Mapping[str, Any]) -> str:
     models = {
         name: [facts.get(key) for key in ("model", "parameters")] for name, facts in models_of(description).items()
     }
-    names = ("run", "policy", "seed", "classifier", "recipe", "thresholds", *PAIR_SETTINGS)
+    names = ("run", "policy", "seed", "classifier", "recipe", "thresholds", "scorer", "reference", *PAIR_SETTINGS)
     settings = {name: description.get(name) for name in names}
     settings["thresholds"] = (
         [nearest_decimal(value) for value in settings["thresholds"]] if settings["thresholds"] else None
