@@ -254,8 +254,8 @@ def unused(name: str, taken: Collection[str]) -> str:
 
 def check_known(arguments: Mapping[str, Any], taken: Mapping[str, Collection[str] | None], whose: str = "") -> None:
     """Refuse arguments that no backend takes, and secrets."""
-    for name in arguments:
-        refuse_secret(name, name)
+    for name, value in arguments.items():
+        refuse_secret(name, name, value)
         if name in OF_TANDEM:
             raise ArgumentError(f"{name} is an argument of --model tandem; --model ensemble takes models=…")
         if name == "pretrained" or not any(accepts(names, name) for names in taken.values()):

@@ -198,7 +198,7 @@ def split_by_role(
     prefixed: dict[str, dict[str, Any]] = {role: {} for role in ROLES}
     for name, value in arguments.items():
         role, _, rest = name.partition("_")
-        refuse_secret(name, rest if role in ROLES else name)
+        refuse_secret(name, rest if role in ROLES else name, value)
         if role in ROLES and rest != "pretrained" and accepts(taken[role], rest):
             prefixed[role][rest] = value
             continue
@@ -218,8 +218,14 @@ def split_by_role(
     return {role: {**bare[role], **prefixed[role]} for role in ROLES}
 
 
-def refuse_secret(name: str, bare: str) -> None:
-    """Refuse an argument, `bare` without its prefix, that holds a key or token."""
+def refuse_secret(name: str, bare: str, value: Any) -> None:
+    """Refuse an argument, `bare` without its prefix, that is a key or token, or a mapping that holds one."""
+    for inner in value if isinstance(value, Mapping) else ():
+        if str(inner).lower() in (*SECRETS, "authorization"):
+            raise ArgumentError(
+                f"{name} holds {inner}, which would be printed and kept with the results; put the key into an "
+                "environment variable, and name that in api_key_env=…"
+            )
     if bare in SECRETS:
         raise ArgumentError(
             f"{name} would be printed and kept with the results; set the environment variable {SECRETS[bare]} instead."

@@ -39,6 +39,10 @@ def read(**given: Any) -> EnsembleSettings:
         ({"aggregation": "mean"}, "aggregation=mean is not known; use one of one, vote"),
         ({"aggregation": "loop", "agregation": "x"}, "did you mean aggregation?"),
         ({"aggregation": "loop", "api_key": "secret"}, "api_key would be printed and kept"),
+        (
+            {"aggregation": "loop", "models": [{"model": "pair/mentor", "extra_body": {"api_key": "secret"}}]},
+            "extra_body holds api_key, which would be printed and kept",
+        ),
         ({"aggregation": "loop", "batch_size": "0"}, "batch_size=0 has to be a whole number from 1"),
         ({"aggregation": "loop", "models": "a;;b"}, "models=a;;b has to name models with semicolons"),
         ({"aggregation": "loop", "models": "./none;b"}, "models=./none is no folder"),
