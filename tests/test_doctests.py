@@ -17,10 +17,14 @@ NEEDS_A_MODEL = {
     "lm_eval_tandem.engines",
     "lm_eval_tandem.engines.hf.cpu_scheduler",
     "lm_eval_tandem.engines.hf.engine",
+    "lm_eval_tandem.engines.hf.joint",
+    "lm_eval_tandem.engines.hf.reward_model",
     "lm_eval_tandem.engines.http.openai",
+    "lm_eval_tandem.engines.http.scorer",
     "lm_eval_tandem.engines.llamacpp.engine",
     "lm_eval_tandem.engines.registry",
     "lm_eval_tandem.engines.vllm.engine",
+    "lm_eval_tandem.ensembles.scorers",
 }
 """Modules whose examples load a model from a hub or call a server: they are only compiled."""
 NOT_RUN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import py_compile
@@ -78,7 +79,8 @@ def test_model_is_registered_once_lm_eval_models_is_imported(harness: Path, hook
         assert not [name for name in sys.modules if name.startswith("lm_eval_tandem")]
     """
     printed = python(code, "-S", path=[harness, hook_alone])
-    assert printed.strip() == "{'hf': 'lm_eval.models.hf:HFLM', 'tandem': 'lm_eval_tandem.model:TandemLM'}"
+    ours = {"tandem": "lm_eval_tandem.model:TandemLM", "ensemble": "lm_eval_tandem.model:EnsembleLM"}
+    assert ast.literal_eval(printed) == {"hf": "lm_eval.models.hf:HFLM", **ours}
 
 
 def test_module_keeps_its_loader_with_everything_the_loader_can_do(harness: Path, hook_alone: Path) -> None:
@@ -101,7 +103,7 @@ def test_module_keeps_its_loader_with_everything_the_loader_can_do(harness: Path
         from lm_eval.api.registry import model_registry
         print(sorted(model_registry))
     """
-    assert python(code, "-S", path=[harness, hook_alone]).strip() == "['hf', 'tandem']"
+    assert python(code, "-S", path=[harness, hook_alone]).strip() == "['ensemble', 'hf', 'tandem']"
 
 
 def test_name_that_is_taken_is_not_replaced(harness: Path, hook_alone: Path) -> None:
@@ -183,7 +185,7 @@ def test_harness_in_a_zip_archive_works_too(harness: Path, hook_alone: Path, tmp
         import lm_eval.models.hf
         print(sorted(model_registry))
     """
-    assert python(code, "-S", path=[archive, hook_alone]).strip() == "['hf', 'tandem']"
+    assert python(code, "-S", path=[archive, hook_alone]).strip() == "['ensemble', 'hf', 'tandem']"
 
 
 SWITCHED_OFF = ["0", "false", "off", "no", "OFF", "False", " No "]

@@ -183,5 +183,6 @@ def test_entry_points_are_the_command_and_the_model() -> None:
         pytest.skip(f"{DISTRIBUTION} is not installed")
     assert {(point.group, point.name, point.value) for point in distribution.entry_points} == {
         ("console_scripts", "lm-eval-tandem", "lm_eval_tandem.cli:main"),
+        ("lm_eval.models", "ensemble", "lm_eval_tandem.model:EnsembleLM"),
         ("lm_eval.models", "tandem", "lm_eval_tandem.model:TandemLM"),
     }

@@ -135,7 +135,7 @@ def generation_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> generation_of({"model_specs": […], "ensemble": {"generation": {"max_tokens": 64, "stop_strings": ["Q:"]}}})
+    >>> generation_of({"ensemble": {"generation": {"max_tokens": 64, "stop_strings": ["Q:"]}}})
     {'max_gen_toks': 64, 'until': ['Q:']}
     """
     return {} if GAC[0] in content else methods.generation(section(content, "ensemble", methods.ENSEMBLE))
