@@ -106,6 +106,18 @@ def test_a_ledger_supplies_the_costs_that_samples_lack(tmp_path: Path) -> None:
     assert not run.records
 
 
+def test_a_ledger_of_some_documents_is_joined_by_their_order(tmp_path: Path) -> None:
+    """With `--samples` the harness numbers its requests by their place, and its samples as the task does."""
+    world = World.random(5)
+    file = world.write(tmp_path, "cascade")
+    samples = next(file.parent.glob("samples_*"))
+    lines = [json.loads(line) for line in samples.open()]
+    samples.write_text("\n".join(json.dumps({**line, "doc_id": 10 + 7 * line["doc_id"]}) for line in lines))
+    (run,) = read([tmp_path])
+    assert run.questions == tuple(("t", 10 + 7 * i) for i in range(5))
+    assert [record["doc_id"] for record in run.records] == list(range(5))
+
+
 def test_a_ledger_with_other_costs_is_not_joined_to_the_run(tmp_path: Path) -> None:
     world = World.random(5)
     file = world.write(tmp_path, "cascade")

@@ -62,22 +62,37 @@ def read(folder: Path) -> list[Ledger]:
 def with_records(run: Run, ledgers: Sequence[Ledger]) -> Run:
     """Return the run with the records and measures of its ledger; as it is if none of the ledgers is its own."""
     for ledger in reversed(ledgers):
-        if run.description and belongs(ledger, run):
-            records = [ledger.records[question] for question in run.questions]
+        records = records_of(ledger, run) if run.description else None
+        if records is not None and belongs(ledger, run, records):
             measures = {**measures_of(records), **run.measures}
             return replace(run, records=tuple(repeats[0] for repeats in records), measures=measures)
     return run
 
 
-def belongs(ledger: Ledger, run: Run) -> bool:
-    """Whether a ledger is that of a run: same settings, every question, and the same numbers as in the samples."""
+def records_of(ledger: Ledger, run: Run) -> list[list[dict[str, Any]]] | None:
+    """Return the records of a run's questions, in their order; None if the ledger lacks some.
+
+    Where some documents alone were asked (`lm_eval --samples`), the harness numbers its requests by their place among
+    those, and its samples by their place among all.
+    """
+    if all(question in ledger.records for question in run.questions):
+        return [ledger.records[question] for question in run.questions]
+    places: dict[QuestionId, QuestionId] = {}
+    for task in {task for task, _ in run.questions}:
+        asked = sorted(doc_id for name, doc_id in run.questions if name == task)
+        if sorted(doc_id for name, doc_id in ledger.records if name == task) != list(range(len(asked))):
+            return None
+        places |= {(task, doc_id): (task, place) for place, doc_id in enumerate(asked)}
+    return [ledger.records[places[question]] for question in run.questions]
+
+
+def belongs(ledger: Ledger, run: Run, records: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether a ledger is that of a run: same settings, and in the records the same numbers as in the samples."""
     # `thinking` is a model argument that the header of a ledger does not have
     ours, theirs = ({**description, "thinking": None} for description in (run.description, ledger.description))
     if identity(theirs) != identity(ours):
         return False
-    if not all(question in ledger.records for question in run.questions):
-        return False
-    recorded = measures_of([ledger.records[question] for question in run.questions])
+    recorded = measures_of(records)
     return all(
         np.allclose(run.measures[name], recorded[name], rtol=1e-9, atol=0)  # costs of tiny models are tiny
         for name in MEASURES
