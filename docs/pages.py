@@ -31,6 +31,7 @@ ASSETS = {
     if file.suffix != ".md"
 }
 ASSETS |= {"results/pair/report.html": "results/report.html"}
+ASSETS |= {"results/real/coder-0.5b/report/report.html": "results/coder-0.5b.html"}
 """Files that are copied as they are."""
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
