@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
@@ -33,6 +33,9 @@ from lm_eval_tandem.harness.questions import Answerer, Outcome, answer_all
 from lm_eval_tandem.harness.requests import Answer, ChatPrompt, tasks_of
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.store import Store
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.10 has none
 
 log = logging.getLogger(__name__)
 
