@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -66,9 +66,7 @@ class Selector:
         found = await asyncio.gather(
             *(selection.measure(member.engine, run.prompt(member), session) for member in members)
         )
-        for member, one in zip(members, found, strict=True):
-            for text in one.texts:
-                run.count_judged(member, text)
+        count_texts(run, members, found)
         measured = {member.name: one.values for member, one in zip(members, found, strict=True)}
         return selection.select_by_zscore(measured, self.reference, self.count)
 
@@ -78,11 +76,18 @@ class Selector:
         found = await asyncio.gather(
             *(selection.assess(member.engine, prompt, session) for member, prompt in zip(members, prompts, strict=True))
         )
-        for member, one in zip(members, found, strict=True):
-            for text in one.texts:
-                run.count_judged(member, text)
+        count_texts(run, members, found)
         assessed = {member.name: one.value for member, one in zip(members, found, strict=True)}
         return [selection.select_by_assessment(assessed, self.reference)]
+
+
+def count_texts(
+    run: EnsembleRun, members: Sequence[Member], found: Sequence[selection.Measurement | selection.SelfAssessment]
+) -> None:
+    """Count what each member read for what was found with it."""
+    for member, one in zip(members, found, strict=True):
+        for text in one.texts:
+            run.count_judged(member, text)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,6 @@ class Ensemble:
             text, reason = await self.aggregation.write(run)
             return text, run.record(reason)
         finally:
-            for engine in [member.engine for member in self.members] + [self.joint] * (self.joint is not None):
+            for engine in (*(member.engine for member in self.members), self.joint):
                 if engine is not None:
                     engine.release(task.session)

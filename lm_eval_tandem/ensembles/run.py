@@ -89,6 +89,7 @@ class EnsembleRun:
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
     _meters: dict[str, Meter] = field(default_factory=dict)
+    _prompts: dict[str, str] = field(default_factory=dict)
     _parts_read: dict[str, int] = field(default_factory=dict)
     """By member, how many parts of the answer it has read or written."""
 
@@ -98,8 +99,10 @@ class EnsembleRun:
             self.spent[member.name] = Spent(dollars=None if member.prices is None else 0.0)
 
     def prompt(self, member: Member) -> str:
-        """The question as this member answers it."""
-        return prompt_of(member.engine, self.task.question)
+        """The question as this member answers it, rendered once."""
+        if member.name not in self._prompts:
+            self._prompts[member.name] = prompt_of(member.engine, self.task.question)
+        return self._prompts[member.name]
 
     async def generate(self, member: Member, number: int, sampling: Sampling) -> Writing:
         """Let a member go on with the answer so far.
@@ -168,9 +171,8 @@ class EnsembleRun:
                 self.count_judged(reader, whole)
         else:
             before = self.spent.get(SCORER, Spent())
-            read = Spent(judged=sum(score.tokens for score in scores))
-            for score in scores:
-                read.dollars = sum_known(read.dollars, score.dollars)
+            dollars = sum_known(*(score.dollars for score in scores))
+            read = Spent(judged=sum(score.tokens for score in scores), dollars=dollars)
             # A server of unknown size is billed in dollars alone.
             self.spent[SCORER] = before + (read if scorer.parameters is None else read.priced(scorer.parameters))
         return [score.value for score in scores]
@@ -198,9 +200,6 @@ class EnsembleRun:
     def record(self, reason: str) -> Record:
         """The record of the question."""
         growing = self.growing
-        dollars = None
-        for spent in self.spent.values():
-            dollars = sum_known(dollars, spent.dollars)
         in_answer = sum(segment.tokens for segment in growing.segments)
         record = Record(
             task=self.task.task,
@@ -217,7 +216,7 @@ class EnsembleRun:
             bill=sum_all(*(spent.bill for spent in self.spent.values())),
             judge_seconds=self.judge_seconds,
             generate_seconds=self.generate_seconds,
-            dollars=dollars,
+            dollars=sum_known(*(spent.dollars for spent in self.spent.values())),
             segments=growing.segments,
             spent=self.spent,
             selected=[member.name for member in self.selected],

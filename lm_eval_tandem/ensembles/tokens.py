@@ -100,6 +100,7 @@ class Tokens:
         runs = self._runs(completion)
         together = [i for i, (alone, _) in enumerate(runs) if not alone]
         parts = [self.joint.member_ids(part) for _, part in runs]
+        prompts = self.joint.member_prompts(text)
         for place, member in enumerate(run.selected):
             new = read = 0
             for i, (alone, _) in enumerate(runs):
@@ -108,7 +109,7 @@ class Tokens:
                     new += tokens
                 elif together and i < together[-1]:
                     read += tokens
-            prompt = len(self.joint.member_prompts(text)[place]) if place == 0 or together else 0
+            prompt = len(prompts[place]) if place == 0 or together else 0
             prices = member.prices
             dollars = None if prices is None else prices.dollars(prompt + read, 0, new)
             run.count(member, Spent(new=new, read=read, prefill=prompt + read, dollars=dollars))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from lm_eval_tandem import pair
 from lm_eval_tandem.ensembles.responses import FINAL_ANSWER
+from lm_eval_tandem.ensembles.run import SCORER
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import (
@@ -24,6 +26,14 @@ from lm_eval_tandem.harness.arguments import (
 MAX_ROUNDS = 500
 BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
 """The bundled models, by the names under which they are given."""
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """A name, with a number where another model, or the scorer in records, has it."""
+    taken = {*taken, SCORER}
+    if name not in taken:
+        return name
+    return next(f"{name}-{n}" for n in range(2, len(taken) + 3) if f"{name}-{n}" not in taken)
 
 
 def to_models(name: str, value: Any) -> list[Any]:

@@ -62,6 +62,9 @@ class EnsembleLM(AnsweringLM):
                 opened.callback(self.scorer.close)
             self._joint = self._load_joint(opened)
             opened.pop_all()
+        self._called = [member.engine for member in self._members]
+        if self._joint is not None:
+            self._called = [self._with_store(self._joint)]
         count = chosen.options.get("count")
         selector = Selector(chosen.selection.name, count, chosen.reference)  # type: ignore[arg-type]
         self.ensemble = Ensemble(self._members, selector, self._aggregation(), chosen.policy, self._joint)
@@ -89,8 +92,7 @@ class EnsembleLM(AnsweringLM):
         chosen, options = self.settings, self.settings.options
         name = chosen.aggregation.name
         if self._joint is not None:
-            self._joint_called = self._with_store(self._joint)
-            return Tokens(self._joint_called, self._joint)
+            return Tokens(self._called[0], self._joint)
         if name == "one":
             return One()
         if name == "vote":
@@ -123,7 +125,7 @@ class EnsembleLM(AnsweringLM):
     @property
     def called(self) -> Sequence[Engine]:
         """The engines that the ensemble calls."""
-        return [self._joint_called] if self._joint is not None else [member.engine for member in self._members]
+        return self._called
 
     @property
     def answering(self) -> Engine:

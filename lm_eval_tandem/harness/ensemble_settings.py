@@ -12,13 +12,12 @@ from typing import Any
 from lm_eval_tandem.accounting import PRICES, Prices
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.ensembles import scorers
-from lm_eval_tandem.ensembles.reference_file import Reference, read_reference
+from lm_eval_tandem.ensembles.reference_file import Reference, read_reference, reference_of
 from lm_eval_tandem.ensembles.responses import extractor
-from lm_eval_tandem.ensembles.run import SCORER
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS, Strategy
 from lm_eval_tandem.errors import ArgumentError, without_content
 from lm_eval_tandem.harness.arguments import PAIR, format_numbers
-from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS, BUNDLED
+from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS, BUNDLED, unused
 from lm_eval_tandem.harness.settings import (
     PRICED_BACKENDS,
     Given,
@@ -244,14 +243,6 @@ def roles_of(
     return roles
 
 
-def unused(name: str, taken: Collection[str]) -> str:
-    """A name, with a number where another model, or the scorer in records, has it."""
-    taken = {*taken, SCORER}
-    if name not in taken:
-        return name
-    return next(f"{name}-{n}" for n in range(2, len(taken) + 3) if f"{name}-{n}" not in taken)
-
-
 def check_known(arguments: Mapping[str, Any], taken: Mapping[str, Collection[str] | None], whose: str = "") -> None:
     """Refuse arguments that no backend takes, and secrets."""
     for name, value in arguments.items():
@@ -332,12 +323,11 @@ def check_options(
             f"selection=zscore needs the top probability at every token of a prompt, which only "
             f"backend={STEP_IN_TOKENS} reports, and not {', '.join(others)}; use another selection."
         )
-    given = {short: own[name] for name, short in SCORER_OPTIONS.items() if name in own}
+    of_scorer = [name for name in SCORER_OPTIONS if name in own]
     if "scorer" in options:
-        scorers.check(options["scorer"], list(roles), given)
-    elif given:
-        name = next(name for name in SCORER_OPTIONS if name in own)
-        raise ArgumentError(f"{name} has no effect without scorer=…; leave it out.")
+        scorers.check(options["scorer"], list(roles), {SCORER_OPTIONS[name]: own[name] for name in of_scorer})
+    elif of_scorer:
+        raise ArgumentError(f"{of_scorer[0]} has no effect without scorer=…; leave it out.")
 
 
 def scorer_options_of(own: Given, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,8 +340,6 @@ def scorer_options_of(own: Given, shared: Mapping[str, Any]) -> dict[str, Any]:
 
 def by_name(reference: Mapping[str, Reference], roles: Mapping[str, Role], path: Path) -> dict[str, Reference]:
     """What is usual for each model, by its name instead of its label."""
-    from lm_eval_tandem.ensembles.reference_file import reference_of
-
     return {name: reference_of(role.label, reference, f"reference={path}") for name, role in roles.items()}
 
 

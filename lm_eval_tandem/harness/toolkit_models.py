@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from lm_eval_tandem.ensembles.scorers import LOGPROB
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import PAIR, to_bool
-from lm_eval_tandem.harness.ensemble_arguments import BUNDLED, to_number
+from lm_eval_tandem.harness.ensemble_arguments import BUNDLED, to_number, unused
 
 Model = dict[str, Any]
 """A model with its `backend` and arguments, as `models` of `--model ensemble` takes it."""
@@ -277,11 +276,10 @@ def scorer_of(given: Any, models: Sequence[Model], threshold: Any, without_effec
 def member_names(models: Sequence[Model]) -> dict[str, str]:
     """The name that `--model ensemble` gives each model, by its path; the first, where a path stands twice."""
     names: dict[str, str] = {}
-    seen: Counter[str] = Counter()
+    taken: list[str] = []
     for model in models:
-        name = Path(model["model"]).name
-        seen[name] += 1
-        names.setdefault(model["model"], name if seen[name] == 1 else f"{name}-{seen[name]}")
+        taken.append(unused(Path(model["model"]).name, taken))
+        names.setdefault(model["model"], taken[-1])
     return names
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lm_eval_tandem import digits
-from lm_eval_tandem.cascade.prompts import Prompts, Question
+from lm_eval_tandem.cascade.prompts import Question, prompt_of
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.ensembles.reference_file import Reference, write_reference
 from lm_eval_tandem.ensembles.selection import assess, assessment_prompt, measure
@@ -176,7 +176,7 @@ async def _read_all(
 async def _read(engine: Engine, question: Question, session: str, assessed: bool) -> Reading:
     """One model reads one question; what the engine keeps for it is freed afterwards."""
     try:
-        measured = await measure(engine, Prompts().alone(engine, question), session)
+        measured = await measure(engine, prompt_of(engine, question), session)
         said = await assess(engine, assessment_prompt(engine, question), session) if assessed else None
     finally:
         engine.release(session)

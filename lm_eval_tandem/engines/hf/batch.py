@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from lm_eval_tandem.engines import DEFAULT_VIEW, EngineWork, Prompt, Sampling, ScoringView
+from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, EngineWork, Prompt, Sampling, ScoringView
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.hf.kv_cache import BatchedCache, Network, PrefixCache, PrefixEntry
 from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose_tokens
@@ -91,6 +92,24 @@ class Job:
         self.new, self.stats, self.broken = [], [], False
         self._stops = None if self.search_stops is None else self.search_stops()
 
+    def completion(self, text: str, turns: tuple[int, ...] = ()) -> Completion:
+        """The result of a generation that has ended; `text` is that of its tokens."""
+        logprob: Any = None
+        entropy: Any = None
+        if self.wants_stats:
+            logprob, entropy = np.array(self.stats, dtype=np.float32).T
+        return Completion(
+            text=text,
+            token_ids=tuple(self.new),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.ids),
+            cached_tokens=self.cached,
+            seconds=self.seconds,
+            logprob=logprob,
+            entropy=entropy,
+            turns=turns,
+        )
+
     def add(self, token: int, pair: TokenPair | None) -> None:
         """Append a generated token, with its statistics where they are requested."""
         self.new.append(token)
@@ -125,7 +144,16 @@ def take_jobs(queue: deque[Job], n: int, cells: int | None = None) -> list[Job]:
     return jobs
 
 
-def resolve(results: list[tuple[Job, Any]]) -> None:
+class Waiting(Protocol):
+    """What waits for a result."""
+
+    @property
+    def future(self) -> asyncio.Future[Any]:
+        """Gets it, in the caller's event loop."""
+        ...
+
+
+def resolve(results: Sequence[tuple[Waiting, Any]]) -> None:
     """Set results, or exceptions, as those of the jobs' futures, from any thread."""
 
     def settle() -> None:

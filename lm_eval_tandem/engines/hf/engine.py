@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lm_eval.models.utils_hf import clear_torch_cache
 
@@ -114,20 +113,7 @@ class HFEngine(LocalTokenizer):
             job.draft = prompt.draft[: sampling.max_tokens - 1]  # at least one token is decoded
         check_window(self.name, self.window, len(job.ids), sampling.max_tokens)
         await self._submissions.result(job)
-        logprob: Any = None
-        entropy: Any = None
-        if job.wants_stats:
-            logprob, entropy = np.array(job.stats, dtype=np.float32).T
-        return Completion(
-            text=self.answer_text(tuple(job.new), sampling.stop),
-            token_ids=tuple(job.new),
-            finish_reason=job.finish_reason,
-            prompt_tokens=len(job.ids),
-            cached_tokens=job.cached,
-            seconds=job.seconds,
-            logprob=logprob,
-            entropy=entropy,
-        )
+        return job.completion(self.answer_text(tuple(job.new), sampling.stop))
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`."""

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Messages, Prompt, Sampling, ScoringView, TokenStats
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.hf.joint_batch import JointBatch, JointJob
@@ -142,21 +140,7 @@ class JointEngine:
         job = JointJob(prompt, ids[0], future, time.perf_counter(), sampling, member_ids=ids)
         job.search_stops = partial(self._stop_rule.search, (*sampling.stop, *self._end_texts), prompt.continued)
         await self._submissions.result(job)
-        logprob: Any = None
-        entropy: Any = None
-        if job.wants_stats:
-            logprob, entropy = np.array(job.stats, dtype=np.float32).T
-        return Completion(
-            text=self.answer_text(tuple(job.new), sampling.stop),
-            token_ids=tuple(job.new),
-            finish_reason=job.finish_reason,
-            prompt_tokens=len(job.ids),
-            cached_tokens=job.cached,
-            seconds=job.seconds,
-            logprob=logprob,
-            entropy=entropy,
-            turns=turns_of(job.joint),
-        )
+        return job.completion(self.answer_text(tuple(job.new), sampling.stop), turns_of(job.joint))
 
     async def score(self, prompt: Prompt, view: ScoringView = DEFAULT_VIEW) -> TokenStats:
         """See `Engine.score`; always refused."""

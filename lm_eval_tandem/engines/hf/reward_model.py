@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from lm_eval_tandem.engines.hf.batch import resolve
 from lm_eval_tandem.engines.hf.reward_text import AnswerReader, Reading
 from lm_eval_tandem.engines.hf.worker import CPU, is_out_of_memory
 from lm_eval_tandem.engines.identity import model_identity
@@ -150,7 +151,7 @@ class RewardModel:
         self._thread.shutdown(wait=True, cancel_futures=True)
         closed = EngineError(f"the reward model {self.name} was closed before it had rated this answer.")
         while self._waiting:
-            settle(self._waiting.popleft(), closed)
+            resolve([(self._waiting.popleft(), closed)])
         self._model = None
         clear_torch_cache()
 
@@ -173,7 +174,7 @@ class RewardModel:
                 self._rate(jobs)
         except Exception as error:  # the thread survives a failed batch; each of its questions gets the exception
             for job in jobs:
-                settle(job, self._too_large() if is_out_of_memory(error) else error)
+                resolve([(job, self._too_large() if is_out_of_memory(error) else error)])
 
     def _fill(self) -> float:
         """How full the next batch would be; see `cpu_scheduler.FillLevel`."""
@@ -191,10 +192,10 @@ class RewardModel:
             try:
                 reading = self._reader.read(job.candidate)
             except TandemError as error:
-                settle(job, error)
+                resolve([(job, error)])
                 continue
             if self.kind == "process" and not reading.ends:
-                settle(job, Score(float("-inf"), 0, 0.0))
+                resolve([(job, Score(float("-inf"), 0, 0.0))])
             else:
                 readings.append((job, reading))
         if not readings:
@@ -207,7 +208,7 @@ class RewardModel:
         seconds = (time.perf_counter() - started) / len(readings)
         for (job, reading), value in zip(readings, values, strict=True):
             finite = abs(value) < float("inf")  # False for NaN as well
-            settle(job, Score(value, len(reading.ids), seconds) if finite else undefined_logits(self.name))
+            resolve([(job, Score(value, len(reading.ids), seconds) if finite else undefined_logits(self.name))])
 
     def _values(self, rows: list[Reading]) -> list[float]:
         """The score of each row, from one forward pass over rows that are padded on the right."""
@@ -251,18 +252,3 @@ def load(path: str, dtype: str, device: str) -> tuple[RewardKind, Any, Any]:
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     return kind, model.eval(), tokenizer
-
-
-def settle(job: Job, result: Score | Exception) -> None:
-    """Set the result, or exception, of a job, from any thread."""
-
-    def set_result() -> None:
-        if job.future.done():
-            return
-        if isinstance(result, Exception):
-            job.future.set_exception(result)
-        else:
-            job.future.set_result(result)
-
-    with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
-        job.future.get_loop().call_soon_threadsafe(set_result)
