@@ -3,7 +3,7 @@
 `SECTIONS` is the table of contents. To add a section:
 
 1. Write a function in a module of `sections/` that takes the `ReportData` and returns a list of parts: tables from
-   `table.make_table`, figures, and a `Missing` for what the runs lack.
+   `table.make_table`, figures, and a `Missing` for what the runs lack. A section without parts is left out.
 2. Add a `SectionSpec` with its name, title, introduction and function to `SECTIONS`, where it belongs in the report.
 
 Every format, `--only`, and the files of tables and figures then have it.
@@ -27,8 +27,10 @@ from lm_eval_tandem.reports.sections import (
     importance,
     judge,
     latency,
+    other_models,
     pairs,
     routing,
+    same_questions,
     trade_off,
     transfer,
 )
@@ -36,6 +38,7 @@ from lm_eval_tandem.reports.sections.environment import environment
 from lm_eval_tandem.reports.sections.headlines import headlines
 from lm_eval_tandem.reports.sources import report_data
 from lm_eval_tandem.reports.sources.files import describe
+from lm_eval_tandem.reports.sources.other_models import GivenCosts
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.table import Part, Report, Section
 
@@ -68,6 +71,14 @@ class SectionSpec:
 
 SECTIONS: tuple[SectionSpec, ...] = (
     SectionSpec(
+        "same-questions",
+        "Not the same questions?",
+        "These runs were not asked in the same way as the run that they are set beside, so a difference in accuracy "
+        "may come from what the table names and not from the models. Models of different makers have chat templates "
+        "of their own; that is no mistake.",
+        same_questions.same_questions,
+    ),
+    SectionSpec(
         "trade-off",
         "The trade-off: accuracy against cost",
         "Up and to the left is better. Bars are 95 % intervals; the dashed line joins the fixed stages. The solid line "
@@ -90,6 +101,15 @@ SECTIONS: tuple[SectionSpec, ...] = (
         "differences and ratios are by bootstrap over questions (10,000 resamples). For accuracy, McNemar's exact test "
         "(two-sided p) uses the questions that only one of the two answers correctly.",
         cascade_vs_others.paired,
+    ),
+    SectionSpec(
+        "other-models",
+        "Other models beside tandem's",
+        "What is known of their costs. The harness records no tokens: they are counted in the text of each answer by "
+        "the tokenizer that --tokenizer names, and one for its end. Eq. 12 of a single model is twice its parameters "
+        "times the tokens that it generated; the harness's hf records the parameters, and --parameters gives them for "
+        "others. Dollars are at the prices that --price gives, with no prompt token taken to be cached.",
+        other_models.other_models,
     ),
     SectionSpec(
         "guidance",
@@ -182,6 +202,7 @@ def report(
     by: str | None = None,
     collected: Path | None = None,
     classifier: str | None = None,
+    given: GivenCosts | None = None,
 ) -> Report:
     """Make the report of all runs below some folders.
 
@@ -199,6 +220,8 @@ def report(
         File or folder that `lm-eval-tandem collect` wrote; None for every collected.parquet below the folders.
     classifier
         Folder of a classifier, or name of one that ships; None for the cascade's, if its files are found unchanged.
+    given
+        What is known of models other than tandem's: parameters, tokenizers, prices.
 
     Raises
     ------
@@ -212,20 +235,21 @@ def report(
     >>> made = report([Path("runs")])  # doctest: +SKIP
     >>> write(made, Path("report"))  # doctest: +SKIP
     """
-    data = report_data.read(folders, metric, by, collected, classifier)
-    sections = tuple(spec.section(data) for spec in SECTIONS)
-    return Report(title, tuple(headlines(data)), sections, tuple(environment(data)))
+    data = report_data.read(folders, metric, by, collected, classifier, given)
+    sections = [spec.section(data) for spec in SECTIONS]
+    shown = tuple(section for section in sections if section.parts)  # a warning without a reason is left out
+    return Report(title, tuple(headlines(data)), shown, tuple(environment(data)))
 
 
 def only(full: Report, names: Sequence[str]) -> Report:
-    """Return the report with some of its sections.
+    """Return the report with some of its sections; those that have nothing to say about these runs are left out.
 
     Raises
     ------
     ArgumentError
         There is no section of such a name.
     """
-    known = [section.name for section in full.sections]
+    known = [spec.name for spec in SECTIONS]
     for name in names:
         if name not in known:
             raise ArgumentError(f"--only {name}: there is no such section; the sections are {', '.join(known)}.")

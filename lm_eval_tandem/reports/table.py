@@ -62,6 +62,8 @@ class Number:
 
 Cell = str | Number
 """One entry of a table; "" where there is nothing to show."""
+NOT_KNOWN = "–"
+"""The entry where another row has a number and that of this row is not known."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Table:
         Headings, and rows of as many cells.
     collapsed
         Whether the HTML page shows it only on demand, for long detail.
+    of_words
+        Whether the HTML page aligns every column to the left, also those with numbers among words.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     collapsed: bool = False
+    of_words: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -180,6 +185,7 @@ def make_table(
     rows: Iterable[Sequence[Cell]],
     keep_empty_columns: bool = False,
     collapsed: bool = False,
+    of_words: bool = False,
 ) -> Table:
     """Return a table without the columns that are empty in every row, unless `keep_empty_columns`; see `Table`."""
     all_rows = [tuple(row) for row in rows]
@@ -191,6 +197,7 @@ def make_table(
         tuple(columns[i] for i in kept),
         tuple(tuple(row[i] for i in kept) for row in all_rows),
         collapsed,
+        of_words,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from lm_eval_tandem import ledger
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.ledger import MENTOR_FINISHED, Judgement, Record
-from lm_eval_tandem.reports.sources import ledgers, runs
+from lm_eval_tandem.reports.sources import ledgers, reading
 from lm_eval_tandem.reports.sources.runs import Run
 
 EFFORTS = (10, 20)
@@ -173,4 +173,4 @@ POLICIES = ("intern", "stage:1", "stage:2", "mentor", "cascade")
 
 def read(folders: Sequence[Path], metric: str | None = None, by: str | None = None) -> list[Run]:
     """Return the runs below the folders with their records, as a report reads them."""
-    return ledgers.join(runs.read(folders, metric, by), folders)
+    return ledgers.join(reading.read(folders, metric, by), folders)

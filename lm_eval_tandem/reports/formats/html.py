@@ -39,7 +39,7 @@ def link_text(section_name: str) -> str:
 
 def text_columns(table: Table) -> list[bool]:
     """Return for each column whether it holds words only, which are aligned to the left."""
-    if not table.rows:
+    if table.of_words or not table.rows:
         return [True] * len(table.columns)
     return [not any(is_numeric(cell) for cell in column) for column in zip(*table.rows, strict=True)]
 

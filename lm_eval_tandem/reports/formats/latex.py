@@ -20,6 +20,7 @@ _ESCAPES = {
     "≤": r"$\leq$",
     "…": r"\dots{}",
     "×": r"$\times$",
+    "–": "--",
 }
 _RESIZED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 """Scales a table that is wider than the line down to it, and leaves any other as it is."""

@@ -6,7 +6,7 @@ import csv
 import io
 
 from lm_eval_tandem.digits import significant
-from lm_eval_tandem.reports.table import Cell, Number, Table
+from lm_eval_tandem.reports.table import NOT_KNOWN, Cell, Number, Table
 
 
 def render(table: Table) -> str:
@@ -31,7 +31,8 @@ def render(table: Table) -> str:
 def cell_entries(cell: Cell, with_interval: bool) -> list[str]:
     """Return the entries of one cell: its value, and if its column has intervals the two ends ("" if it has none)."""
     if not isinstance(cell, Number):
-        return [cell.strip(), "", ""] if with_interval else [cell.strip()]
+        text = "" if cell == NOT_KNOWN else cell.strip()
+        return [text, "", ""] if with_interval else [text]
     value = [significant(cell.value)]
     if not with_interval:
         return value

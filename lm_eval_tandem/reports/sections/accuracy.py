@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem import digits
-from lm_eval_tandem.reports.sections.cells import accuracy, accuracy_of, cost, cost_ratio, gap_closed, mean
+from lm_eval_tandem.reports.sections.cells import (
+    accuracy,
+    accuracy_of,
+    cost,
+    cost_ratio,
+    gap_closed,
+    mean,
+    with_dashes,
+)
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
@@ -129,7 +137,7 @@ def policies_table(comparison: Comparison) -> Table:
         "the oracle. The whole bill counts every token that passed through a model; seconds are those of a question's "
         "calls when they were computed, waiting for the others of a batch included.",
         ["policy", *[column.heading.format(unit=comparison.unit.name) for column in POLICY_COLUMNS]],
-        rows,
+        with_dashes(comparison.rows, rows),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lm_eval_tandem.reports.intervals import mcnemar
-from lm_eval_tandem.reports.sections.cells import accuracy, cost, cost_ratio, p_value
+from lm_eval_tandem.reports.sections.cells import accuracy, cost, cost_ratio, p_value, with_dashes
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.missing import has_run, missing_runs
 from lm_eval_tandem.reports.sources.report_data import ReportData
@@ -31,9 +31,8 @@ def paired(data: ReportData) -> list[Part]:
 def table(comparison: Comparison, cascade: Run) -> Table:
     """Return the table with one row per other run."""
     rows: list[list[Cell]] = []
-    for run in comparison.rows:
-        if run is cascade:
-            continue
+    others = [run for run in comparison.rows if run is not cascade]
+    for run in others:
         only_cascade = int((cascade.correct & ~run.correct).sum())
         only_other = int((run.correct & ~cascade.correct).sum())
         rows.append(
@@ -63,5 +62,5 @@ def table(comparison: Comparison, cascade: Run) -> Table:
             "McNemar p",
             f"{label}: cost in % of this policy's",
         ],
-        rows,
+        with_dashes(others, rows),
     )

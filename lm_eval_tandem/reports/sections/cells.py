@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lm_eval_tandem import digits
 from lm_eval_tandem.reports.intervals import wilson
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.runs import Floats, Run
-from lm_eval_tandem.reports.table import Cell, Number, percent
+from lm_eval_tandem.reports.table import NOT_KNOWN, Cell, Number, percent
 
 JUDGING_POLICIES = ("cascade", "llm_cascade", "escalate")
 """Policies that decide per question how much the mentor does."""
@@ -59,3 +61,12 @@ def p_value(p: float | None) -> str:
 def stage_label(comparison: Comparison, stage: int) -> str:
     """Return a fixed stage with the number of mentor tokens that it allows."""
     return "0: question alone" if stage == 0 else f"{stage}: ≤ {comparison.efforts[stage - 1]} mentor tokens"
+
+
+def with_dashes(runs: Sequence[Run], rows: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+    """Return the rows of runs with dashes for what is not known of another model but of some run in the table."""
+    filled = [any(cell != "" for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        [NOT_KNOWN if cell == "" and known and run.model else cell for cell, known in zip(row, filled, strict=True)]
+        for run, row in zip(runs, rows, strict=True)
+    ]

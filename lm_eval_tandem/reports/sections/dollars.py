@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 
 from lm_eval_tandem import digits
 from lm_eval_tandem.reports.sections.cells import accuracy_of
 from lm_eval_tandem.reports.sources.comparison import Comparison
-from lm_eval_tandem.reports.sources.missing import command, run_like
+from lm_eval_tandem.reports.sources.missing import command, run_like, unknown_costs
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import models_of
 from lm_eval_tandem.reports.table import Cell, Missing, Number, Part, Table, make_table
@@ -18,11 +20,10 @@ PRICED = ("input", "cached", "output")
 
 def dollars(data: ReportData) -> list[Part]:
     """Return a table for each comparison with known prices, or what it takes to get one."""
-    parts: list[Part] = [
-        table(comparison)
-        for comparison in data.comparisons
-        if any("dollars" in run.measures for run in comparison.runs)
-    ]
+    parts: list[Part] = []
+    for comparison in data.comparisons:
+        if any("dollars" in run.measures for run in comparison.runs):
+            parts += [table(comparison), *unknown_costs(comparison, "dollars", "the table")]
     if parts:
         return parts
     first = data.comparisons[0]
@@ -60,9 +61,11 @@ def prices_of(comparison: Comparison) -> str:
     """Return a sentence with the prices of a comparison's runs; "" if none recorded them."""
     prices: dict[str, None] = {}
     for run in comparison.runs:
-        for role, facts in models_of(run.description).items():
-            recorded = facts.get("prices")
-            if recorded:
-                amounts = ", ".join(f"{digits.significant(recorded[kind], 6)} ({kind})" for kind in PRICED)
-                prices[f"{role} {amounts}"] = None
+        recorded = {role: facts.get("prices") for role, facts in models_of(run.description).items()}
+        if run.model is not None and run.model.prices is not None:
+            recorded[run.name] = asdict(run.model.prices)
+        for name, of_model in recorded.items():
+            if of_model:
+                amounts = ", ".join(f"{digits.significant(of_model[kind], 6)} ({kind})" for kind in PRICED)
+                prices[f"{name} {amounts}"] = None
     return f"Dollars per million tokens: {'; '.join(prices)}." if prices else ""

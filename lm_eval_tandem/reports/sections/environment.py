@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm_eval_tandem.digits import colon_separated
-from lm_eval_tandem.reports.sources.labels import model_name
+from lm_eval_tandem.reports.sources.labels import model_name, without_paths
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import models_of
 
@@ -20,6 +20,9 @@ def environment(data: ReportData) -> list[str]:
     for run in data.runs:
         description = run.description
         lines |= {f"{name}: {model(facts)}" for name, facts in models_of(description).items()}
+        if run.model is not None:
+            parameters = f", {run.model.parameters:,} parameters" if run.model.parameters else ""
+            lines.add(f"{run.name}: {without_paths(run.model.name)}{parameters}")
         if "classifier" in description:
             lines.add(classifier(description))
         if "efforts" in description:

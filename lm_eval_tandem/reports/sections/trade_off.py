@@ -10,7 +10,7 @@ from lm_eval_tandem.reports.formats.svg import Drawing, Plot, Point, round_ticks
 from lm_eval_tandem.reports.sections.cells import accuracy, cost
 from lm_eval_tandem.reports.sections.threshold_sweep import sweep
 from lm_eval_tandem.reports.sources.comparison import ORACLE, Comparison
-from lm_eval_tandem.reports.sources.missing import missing_runs
+from lm_eval_tandem.reports.sources.missing import missing_runs, unknown_costs
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import Cell, Figure, Number, Part, make_table
@@ -30,6 +30,7 @@ def trade_off(data: ReportData) -> list[Part]:
             parts.append(figure(comparison, runs, sweep(comparison, data.classifier)))
         else:
             parts.append(missing_runs(comparison, "The trade-off", ["intern", "stage:N", "mentor", "cascade"]))
+        parts += unknown_costs(comparison, "tflops", "the figure")
     return parts
 
 

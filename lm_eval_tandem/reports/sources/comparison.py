@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.digits import mean, subtract, without_last_bits
+from lm_eval_tandem.reports.sources.joining import Joined
 from lm_eval_tandem.reports.sources.labels import natural_order, run_label, slug
 from lm_eval_tandem.reports.sources.runs import Floats, Run
 from lm_eval_tandem.reports.table import CostUnit, cost_unit
@@ -41,6 +42,8 @@ class Comparison:
         What the pair is called in headings.
     runs
         Runs of the pair's policies in `POLICY_ORDER`, then runs of other models; at least one.
+    partial
+        Runs of other models that lack some of these questions, on those that they have in common with the others.
 
     Notes
     -----
@@ -51,6 +54,7 @@ class Comparison:
     domain: str
     pair: str
     runs: tuple[Run, ...]
+    partial: tuple[Joined, ...] = ()
 
     @property
     def name(self) -> str:
@@ -133,7 +137,25 @@ class Comparison:
 
     def label(self, run: Run) -> str:
         """Return what a run is called in this comparison; see `labels.run_label`."""
-        return ORACLE if run.policy == ORACLE else run_label(run, [o for o in self.runs if o.policy == run.policy])
+        if run.policy == ORACLE:
+            return ORACLE
+        known = [*self.runs, *[joined.run for joined in self.partial]]
+        return run_label(run, [other for other in known if other.policy == run.policy])
+
+    @property
+    def all_places(self) -> NDArray[np.int64]:
+        """Int (Q,): the places of all questions."""
+        return np.arange(self.n_questions)
+
+    @property
+    def others(self) -> list[Run]:
+        """The runs of other models on all of these questions."""
+        return [run for run in self.runs if run.model is not None]
+
+    @property
+    def reference(self) -> Run:
+        """The run that others are set beside where how they were asked matters: the cascade, or the first."""
+        return self.cascade or self.runs[0]
 
     @cached_property
     def oracle(self) -> Run | None:

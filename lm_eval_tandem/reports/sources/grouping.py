@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources.comparison import POLICY_ORDER, Comparison
+from lm_eval_tandem.reports.sources.joining import Joined, join
 from lm_eval_tandem.reports.sources.labels import model_names, without_paths
 from lm_eval_tandem.reports.sources.runs import PAIR_SETTINGS, Run, models_of
 
@@ -16,27 +18,41 @@ def group(runs: Sequence[Run]) -> list[Comparison]:
     """Return the comparisons that some runs allow, one per domain and pair.
 
     A run of a single model belongs to every pair that has this model, an ensemble to every pair that has both models
-    among its own (to every pair if there is none), and a run of any other model to every comparison of its domain.
+    among its own (to every pair if there is none), and a run of any other model to every comparison of its domain. One
+    that answered some of a comparison's questions only is in its `partial`.
 
     Raises
     ------
     ArgumentError
-        Runs on one domain answered different questions, or one name stands for two models.
+        Runs of tandem on one domain answered different questions, or one name stands for two models.
     """
     comparisons = []
     for domain in sorted({run.domain for run in runs}):
-        on_domain = [run for run in runs if run.domain == domain]
-        check_same_questions(on_domain)
+        on_domain, partial = on_same_questions([run for run in runs if run.domain == domain])
         check_same_models(on_domain)
         # one run stands for each pair
         pairs = {pair_key(run.description): run for run in on_domain if run.has_both_models}
         if not pairs:
-            comparisons.append(Comparison(domain, name_without_pair(on_domain), ordered(on_domain)))
+            comparisons.append(Comparison(domain, name_without_pair(on_domain), ordered(on_domain), partial))
         names = pair_names([run.description for run in pairs.values()])
         for key, example in sorted(pairs.items()):
             members = [run for run in on_domain if belongs(run, key, example, list(pairs.values()))]
-            comparisons.append(Comparison(domain, names[key], ordered(members)))
+            comparisons.append(Comparison(domain, names[key], ordered(members), partial))
     return comparisons
+
+
+def on_same_questions(runs: Sequence[Run]) -> tuple[list[Run], tuple[Joined, ...]]:
+    """Return the runs on one domain that answered the same questions, and those of other models that lack some.
+
+    Tandem's runs say which questions these are, or without them the run that answered most. What another model answered
+    besides is left out.
+    """
+    base = [run for run in runs if run.model is None] or [max(runs, key=lambda run: len(run.questions))]
+    check_same_questions(base)
+    joined = [join(run, base[0]) for run in runs if run not in base]
+    complete = [one.run for one in joined if len(one.places) == len(base[0].questions)]
+    partial = tuple(one for one in joined if len(one.places) < len(base[0].questions))
+    return [*base, *[replace(run, subjects=base[0].subjects) for run in complete]], partial
 
 
 def ordered(runs: Sequence[Run]) -> tuple[Run, ...]:

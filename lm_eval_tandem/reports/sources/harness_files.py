@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from lm_eval_tandem.reports.sources.files import describe, read_lines
 
 SECRETS = ("token", "key", "password")
 """Endings of model arguments that no report may show."""
+NO_SECRETS = ("think_end_token",)
+"""Arguments with such an ending, also with mentor_ or intern_ before them, that change answers and are no secret."""
 
 
 def find_results(folder: Path) -> list[Path]:
@@ -67,7 +70,7 @@ def model_arguments(arguments: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in (arguments or {}).items()
-        if name != "model" and not str(name).lower().endswith(SECRETS)
+        if name != "model" and (str(name).endswith(NO_SECRETS) or not str(name).lower().endswith(SECRETS))
     }
 
 
@@ -160,3 +163,43 @@ def load_samples(file: Path) -> list[dict[str, Any]]:
         return sorted(samples, key=lambda sample: int(sample["doc_id"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ArgumentError(f"{file} cannot be read as samples ({describe(error)}); run lm_eval again.") from None
+
+
+def document_checksum(sample: Mapping[str, Any]) -> str:
+    """Return the checksum of a sample's document, as the harness computes it; "" if the sample does not have it.
+
+    It is computed wherever the document is there, since compressed samples have no checksums.
+    """
+    if isinstance(sample.get("doc"), dict):
+        return checksum(json.dumps(sample["doc"], indent=2, ensure_ascii=False))
+    return str(sample.get("doc_hash") or "")
+
+
+def prompt_checksum(sample: Mapping[str, Any]) -> str:
+    """Return the checksum of a sample's prompt, the first if there are several; "" if the sample does not have it."""
+    prompt = first_argument(sample)
+    return str(sample.get("prompt_hash") or "") if prompt is None else checksum(prompt)
+
+
+def first_prompt(sample: Mapping[str, Any]) -> str | None:
+    """Return the text of a sample's prompt, of messages their contents; None if the sample does not have it."""
+    prompt = first_argument(sample)
+    if prompt is None or not prompt.startswith("[{"):
+        return prompt
+    try:
+        return "\n".join(str(message["content"]) for message in json.loads(prompt))
+    except (ValueError, KeyError, TypeError):
+        return prompt  # a text that only looks like messages
+
+
+def first_argument(sample: Mapping[str, Any]) -> str | None:
+    """Return the first argument of a sample's first request: its prompt, or messages as JSON."""
+    prompt = ((sample.get("arguments") or {}).get("gen_args_0") or {}).get("arg_0")
+    if isinstance(prompt, list) and len(prompt) == 1:  # the harness wraps messages
+        prompt = prompt[0]
+    return prompt if isinstance(prompt, str) else None
+
+
+def checksum(text: str) -> str:
+    """Return the SHA-256 of a text in hexadecimal digits, as the harness computes it."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval_tandem.digits import colon_separated, nearest_decimal
+from lm_eval_tandem.reports.sources.question_settings import CHAT_TEMPLATE, FEW_SHOT, NO_TEMPLATE
 from lm_eval_tandem.reports.sources.runs import Run
 
 
 def run_label(run: Run, others: Sequence[Run]) -> str:
     """Return a run's policy, followed by as much of its classifier as distinguishes it from the other runs.
+
+    A run of another model has its name, followed by what distinguishes it from others of this name.
 
     Parameters
     ----------
@@ -21,11 +24,34 @@ def run_label(run: Run, others: Sequence[Run]) -> str:
         All runs of the comparison that have the same policy, `run` included.
     """
     if not run.policy:
-        return run.name
+        return _other_label(run, [other for other in others if other.name == run.name])
     for label in (_policy, _with_classifier, _with_recipe, _with_thresholds):
         if len({label(other) for other in others}) == len(others):
             return label(run)
     return f"{_with_thresholds(run)}, number {others.index(run) + 1}"
+
+
+def _other_label(run: Run, namesakes: Sequence[Run]) -> str:
+    """Return the name of another model, with as much as tells its run apart from others of this name."""
+    about = {other.identity: _told_apart_by(other) for other in namesakes}
+    differing = [name for name in about[run.identity] if len({facts.get(name) for facts in about.values()}) > 1]
+    for length in range(len(differing) + 1):
+        labels = {
+            key: ", ".join([run.name, *[facts[name] for name in differing[:length] if name in facts]])
+            for key, facts in about.items()
+        }
+        if len(set(labels.values())) == len(labels):
+            return labels[run.identity]
+    return f"{labels[run.identity]}, number {1 + list(about).index(run.identity)}"
+
+
+def _told_apart_by(run: Run) -> dict[str, str]:
+    """Return what may tell runs of one other model apart, the first thing first: how it was asked, its arguments."""
+    settings = {name: value for of_task in run.settings.values() for name, value in of_task.items()}
+    applied = "without" if settings.get(CHAT_TEMPLATE) == NO_TEMPLATE else "with"
+    facts = {FEW_SHOT: f"{settings.get(FEW_SHOT)}-shot", CHAT_TEMPLATE: f"{applied} chat template"}
+    facts |= {name: f"{name} {settings[name]}" for name in ("max_gen_toks", "sampling") if name in settings}
+    return facts | {name: f"{name} {without_paths(value)}" for name, value in sorted(run.arguments.items())}
 
 
 def _policy(run: Run) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.labels import slug, without_paths
+from lm_eval_tandem.reports.sources.other_models import OtherModel
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import Missing
 
@@ -81,7 +82,8 @@ def command(
         The task to run; None for the comparison's.
     """
     like, changed, task = run_like(comparison), changes or {}, task or comparison.domain
-    kept = {name: value for name, value in like.arguments.items() if name not in (*NOT_REPEATED, *changed)}
+    models = like.arguments if like.model is None else {"mentor": "MENTOR", "intern": "INTERN"}
+    kept = {name: value for name, value in models.items() if name not in (*NOT_REPEATED, *changed)}
     arguments = {"policy": policy, **changed, **kept}
     own = task.startswith("tandem_")
     if ledger or not own:
@@ -106,3 +108,42 @@ def typed(arguments: Mapping[str, Any]) -> str:
         whole = {name: value if isinstance(value, dict) else texts[name] for name, value in arguments.items()}
         return f"'{json.dumps(whole)}'"
     return ",".join(f"{name}={text}" for name, text in texts.items())
+
+
+def unknown_costs(comparison: Comparison, measure: str, where: str) -> list[Missing]:
+    """Return which other models are not in a figure or table, since their cost is not known, and what would tell it.
+
+    Parameters
+    ----------
+    comparison
+        The runs that are there.
+    measure
+        The cost: `tflops` or `dollars`.
+    where
+        What they are not in, with its article: "the figure".
+    """
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for run in comparison.others:
+        if measure not in run.measures and run.model is not None:
+            gaps.setdefault(gap_of(run.model, measure), []).append(comparison.label(run))
+    return [
+        Missing(f"{' and '.join(labels)}: not in {where}, because {reason}.", options)
+        for (reason, options), labels in gaps.items()
+    ]
+
+
+def gap_of(model: OtherModel, measure: str) -> tuple[str, str]:
+    """Return why a cost of another model is not known, as the end of a sentence, and the command that would tell it."""
+    if model.uncounted:
+        return f"the tokens are not known: {model.uncounted}", ""
+    needed: dict[str, tuple[str, object]] = {"--tokenizer": ("FOLDER", model.tokenizer)}
+    if measure == "tflops":
+        needed["--parameters"] = ("NUMBER", model.parameters)
+    else:
+        needed["--price"] = ("INPUT:CACHED:OUTPUT", model.prices)
+    options = [f"{option} {model.short_name}={form}" for option, (form, known) in needed.items() if known is None]
+    if not options:
+        return "the samples hold no prompts to be counted", ""
+    return "the cost is not known; give what the harness does not record", (
+        f"lm-eval-tandem report RUNS {' '.join(options)}"
+    )

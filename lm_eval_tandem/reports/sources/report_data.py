@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_tandem.reports.sources import classifiers, ledgers, runs
+from lm_eval_tandem.reports.sources import classifiers, ledgers, reading
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.grouping import group
+from lm_eval_tandem.reports.sources.other_models import GivenCosts
 from lm_eval_tandem.reports.sources.runs import Run
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def read(
     by: str | None = None,
     collected: Path | None = None,
     classifier: str | None = None,
+    given: GivenCosts | None = None,
 ) -> ReportData:
     """Read the runs below some folders and what belongs to them; parameters as `report.report`."""
-    found = ledgers.join(runs.read(folders, metric, by), folders)
+    found = ledgers.join(reading.read(folders, metric, by, given), folders)
     comparisons = group(found)
     return ReportData(
         folders=folders,
