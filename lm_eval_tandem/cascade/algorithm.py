@@ -22,7 +22,17 @@ from lm_eval_tandem.cascade.policies import MENTOR_STAGE, Policy
 from lm_eval_tandem.cascade.prompts import Prompts
 from lm_eval_tandem.cascade.question_run import Insight, QuestionRun, Task
 from lm_eval_tandem.cascade.steps import STEP_END, SteppedAnswer
-from lm_eval_tandem.engines import DEFAULT_VIEW, Completion, Engine, Prompt, Sampling, ScoringView, TokenStats
+from lm_eval_tandem.cascade.watcher import SILENT, Watcher
+from lm_eval_tandem.engines import (
+    DEFAULT_VIEW,
+    Completion,
+    Engine,
+    OnTokens,
+    Prompt,
+    Sampling,
+    ScoringView,
+    TokenStats,
+)
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL, common_prefix_length, strip_prompt_overlap
 from lm_eval_tandem.errors import CallError
 from lm_eval_tandem.judge.decision import fallback_stage, passes
@@ -109,29 +119,41 @@ class Cascade:
     view: ScoringView = DEFAULT_VIEW
     step_end: str = STEP_END
 
-    async def answer(self, task: Task) -> tuple[str, Record]:
+    async def answer(self, task: Task, watcher: Watcher = SILENT) -> tuple[str, Record]:
         """Answer one question under the policy.
+
+        Parameters
+        ----------
+        task
+            The question.
+        watcher
+            Is told what happens meanwhile.
 
         Returns
         -------
         tuple[str, Record]
             The graded text, which is only what the answering role wrote, and the record of what was judged and spent.
         """
-        run = QuestionRun(task, self.prices)
+        run = QuestionRun(task, self.prices, watcher)
         try:
-            if self.policy.is_stepwise:
-                return await self._answer_in_steps(run)
-            if self.policy.budget is not None:
-                return await self._force_budget(run, self.policy.budget)
-            if self.policy.mentor_alone:
-                return await self._answer_as_mentor(run)
-            if self.policy.needs_judge:
-                return await self._run_stages(run)
-            return await self._answer_at_fixed_stage(run, self.policy.fixed_stage or 0)
+            text, record = await self._answer(run)
+            run.live.show(text)
+            return text, record
         finally:
             for engine in (self.mentor, self.intern):
                 if engine is not None:
                     engine.release(task.session)
+
+    async def _answer(self, run: QuestionRun) -> tuple[str, Record]:
+        if self.policy.is_stepwise:
+            return await self._answer_in_steps(run)
+        if self.policy.budget is not None:
+            return await self._force_budget(run, self.policy.budget)
+        if self.policy.mentor_alone:
+            return await self._answer_as_mentor(run)
+        if self.policy.needs_judge:
+            return await self._run_stages(run)
+        return await self._answer_at_fixed_stage(run, self.policy.fixed_stage or 0)
 
     async def _run_stages(self, run: QuestionRun) -> tuple[str, Record]:
         """The cascade (Algorithm 1): stop at the first stage that passes, else answer from the best-scored one."""
@@ -178,12 +200,15 @@ class Cascade:
         seconds += 0.0 if stats is None else stats.seconds
         judgement = self._record_judgement(run, stage, answer, seconds, vector, score)
         judgement.probe_tokens = answer.tokens
+        run.watcher.stage_judged(judgement, passes(score, self.judge.thresholds[stage]))
         return answer, score
 
     async def _answer_at_fixed_stage(
         self, run: QuestionRun, stage: int, draft: tuple[int, ...] = ()
     ) -> tuple[str, Record]:
         """Let the intern answer at a stage that was chosen beforehand; features may be recorded, nothing is judged."""
+        if self.prompts.hands_off and stage:
+            run.live.begin("", stage)  # whatever the mentor writes now is the answer's beginning
         for effort in range(1, stage + 1):
             if run.insight.finish_reason != "stop" and not self._mentor_has_answered(run):
                 await self._extend_insight(run, effort)
@@ -216,7 +241,9 @@ class Cascade:
         budget = min(effort, longest) - insight.tokens
         sampling = replace(task.sampling_for("mentor", stage), max_tokens=budget, stop=stop)
         horizon = None if staged else longest - insight.tokens
-        completion = await mentor.generate(Prompt(text, continued, task.session, horizon), sampling)
+        on_tokens = self._watch_mentor(run, stage, continued)
+        prompt = Prompt(text, continued, task.session, horizon, on_tokens=on_tokens)
+        completion = await mentor.generate(prompt, sampling)
         run.count_generation(mentor, "mentor", text, continued, completion)
         ids = continued + completion.token_ids
         has_answered = hands_off and completion.finish_reason == "stop"
@@ -229,6 +256,16 @@ class Cascade:
             finish_reason="length" if staged and stage < len(self.efforts) else completion.finish_reason,
             stages=stage,
         )
+        if not run.live.begun:
+            run.live_insight.show_written(run.insight.written)
+
+    def _watch_mentor(self, run: QuestionRun, stage: int, continued: tuple[int, ...]) -> OnTokens | None:
+        """What the mentor's call tells the watcher: of the answer where it has begun, otherwise of the insight."""
+        if run.live.begun:
+            return run.live.beginning(self._loaded_mentor, continued)
+        run.live_insight.stage = stage
+        before = "" if continued else run.insight.written
+        return run.live_insight.by(self._loaded_mentor, continued, before)
 
     async def _score_prompt(self, run: QuestionRun, view: ScoringView) -> TokenStats:
         """The intern reads exactly the prompt that it would answer from (Eq. 3 to 6).
@@ -271,6 +308,9 @@ class Cascade:
     ) -> tuple[str, Record]:
         """The mentor stops, and the intern generates the rest of the answer of the chosen stage."""
         self._stop_mentor(run)
+        writers = "intern" if not answer.beginning else "mentor" if answer.finish_reason and not answer.ids else ""
+        run.live.begin(writers, stage)
+        answer.on_tokens = run.live.by(answer.engine, answer.ids, answer.beginning)
         text = await answer.finish(return_token_stats=record_stats)
         record = self._record(run, stage, reason, answer.finish_reason, answer.tokens)
         if answer.beginning:
@@ -304,28 +344,36 @@ class Cascade:
         mentor, sampling = self._loaded_mentor, run.task.sampling_for("mentor", MENTOR_STAGE)
         text, reason = self.prompts.alone(mentor, run.task.question), "escalated" if run.judgements else "alone"
         begun = run.insight.ids if self.prompts.hands_off else ()
+        run.live.begin("mentor", MENTOR_STAGE)
+        on_tokens = run.live.by(mentor, begun)
         if begun:
             sampling = replace(sampling, max_tokens=sampling.max_tokens - run.insight.tokens)
-            completion = await self._generate_as_mentor(run, Prompt(text, begun, run.task.session), sampling)
+            prompt = Prompt(text, begun, run.task.session, on_tokens=on_tokens)
+            completion = await self._generate_as_mentor(run, prompt, sampling)
             answer = mentor.answer_text(begun + completion.token_ids, sampling.stop)
             return answer, self._record(run, MENTOR_STAGE, reason, completion.finish_reason)
         self._stop_mentor(run)
-        completion = await self._generate_as_mentor(run, Prompt(text), sampling)
+        completion = await self._generate_as_mentor(run, Prompt(text, on_tokens=on_tokens), sampling)
         return completion.text, self._record(run, MENTOR_STAGE, reason, completion.finish_reason)
 
     async def _force_budget(self, run: QuestionRun, budget: int) -> tuple[str, Record]:
         """Budget forcing: thinking that exceeds the budget is cut and closed, and the mentor has to answer."""
-        text = self.prompts.alone(self._loaded_mentor, run.task.question)
+        mentor, live = self._loaded_mentor, run.live
+        text = self.prompts.alone(mentor, run.task.question)
         sampling, session = run.task.sampling_for("mentor", MENTOR_STAGE), run.task.session
         first = replace(sampling, max_tokens=min(budget, sampling.max_tokens))
-        thought = await self._generate_as_mentor(run, Prompt(text, session=session), first)
+        live.begin("mentor", MENTOR_STAGE)
+        prompt = Prompt(text, session=session, on_tokens=live.beginning(mentor))
+        thought = await self._generate_as_mentor(run, prompt, first)
         left = sampling.max_tokens - thought.new_tokens
         if thought.finish_reason == "stop" or left <= 0:
             return thought.text, self._record(run, MENTOR_STAGE, "alone", thought.finish_reason)
-        written = self._loaded_mentor.decode(thought.token_ids)
+        written = mentor.decode(thought.token_ids)
         written += self.prompts.end_of_thinking(text + written)
+        live.show(written)
         rest = replace(sampling, max_tokens=left)
-        answer = await self._generate_as_mentor(run, Prompt(text + written, session=session), rest)
+        prompt = Prompt(text + written, session=session, on_tokens=live.after(written, mentor))
+        answer = await self._generate_as_mentor(run, prompt, rest)
         return written + answer.text, self._record(run, MENTOR_STAGE, "forced", answer.finish_reason)
 
     async def _answer_in_steps(self, run: QuestionRun) -> tuple[str, Record]:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling
+from lm_eval_tandem.engines import Completion, Engine, OnTokens, Prompt, Sampling
 from lm_eval_tandem.errors import EngineError
 
 Floats = NDArray[np.float32]
@@ -55,6 +55,8 @@ class PartialAnswer:
     beginning, beginning_tokens
         What the mentor has written of the answer, which the prompt ends with, and its tokens; no part of the counts
         here.
+    on_tokens
+        Of the calls of `finish` (`Prompt.on_tokens`); what `start` generates may be refused.
 
     Attributes
     ----------
@@ -75,6 +77,7 @@ class PartialAnswer:
     draft: tuple[int, ...] = ()
     beginning: str = ""
     beginning_tokens: int = 0
+    on_tokens: OnTokens | None = None
     ids: tuple[int, ...] = ()
     tokens: int = 0
     finish_reason: str = ""
@@ -113,7 +116,8 @@ class PartialAnswer:
         """
         if not self.finish_reason:
             started = self.tokens > 0
-            completion = await self._generate(self.sampling.max_tokens, return_token_stats and not started)
+            measured = return_token_stats and not started
+            completion = await self._generate(self.sampling.max_tokens, measured, on_tokens=self.on_tokens)
             if not started:
                 self._single_call_text = completion.text
                 if completion.logprob is not None and completion.entropy is not None:
@@ -123,7 +127,13 @@ class PartialAnswer:
             text = self.engine.answer_text(self.ids, self.sampling.stop)
         return join(self.beginning, text, self.sampling.stop)
 
-    async def _generate(self, tokens: int, return_token_stats: bool, max_entropy: float = math.inf) -> Completion:
+    async def _generate(
+        self,
+        tokens: int,
+        return_token_stats: bool,
+        max_entropy: float = math.inf,
+        on_tokens: OnTokens | None = None,
+    ) -> Completion:
         """One call for at most `tokens` more tokens."""
         left = self.sampling.max_tokens - self.tokens
         sampling = replace(
@@ -137,7 +147,7 @@ class PartialAnswer:
         if self.engine.reads_drafts and self.draft[: len(self.ids)] == self.ids:
             draft = self.draft[len(self.ids) :][: sampling.max_tokens - 1]
         horizon = left if sampling.max_tokens < left else None
-        prompt = replace(self.prompt, continued=self.ids, draft=draft, horizon=horizon)
+        prompt = replace(self.prompt, continued=self.ids, draft=draft, horizon=horizon, on_tokens=on_tokens)
         completion = await self.engine.generate(prompt, sampling)
         self.record_call(self.ids, completion, draft)
         self.ids += completion.token_ids

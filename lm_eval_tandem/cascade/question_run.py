@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lm_eval_tandem.accounting import Prices, Tokens, sum_known
+from lm_eval_tandem.cascade.live_text import LiveAnswer, LiveInsight
 from lm_eval_tandem.cascade.meter import Meter
 from lm_eval_tandem.cascade.prompts import Question, strip_think_tags
+from lm_eval_tandem.cascade.watcher import SILENT, Watcher
 from lm_eval_tandem.engines import Completion, Engine, Sampling
 from lm_eval_tandem.engines.drafts import accepted_draft_tokens
 from lm_eval_tandem.ledger import Judgement
@@ -105,9 +107,13 @@ class QuestionRun:
         The question.
     prices
         Dollars per million tokens, by role, for calls whose price the engine does not report.
+    watcher
+        Who watches while it is answered.
 
     Attributes
     ----------
+    live, live_insight
+        What the watcher is told of the answer, and of the insight.
     insight, judgements, tokens, judge_seconds, generate_seconds
         See `ledger.Record`, which they end up in.
     read
@@ -120,6 +126,9 @@ class QuestionRun:
 
     task: Task
     prices: Mapping[str, Prices] = field(default_factory=dict)
+    watcher: Watcher = SILENT
+    live: LiveAnswer = field(init=False)
+    live_insight: LiveInsight = field(init=False)
     insight: Insight = field(default_factory=Insight)
     tokens: Tokens = field(default_factory=Tokens)
     judgements: list[Judgement] = field(default_factory=list)
@@ -130,6 +139,8 @@ class QuestionRun:
     meters: dict[str, Meter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.live = LiveAnswer(self.watcher, self.task.sampling.stop)
+        self.live_insight = LiveInsight(self.watcher)
         if self.prices and self.dollars is None:
             self.dollars = 0.0
 

@@ -72,6 +72,7 @@ class SteppedAnswer:
         EngineError
             The intern's engine does not report entropies, which `steps:N` needs.
         """
+        self.run.live.begin("", 1)
         while not self.growing.finish_reason:
             if self.max_entropy is not None:
                 await self._write_by_entropy(self.max_entropy)
@@ -89,11 +90,11 @@ class SteppedAnswer:
         # A server may leave out the end token; an answer that ends for certain is not doubted.
         entropy = float(first.entropy[0]) if len(first.entropy) else 0.0
         if entropy > limit:
-            self._take("mentor", await self._generate("mentor"), (), entropy)
+            self._take("mentor", await self._generate("mentor", sure=True), (), entropy)
         elif first.finish_reason == "stop" or self.growing.left == first.new_tokens:
             self._take("intern", first, (), entropy)
         else:
-            rest = await self._generate("intern", continued=first)
+            rest = await self._generate("intern", continued=first, sure=True)
             self._take("intern", rest, first.token_ids, entropy, first.new_tokens)
 
     async def _write_by_rating(self, limit: int) -> None:
@@ -102,7 +103,7 @@ class SteppedAnswer:
         if rating is not None and rating >= limit:
             self._take("intern", step, (), rating)
         else:
-            self._take("mentor", await self._generate("mentor"), (), rating)
+            self._take("mentor", await self._generate("mentor", sure=True), (), rating)
 
     async def _rate(self, text: str) -> float | None:
         """The mentor's digit for the last step of a text; None where it writes none."""
@@ -114,9 +115,17 @@ class SteppedAnswer:
         return None if digit is None else float(digit[0])
 
     async def _generate(
-        self, role: str, tokens: int | None = None, measured: bool = False, continued: Completion | None = None
+        self,
+        role: str,
+        tokens: int | None = None,
+        measured: bool = False,
+        continued: Completion | None = None,
+        sure: bool = False,
     ) -> Completion:
-        """One role goes on with the text up to the end of a step, or for a number of tokens."""
+        """One role goes on with the text up to the end of a step, or for a number of tokens.
+
+        What is sure to be in the answer is shown while it is written.
+        """
         run, engine = self.run, self.mentor if role == "mentor" else self.intern
         begun = () if continued is None else continued.token_ids
         left = self.growing.left - (0 if continued is None else continued.new_tokens)
@@ -129,7 +138,8 @@ class SteppedAnswer:
             return_token_stats=measured,
         )
         text = self.prompts.alone(engine, run.task.question) + self.growing.text
-        completion = await engine.generate(Prompt(text, begun, run.task.session), sampling)
+        on_tokens = run.live.part(engine, self.growing.text, begun) if sure else None
+        completion = await engine.generate(Prompt(text, begun, run.task.session, on_tokens=on_tokens), sampling)
         run.count_generation(engine, role, text, begun, completion)
         if role == "intern":
             run.read = self.growing.tokens_of("mentor")
@@ -142,6 +152,7 @@ class SteppedAnswer:
         engine = self.mentor if writer == "mentor" else self.intern
         tokens = last.new_tokens + begun_tokens
         self.growing.take(writer, engine, begun + last.token_ids, tokens, last.finish_reason, score)
+        self.run.live.show_parts(self.growing.text)
 
     @property
     def _number(self) -> int:

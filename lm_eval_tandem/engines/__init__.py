@@ -11,8 +11,8 @@ its backend, and `cached` puts a store of finished calls in front of any of them
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ from lm_eval_tandem.errors import ArgumentError
 
 Messages = tuple[tuple[str, str], ...]
 """A conversation as (role, content) pairs."""
+OnTokens = Callable[[tuple[int, ...]], None]
+"""Gets the token ids that a call has generated since it was called last."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Prompt:
     draft
         Token ids that a greedy generation is likely to start with. An engine with `Engine.reads_drafts` checks them in
         one forward pass and accepts those that it would have generated itself.
+    on_tokens
+        Called while the call generates, in its event loop, with the token ids that are new since it was called last;
+        None where nobody wants to know. What it gets, joined, is the beginning of `Completion.token_ids`, or of their
+        bytes where a server returns both ids and text. An engine may call it late, in large pieces, or never, and calls
+        it no more once the call has ended or was cancelled. It must return at once and raise nothing.
 
     Examples
     --------
@@ -61,6 +68,7 @@ class Prompt:
     session: str | None = None
     horizon: int | None = None
     draft: tuple[int, ...] = ()
+    on_tokens: OnTokens | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -382,6 +390,14 @@ class Engine(Protocol):
         """The text of a whole answer as one `generate` call would return it.
 
         It is cut before the first stop string; its thinking is removed where the model arguments request that.
+        """
+        ...
+
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """What `answer_text` begins with, of these tokens and of any with which the model goes on.
+
+        An end that may be part of a character or of a stop string is left out, and so is everything while the model
+        thinks what `answer_text` will remove.
         """
         ...
 

@@ -30,11 +30,15 @@ SCORE_ARRAYS = (*COMPLETION_ARRAYS, "hidden", "confidence")
 SAMPLING_KEYS = {"return_token_stats": "measured", "max_entropy": "doubt"}
 """Fields of `Sampling` whose name in a key is that of version 0.1, so that stores of that version stay valid."""
 
+Result = tuple[dict[str, Any], bool]
+"""The value of a call, and whether it came from the store."""
+
 
 class CachedEngine:
     """An engine (see `engines.Engine`) that answers a call from the store where it can.
 
-    Equal calls that run at the same time are computed once.
+    Equal calls that run at the same time are computed once. What of them is computed is reported to the first one's
+    `Prompt.on_tokens` alone; values of the store are reported to none.
 
     Parameters
     ----------
@@ -57,7 +61,7 @@ class CachedEngine:
         self.identity, self.work = engine.identity, engine.work
         self.hits = 0
         self._model_key = key_of(dict(engine.identity))
-        self._in_flight: dict[str, asyncio.Future[tuple[dict[str, Any], bool]]] = {}
+        self._in_flight: dict[str, asyncio.Future[Result | None]] = {}
 
     @property
     def cannot_score(self) -> str:
@@ -123,11 +127,13 @@ class CachedEngine:
     ) -> dict[str, Any]:
         """The stored value of the call; otherwise that of an equal call in flight, or a new one, which is stored."""
         key = self._key(call, prompt)
-        if key in self._in_flight:
-            value, stored = await asyncio.shield(self._in_flight[key])
-            self.hits += stored
-            return value
-        future: asyncio.Future[tuple[dict[str, Any], bool]] = asyncio.get_running_loop().create_future()
+        while key in self._in_flight:
+            found_by_other = await asyncio.shield(self._in_flight[key])
+            if found_by_other is not None:  # otherwise its caller was cancelled, and one of those who wait computes it
+                value, stored = found_by_other
+                self.hits += stored
+                return value
+        future: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = future
         try:
             # In a thread: a slow disk, or another process that writes, must not hold up every other question.
@@ -138,6 +144,9 @@ class CachedEngine:
             self.hits += found is not None
             future.set_result((value, found is not None))
             return value
+        except asyncio.CancelledError:
+            future.set_result(None)
+            raise
         except BaseException as error:
             future.set_exception(error)
             # Equal calls that wait for the future get the error. Reading it here keeps asyncio from warning about an
@@ -170,6 +179,10 @@ class CachedEngine:
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
         return self.engine.answer_text(token_ids, stop)
+
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`."""
+        return self.engine.settled_text(token_ids, stop)
 
     def close(self) -> None:
         """Close the engine. The store stays open: it belongs to the caller."""

@@ -35,6 +35,19 @@ def after_thinking(text: str, think_end: str | int | None) -> str:
     return (text.split(think_end)[-1] if isinstance(think_end, str) else text).lstrip()
 
 
+def after_token(token_ids: tuple[int, ...], think_end: str | int | None) -> tuple[int, ...]:
+    """The tokens after the last one that ends the thinking; all of them where none does.
+
+    Examples
+    --------
+    >>> after_token((1, 9, 2, 9, 3), 9)
+    (3,)
+    """
+    if not isinstance(think_end, int) or think_end not in token_ids:
+        return token_ids
+    return token_ids[len(token_ids) - token_ids[::-1].index(think_end) :]
+
+
 def answer_text(text: str, stop: Iterable[str], think_end: str | int | None = None) -> tuple[str, bool]:
     r"""The answer in a generated text: after the thinking and before the stop strings, as lm-eval cuts it.
 

@@ -5,15 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
 from lm_eval_tandem.engines import Messages
+from lm_eval_tandem.engines.settled import incomplete_character
 from lm_eval_tandem.errors import EngineError
 
-ENCODED_PROMPTS = 1024
+Ids = TypeVar("Ids")
+ENCODED_PROMPTS, LONG_PROMPTS = 1024, 16
 """Prompts whose token ids are remembered: each is encoded for the window check, for accounting and for the call."""
+LONG_PROMPT = 32_768
+"""Characters beyond which only `LONG_PROMPTS` are remembered, so that no number of long prompts fills the memory."""
+
+
+def remembered(encode: Callable[..., Ids]) -> Callable[..., Ids]:
+    """The same function of a text, whose results for the last texts are remembered: of many short ones, of few long."""
+    of_short, of_long = lru_cache(ENCODED_PROMPTS)(encode), lru_cache(LONG_PROMPTS)(encode)
+
+    def encoded(text: str, *more: Any) -> Ids:
+        return (of_short if len(text) <= LONG_PROMPT else of_long)(text, *more)
+
+    return encoded
 
 
 class LocalTokenizer:
@@ -39,12 +53,11 @@ class LocalTokenizer:
         self.lm = lm
         self._tokenizer_lock = lock = threading.RLock()
 
-        @lru_cache(ENCODED_PROMPTS)
         def encoded(text: str) -> tuple[int, ...]:
             with lock:
                 return tuple(tokenize(text)) or (int(lm.prefix_token_id),)
 
-        self._encoded = encoded
+        self._encoded = remembered(encoded)
 
     def render(self, messages: Messages, generation_prompt: bool = True) -> str:
         """See `Engine.render`. A system text that the template has no place for opens the first user turn.
@@ -84,6 +97,17 @@ class LocalTokenizer:
 
     def stop(self, session: str) -> None:
         """See `Engine.stop`. These engines generate nothing between calls, or end it at the next one."""
+
+    @cached_property
+    def _incomplete_character(self) -> tuple[int, ...]:
+        """See `settled.incomplete_character`."""
+        with self._tokenizer_lock:
+            return incomplete_character(lambda text: self.lm.tokenizer.encode(text, add_special_tokens=False))
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt's token ids: special tokens included, U+FFFD for parts of characters."""
+        with self._tokenizer_lock:
+            return str(self.lm.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`. An empty text is the model's prefix token."""

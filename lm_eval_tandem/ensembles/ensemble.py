@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.cascade.watcher import SILENT, Watcher
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.ensembles import selection
 from lm_eval_tandem.ensembles.reference_file import Reference
@@ -114,18 +115,26 @@ class Ensemble:
     policy: str
     joint: Engine | None = None
 
-    async def answer(self, task: Task) -> tuple[str, Record]:
+    async def answer(self, task: Task, watcher: Watcher = SILENT) -> tuple[str, Record]:
         """Answer one question.
+
+        Parameters
+        ----------
+        task
+            The question.
+        watcher
+            Is told what happens meanwhile.
 
         Returns
         -------
         tuple[str, Record]
             The graded text, and the record of what every model did for it.
         """
-        run = EnsembleRun(task, {member.name: member for member in self.members}, self.policy)
+        run = EnsembleRun(task, {member.name: member for member in self.members}, self.policy, watcher)
         try:
             run.selected = await self.selector.select(run)
             text, reason = await self.aggregation.write(run)
+            run.live.show(text)
             return text, run.record(reason)
         finally:
             for engine in (*(member.engine for member in self.members), self.joint):

@@ -33,7 +33,9 @@ class One:
 
     async def write(self, run: EnsembleRun) -> tuple[str, str]:
         """The graded answer, and the reason for it."""
-        writing = await run.generate(run.selected[0], 0, run.task.sampling)
+        member = run.selected[0]
+        run.live.begin(member.name, 0)
+        writing = await run.generate(member, 0, run.task.sampling, run.live.by(member.engine))
         return run.answer_with(writing), "one model"
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from lm_eval_tandem.accounting import Prices, Spent, Tokens, sum_all, sum_known
 from lm_eval_tandem.cascade.growing_answer import GrowingAnswer
+from lm_eval_tandem.cascade.live_text import LiveAnswer
 from lm_eval_tandem.cascade.meter import Meter
 from lm_eval_tandem.cascade.prompts import prompt_of
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling
+from lm_eval_tandem.cascade.watcher import SILENT, Watcher
+from lm_eval_tandem.engines import Completion, Engine, OnTokens, Prompt, Sampling
 from lm_eval_tandem.engines.rating import Candidate, Score, Scorer
 from lm_eval_tandem.ledger import Record, Segment
 
@@ -67,9 +69,13 @@ class EnsembleRun:
         All models of the ensemble by name.
     policy
         The strategies, as records name them.
+    watcher
+        Who watches while it is answered.
 
     Attributes
     ----------
+    live
+        What the watcher is told of the answer.
     selected
         The members that answer.
     spent
@@ -83,6 +89,8 @@ class EnsembleRun:
     task: Task
     members: Mapping[str, Member]
     policy: str
+    watcher: Watcher = SILENT
+    live: LiveAnswer = field(init=False)
     selected: list[Member] = field(default_factory=list)
     spent: dict[str, Spent] = field(default_factory=dict)
     growing: GrowingAnswer = field(init=False)
@@ -95,6 +103,7 @@ class EnsembleRun:
 
     def __post_init__(self) -> None:
         self.growing = GrowingAnswer(self.task.sampling)
+        self.live = LiveAnswer(self.watcher, self.task.sampling.stop)
         for member in self.members.values():
             self.spent[member.name] = Spent(dollars=None if member.prices is None else 0.0)
 
@@ -104,7 +113,9 @@ class EnsembleRun:
             self._prompts[member.name] = prompt_of(member.engine, self.task.question)
         return self._prompts[member.name]
 
-    async def generate(self, member: Member, number: int, sampling: Sampling) -> Writing:
+    async def generate(
+        self, member: Member, number: int, sampling: Sampling, on_tokens: OnTokens | None = None
+    ) -> Writing:
         """Let a member go on with the answer so far.
 
         Parameters
@@ -115,10 +126,13 @@ class EnsembleRun:
             Of the call, by which sampled calls differ.
         sampling
             How; its seed is replaced by one for question, member and number.
+        on_tokens
+            Of the call (`Prompt.on_tokens`).
         """
         sampling = replace(sampling, seed=self.task.sampling_for(member.name, number).seed)
         text = self.prompt(member) + self.growing.text
-        completion = await member.engine.generate(Prompt(text, session=self.task.session), sampling)
+        prompt = Prompt(text, session=self.task.session, on_tokens=on_tokens)
+        completion = await member.engine.generate(prompt, sampling)
         ids = member.engine.encode(text)
         parts = self.growing.segments[self._parts_read.get(member.name, 0) :]
         self.count(
@@ -141,11 +155,13 @@ class EnsembleRun:
             member.name, member.engine, completion.token_ids, writing.tokens, completion.finish_reason, finite(score)
         )
         self._parts_read[member.name] = len(self.growing.segments)
+        self.live.show_parts(self.growing.text)
         return written
 
     def answer_with(self, writing: Writing, score: float | None = None) -> str:
         """Make a whole response the answer, as the engine cut it, and return it."""
         text = writing.completion.text
+        self.live.begin(writing.member.name, 0)
         self.growing.text, self.growing.finish_reason = text, writing.completion.finish_reason
         self.growing.segments = [Segment(writing.member.name, writing.tokens, len(text), finite(score))]
         return text

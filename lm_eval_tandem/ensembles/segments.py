@@ -53,6 +53,7 @@ class Segments:
         """The graded answer, and the reason why it ended."""
         growing, texts = run.growing, list[str]()
         growing.part_end = self.end
+        run.live.begin("", 0)
         for number in range(self.max_rounds):
             writing, score = await self._next(run, number)
             if score is not None and self.score_threshold is not None and score < self.score_threshold:
@@ -72,9 +73,9 @@ class Segments:
     async def _next(self, run: EnsembleRun, number: int) -> tuple[Writing, float | None]:
         """The next segment, and its score if it has one."""
         if self.turns == "loop":
-            return await self._segment(run, run.selected[number % len(run.selected)], number), None
+            return await self._segment(run, run.selected[number % len(run.selected)], number, sure=True), None
         if self.turns == "random":
-            return await self._segment(run, drawn(run, number), number), None
+            return await self._segment(run, drawn(run, number), number, sure=True), None
         assert self.scorer is not None
         proposed = await asyncio.gather(*(self._segment(run, member, number) for member in run.selected))
         texts = [one.member.engine.decode(one.completion.token_ids) for one in proposed]
@@ -82,12 +83,13 @@ class Segments:
         best = highest(scores)
         return proposed[best], scores[best]
 
-    async def _segment(self, run: EnsembleRun, member: Member, number: int) -> Writing:
+    async def _segment(self, run: EnsembleRun, member: Member, number: int, sure: bool = False) -> Writing:
+        """A segment by a member; one that is sure to be in the answer is shown while it is written."""
         sampling = run.task.sampling
         stop = (*sampling.stop, self.end) if self.end else sampling.stop
-        return await run.generate(
-            member, number, replace(sampling, max_tokens=min(self.tokens, run.growing.left), stop=stop)
-        )
+        sampling = replace(sampling, max_tokens=min(self.tokens, run.growing.left), stop=stop)
+        on_tokens = run.live.part(member.engine, run.growing.text) if sure else None
+        return await run.generate(member, number, sampling, on_tokens)
 
 
 def drawn(run: EnsembleRun, number: int) -> Member:

@@ -65,7 +65,9 @@ class Tokens:
         text = prompt_of(self.engine, run.task.question)
         names = [member.name for member in run.selected]
         sampling = run.task.sampling_for("+".join(names), 0)
-        completion = await self.engine.generate(Prompt(text, session=run.task.session), sampling)
+        run.live.begin("", 0)
+        prompt = Prompt(text, session=run.task.session, on_tokens=run.live.by(self.engine))
+        completion = await self.engine.generate(prompt, sampling)
         run.generate_seconds += completion.seconds
         run.growing.text, run.growing.finish_reason = completion.text, completion.finish_reason
         run.growing.segments = self._segments(completion, names)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.cascade.watcher import SILENT, Watcher
 from lm_eval_tandem.errors import ENDS_THE_RUN, EngineError, StoreError, TandemError
 from lm_eval_tandem.ledger import Record
 
@@ -22,8 +23,11 @@ Key = tuple[str, int, int]
 class Answerer(Protocol):
     """What answers questions: a cascade, or an ensemble."""
 
-    async def answer(self, task: Task) -> tuple[str, Record]:
-        """The graded text of one question, and the record of what was done and spent for it."""
+    async def answer(self, task: Task, watcher: Watcher = SILENT) -> tuple[str, Record]:
+        """The graded text of one question, and the record of what was done and spent for it.
+
+        The watcher is told what happens meanwhile. Where this is cancelled, the models stop working on the question.
+        """
         ...
 
 

@@ -22,6 +22,9 @@ The contract, in the order of the tests:
 10. *The window*: a call that exceeds it raises ContextError, whose message names the next step; nothing is truncated.
 11. *Decoded text* has no special tokens.
 12. *A cancelled call* is computed no further, and leaves the engine and all other calls unharmed.
+13. *Reported tokens* (`Prompt.on_tokens`) are, joined, the beginning of the completion's, and come while it generates,
+    in the event loop of the call. Reporting changes no output, and a call that was cancelled reports nothing more. What
+    is settled of their text (`Engine.settled_text`) is the beginning of the answer.
 
 To test an engine, subclass `EngineConformance` in a test module that defines two fixtures: `engine`, an engine in
 float32 with batch size 4, and `reference`, the same weights and tokenizer in transformers (`Reference`). Set `block` if
@@ -32,7 +35,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,7 +43,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_tandem.engines import Engine, Prompt, Sampling
+from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling
 from lm_eval_tandem.errors import ContextError
 
 T = TypeVar("T")
@@ -272,6 +275,77 @@ class EngineConformance:
 
         assert run(cancel_some()) == (reference.greedy(TEXTS[0], 30),) * 2
 
+    def test_reported_tokens_are_the_beginning_of_the_result(self, engine: Engine) -> None:
+        samplings = [
+            Sampling(24),
+            Sampling(24, return_token_stats=True, max_entropy=4.0),
+            Sampling(24, temperature=1.2, top_k=0, top_p=1.0, seed=3),
+            Sampling(24, ("e", " a")),
+        ]
+        for sampling in samplings:
+            plain = run(together(*(engine.generate(Prompt(text), sampling) for text in TEXTS)))
+            calls, found = run(together_reported(engine, [Prompt(text) for text in TEXTS], sampling))
+            assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+            assert [(one.text, one.finish_reason) for one in found] == [(one.text, one.finish_reason) for one in plain]
+            for reported, completion in zip(calls, found, strict=True):
+                ids = tuple(token for new in reported for token in new)
+                assert ids == completion.token_ids[: len(ids)]
+                for n in range(len(ids) + 1):
+                    assert completion.text.startswith(engine.settled_text(ids[:n], sampling.stop))
+            assert sampling != samplings[0] or max(map(len, calls)) > 2, "nothing was reported while it was generated"
+
+    def test_a_call_that_goes_on_reports_its_own_tokens(self, engine: Engine, reference: Reference) -> None:
+        ids = tuple(reference.greedy(TEXTS[0], 20))
+        for start in (1, 7):
+            prompt = Prompt(TEXTS[0], ids[:start], "growing", 20)
+            (reported,), (found,) = run(together_reported(engine, [prompt], Sampling(12)))
+            joined = tuple(token for new in reported for token in new)
+            assert joined
+            assert joined == found.token_ids[: len(joined)] == ids[start : start + len(joined)]
+            engine.release("growing")
+
+    def test_a_cancelled_call_reports_nothing_more(self, engine: Engine) -> None:
+        async def cancel() -> None:
+            begun, reported = asyncio.Event(), list[tuple[int, ...]]()
+
+            def on_tokens(new: tuple[int, ...]) -> None:
+                reported.append(new)
+                begun.set()
+
+            prompts = (Prompt(text, on_tokens=on_tokens) for text in TEXTS)
+            tasks = [asyncio.ensure_future(engine.generate(prompt, Sampling(200))) for prompt in prompts]
+            await begun.wait()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            n = len(reported)
+            assert any(task.cancelled() for task in tasks)
+            await engine.generate(Prompt("x"), Sampling(20))
+            assert len(reported) == n
+
+        run(cancel())
+
+
+async def together_reported(
+    engine: Engine, prompts: list[Prompt], sampling: Sampling
+) -> tuple[list[list[tuple[int, ...]]], list[Completion]]:
+    """What each call reports, and what it returns; each report comes in the event loop of the call, before its end."""
+    loop, calls, ended = asyncio.get_running_loop(), [list[tuple[int, ...]]() for _ in prompts], set[int]()
+    right: list[bool] = []
+
+    async def call(i: int) -> Completion:
+        def on_tokens(new: tuple[int, ...]) -> None:
+            right.append(asyncio.get_running_loop() is loop and i not in ended and len(new) > 0)
+            calls[i].append(new)
+
+        completion = await engine.generate(replace(prompts[i], on_tokens=on_tokens), sampling)
+        ended.add(i)
+        return completion
+
+    found = list(await asyncio.gather(*map(call, range(len(prompts)))))
+    assert all(right)
+    return calls, found
+
 
 def stopped_after(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Any, think_end: str | None = None) -> int:
     """Number of tokens after which the stop rule ends a generation: a search of the whole text after each token."""
@@ -323,6 +397,27 @@ class StopConformance:
                 assert whole == min((SCRIPT.split(word)[0] for word in stop), key=len)
 
         run(together(*(twice(stop, first) for stop in STOPS for first in range(1, len(ids), 2))))
+
+    def test_no_beginning_of_a_stop_string_is_settled(self, scripted: Engine) -> None:
+        ids = (*self.tokenizer(SCRIPT).input_ids, self.tokenizer.eos_token_id)
+        for stop in STOPS:
+            n = stopped_after(self.tokenizer, list(ids), stop)
+            whole = scripted.answer_text(ids[:n], stop)
+            grown = [scripted.settled_text(ids[:i], stop) for i in range(n + 1)]
+            assert all(whole.startswith(text) for text in grown), stop
+            assert grown == sorted(grown, key=len)
+            longest = whole if n < len(ids) else whole[: -max(map(len, stop))]
+            assert len(grown[-2]) >= len(longest) - 5, "hardly anything was settled"
+
+    def test_nothing_is_settled_of_a_thought(self, thinking: Engine) -> None:
+        ids = (*self.tokenizer(THOUGHT).input_ids, self.tokenizer.eos_token_id)
+        for stop in (("\n\n",), ("。",), ("see",)):
+            n = stopped_after(self.tokenizer, list(ids), stop, "</think>")
+            whole = thinking.answer_text(ids[:n], stop)
+            grown = [thinking.settled_text(ids[:i], stop) for i in range(n + 1)]
+            assert all(whole.startswith(text) for text in grown)
+            assert "Été" in grown
+            assert not any(grown[: ids.index(self.tokenizer("É").input_ids[0])])
 
     def test_a_stop_string_in_the_thinking_ends_nothing(self, thinking: Engine) -> None:
         ids = [*self.tokenizer(THOUGHT).input_ids, self.tokenizer.eos_token_id]

@@ -14,6 +14,7 @@ import tiny
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.hf.engine import HFEngine
+from lm_eval_tandem.errors import ContextError
 from lm_eval_tandem.store import Store
 
 TEXT = "Mira starts with 40 coins and buys a lantern."
@@ -99,3 +100,76 @@ def test_an_answer_that_ended_ends_in_parts_as_well(engine: HFEngine, cached: Ca
         prompt = Prompt(TEXT, whole.token_ids[:start], horizon=24 - start)
         part = replace(sampling, max_tokens=tokens)
         assert_alike(ask(cached, part, prompt), ask(engine, part, prompt))
+
+
+LONG = Sampling(180)
+
+
+async def until_it_works(engine: HFEngine) -> None:
+    """Until the engine generates."""
+    before = engine.work.decode_tokens
+    while engine.work.decode_tokens == before:  # noqa: ASYNC110  the engine's thread counts
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+def test_an_equal_call_gets_its_result_whichever_caller_is_cancelled(
+    engine: HFEngine, cached: CachedEngine, cancelled: int
+) -> None:
+    expected = ask(engine, LONG)
+
+    async def cancel_one() -> None:
+        sessions = [f"s{i}" for i in range(3)]
+        calls = [asyncio.ensure_future(cached.generate(Prompt(TEXT, session=one), LONG)) for one in sessions]
+        await until_it_works(engine)
+        calls[cancelled].cancel()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(found.pop(cancelled), asyncio.CancelledError)
+        for one in found:
+            assert isinstance(one, Completion)
+            assert_alike(one, expected)
+        for one in sessions:
+            cached.release(one)
+
+    asyncio.run(cancel_one())
+    assert not cached._in_flight
+
+
+def test_where_all_equal_calls_are_cancelled_the_engine_stops(engine: HFEngine, cached: CachedEngine) -> None:
+    async def cancel_all() -> None:
+        calls = [asyncio.ensure_future(cached.generate(Prompt(TEXT, session="s"), LONG)) for _ in range(3)]
+        await until_it_works(engine)
+        for call in calls:
+            call.cancel()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in found)
+        cached.release("s")
+        before = engine.work.decode_tokens
+        await engine.generate(Prompt("x"), Sampling(5))
+        assert engine.work.decode_tokens - before <= 4 + 2, "it was computed further"
+        assert not engine._worker._decoding.running
+
+    asyncio.run(cancel_all())
+    assert not cached._in_flight
+    assert ask(cached, LONG).new_tokens
+
+
+def test_an_error_of_a_call_is_that_of_all_equal_ones(cached: CachedEngine) -> None:
+    refused = Sampling(100_000)
+
+    async def ask_twice() -> list[object]:
+        calls = (cached.generate(Prompt(TEXT), refused) for _ in range(2))
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    assert [type(one) for one in asyncio.run(ask_twice())] == [ContextError] * 2
+
+
+def test_who_wants_the_tokens_makes_no_difference_to_the_store(engine: HFEngine, cached: CachedEngine) -> None:
+    reported: list[int] = []
+    watched = ask(cached, WHOLE, Prompt(TEXT, on_tokens=reported.extend))
+    assert tuple(reported) == watched.token_ids[: len(reported)]
+    assert reported
+    before = engine.work.decode_tokens
+    assert_alike(ask(cached, WHOLE), watched)
+    assert engine.work.decode_tokens == before
+    assert cached.hits == 1

@@ -20,6 +20,7 @@ from lm_eval_tandem.engines.hf.sampling import TokenSampler, choose_tokens
 from lm_eval_tandem.engines.hf.token_stats import generated_token_stats, likeliest_tokens
 from lm_eval_tandem.engines.limits import undefined_logits
 from lm_eval_tandem.engines.stopping import StopSearch
+from lm_eval_tandem.engines.token_reports import TokenReports
 
 TokenPair = tuple[float, float]
 """Log-probability and entropy of one token, in nats."""
@@ -59,6 +60,10 @@ class Job:
         From the call to the end of the generation.
     broken
         Whether the model's logits were no numbers: the call has failed.
+    reports
+        Of the generated tokens, for a prompt with `on_tokens`.
+    handed_over
+        Number of new tokens that were handed over to be reported.
     """
 
     prompt: Prompt
@@ -75,7 +80,13 @@ class Job:
     finish_reason: str = ""
     seconds: float = 0.0
     broken: bool = False
+    reports: TokenReports | None = field(init=False)
+    handed_over: int = 0
     _stops: StopSearch | None = None
+
+    def __post_init__(self) -> None:
+        on_tokens = self.prompt.on_tokens
+        self.reports = None if on_tokens is None else TokenReports(on_tokens)
 
     @property
     def wants_stats(self) -> bool:
@@ -89,7 +100,7 @@ class Job:
 
     def start(self) -> None:
         """Begin the generation, or begin it again after a failure."""
-        self.new, self.stats, self.broken = [], [], False
+        self.new, self.stats, self.broken, self.handed_over = [], [], False, 0
         self._stops = None if self.search_stops is None else self.search_stops()
 
     def completion(self, text: str, turns: tuple[int, ...] = ()) -> Completion:
@@ -169,6 +180,29 @@ def resolve(results: Sequence[tuple[Waiting, Any]]) -> None:
     if results:
         with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
             results[0][0].future.get_loop().call_soon_threadsafe(settle)
+
+
+def hand_over_tokens(jobs: Sequence[Job]) -> None:
+    """Have the tokens of these jobs that are new since the last time reported in their event loop, from any thread."""
+    new = []
+    for job in jobs:
+        if job.reports is not None and len(job.new) > job.handed_over and not job.broken:
+            new.append((job, job.handed_over, job.new[job.handed_over :]))
+            job.handed_over = len(job.new)
+
+    def report() -> None:
+        for job, start, tokens in new:
+            if job.reports is None or job.future.done():
+                continue
+            try:
+                job.reports.add(start, tokens)
+            except Exception as error:  # of who watches this call, which is nothing to the others
+                failed = {"message": "a listener to new tokens has failed", "exception": error}
+                job.future.get_loop().call_exception_handler(failed)
+
+    if new:
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+            new[0][0].future.get_loop().call_soon_threadsafe(report)
 
 
 class RowCache(Protocol):

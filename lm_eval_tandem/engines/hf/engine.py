@@ -34,7 +34,8 @@ from lm_eval_tandem.engines.hf.loading import load_hflm
 from lm_eval_tandem.engines.hf.worker import Submissions, Worker, autocast
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window
-from lm_eval_tandem.engines.stopping import StopRule, answer_text
+from lm_eval_tandem.engines.settled import settled_text
+from lm_eval_tandem.engines.stopping import StopRule, after_token, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.errors import EngineError
 
@@ -150,24 +151,31 @@ class HFEngine(LocalTokenizer):
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """See `Engine.decode`."""
-        with self._tokenizer_lock:
-            return str(self.lm.tok_decode(list(token_ids))).rstrip("\N{REPLACEMENT CHARACTER}")
+        return self._text(token_ids).rstrip("\N{REPLACEMENT CHARACTER}")
 
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`. It does what HFLM does to its own answers."""
-        new = list(token_ids)
         think_end = self.lm.think_end_token
-        if isinstance(think_end, int) and think_end in new:
-            new = new[len(new) - new[::-1].index(think_end) :]
-        with self._tokenizer_lock:
-            text = str(self.lm.tok_decode(new))
+        text = self._text(after_token(token_ids, think_end))
         return answer_text(text, (*stop, self.end_text), think_end)[0]
+
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`."""
+        think_end = self.lm.think_end_token
+        if isinstance(think_end, int) and think_end not in token_ids:
+            return ""
+        new = after_token(token_ids, think_end)
+        return settled_text(self._text, new, self._incomplete_character, (*stop, self.end_text), think_end)
 
     def close(self) -> None:
         """See `Engine.close`. What needs the tokenizer alone still works afterwards."""
         self._worker.close()
         self.lm._model = None  # lm-eval's model has no method that frees the weights
         clear_torch_cache()
+
+    def _text(self, token_ids: tuple[int, ...]) -> str:
+        with self._tokenizer_lock:
+            return str(self.lm.tok_decode(list(token_ids)))
 
     def _job(self, prompt: Prompt) -> Job:
         ids = self.encode(prompt.text) + list(prompt.continued)

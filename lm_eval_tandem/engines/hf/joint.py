@@ -22,7 +22,8 @@ from lm_eval_tandem.engines.hf.joint_cache import Combination, Member
 from lm_eval_tandem.engines.hf.union_vocabulary import END, MemberVocabulary, SharedVocabulary, UnionVocabulary
 from lm_eval_tandem.engines.hf.worker import Submissions, Worker
 from lm_eval_tandem.engines.limits import check_window
-from lm_eval_tandem.engines.stopping import StopRule, answer_text
+from lm_eval_tandem.engines.settled import settled_text
+from lm_eval_tandem.engines.stopping import StopRule, after_token, answer_text
 from lm_eval_tandem.engines.turns import turns_of
 from lm_eval_tandem.errors import ArgumentError, EngineError
 
@@ -192,10 +193,18 @@ class JointEngine:
         """See `Engine.answer_text`."""
         if isinstance(self.vocabulary, SharedVocabulary):
             return self._first.answer_text(token_ids, (*stop, *self._end_texts))
-        new = list(token_ids)
-        if isinstance(self._think_end, int) and self._think_end in new:
-            new = new[len(new) - new[::-1].index(self._think_end) :]
-        return answer_text(self.vocabulary.text(new), (*stop, *self._end_texts), self._think_end)[0]
+        text = self.vocabulary.text(after_token(token_ids, self._think_end))
+        return answer_text(text, (*stop, *self._end_texts), self._think_end)[0]
+
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`."""
+        stop = (*stop, *self._end_texts)
+        if isinstance(self.vocabulary, SharedVocabulary):
+            return self._first.settled_text(token_ids, stop)
+        if isinstance(self._think_end, int) and self._think_end not in token_ids:
+            return ""
+        new = after_token(token_ids, self._think_end)
+        return settled_text(self.vocabulary.text, new, stop=stop, think_end=self._think_end)
 
     def close(self) -> None:
         """See `Engine.close`. The members are closed, too."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lm_eval_tandem.engines import EngineWork
-from lm_eval_tandem.engines.hf.batch import DecodingBatch, Job, resolve, take_jobs
+from lm_eval_tandem.engines.hf.batch import DecodingBatch, Job, hand_over_tokens, resolve, take_jobs
 from lm_eval_tandem.engines.hf.cpu_scheduler import CpuScheduler
 from lm_eval_tandem.engines.hf.kv_cache import Network, PrefixCache
 from lm_eval_tandem.engines.hf.scoring import score_batch
@@ -116,7 +116,9 @@ class Worker:
 
     def release(self, session: str) -> None:
         """Free what is kept for a session, before the next batch."""
-        self._released.append(session)
+        with self._wake:
+            self._released.append(session)
+            self._wake.notify()
 
     def use_adapter(self, adapter: Adapter) -> None:
         """Set the adapter and divide the memory for kept prefixes. Call this before the first question."""
@@ -160,6 +162,7 @@ class Worker:
         """Wait until there is something to do; False where the engine was closed instead."""
         with self._wake:
             while not (self._closed or self._fill()):
+                self._free_released()
                 self._wake.wait()
             return not self._closed
 
@@ -170,10 +173,7 @@ class Worker:
 
     def _compute(self) -> None:
         """One batch of prompts to score, or one decoding step. Only calls whose computation was lost get its error."""
-        while self._released:
-            session = self._released.popleft()
-            self._prefixes.drop(session)
-            self._adapter_prefixes.drop(session)
+        self._free_released()
         involved = self._decoding.running
         lacks_memory = False
         try:
@@ -192,6 +192,12 @@ class Worker:
                 resolve([(job, error) for job in self._lost(involved)])
         if lacks_memory:  # only now nothing holds the tensors of the failed pass any more
             self._use_less_memory(self._lost(involved))
+
+    def _free_released(self) -> None:
+        while self._released:
+            session = self._released.popleft()
+            self._prefixes.drop(session)
+            self._adapter_prefixes.drop(session)
 
     def _lost(self, involved: list[Job]) -> list[Job]:
         running = self._decoding.running
@@ -239,6 +245,7 @@ class Worker:
         else:
             self._decoding.step()
             self._steps += 1
+        hand_over_tokens(self._decoding.running)
         ended = self._decoding.take_ended()
         for job in ended:
             job.seconds = time.perf_counter() - job.submitted

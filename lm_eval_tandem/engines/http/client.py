@@ -8,7 +8,7 @@ import logging
 import re
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -83,6 +83,8 @@ class ServerPool:
         Parameters that a server has refused and that are no longer sent.
     has_completions
         Whether the servers continue plain text (`COMPLETIONS_PATH`); otherwise it is sent as a user's message.
+    separates_thoughts
+        Whether a stream has brought thinking apart from the content so far.
     reachability, errors
         Shared by all calls.
     """
@@ -91,6 +93,7 @@ class ServerPool:
         self.options, self.work = options, work
         self.unsupported: set[str] = set()
         self.has_completions = True
+        self.separates_thoughts = False
         self.reachability = Reachability(options.model, options.give_up)
         self.errors = ErrorReader(options, key, self.reachability.report_reply)
         self._key = key
@@ -163,7 +166,7 @@ class ServerPool:
         """
         while True:
             path, body = self._offered(path, body)
-            sent = self._supported(body)
+            sent = self.supported(body)
             self.work.calls += 1
             try:
                 request = self._client(session, attempt).post(path, body=sent, cast_to=object)
@@ -191,33 +194,46 @@ class ServerPool:
         async with self.slot():
             retries.start()
             started.set()
-            while True:
-                path, body = self._offered(path, body)
-                sent = self._supported(body)
-                self.work.calls += 1
-                client = self._client(session, len(retries.failures))
-                try:
-                    opened: Any = await client.post(
-                        path, body=sent, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
-                    )
-                    break
-                except openai.APIStatusError as error:
-                    lacking = path == COMPLETIONS_PATH and self._lacks_completions(error, body)
-                    if not lacking and not self._drop_refused(error, sent):
-                        raise
-            self.reachability.report_reply()
-            try:
-                headers = opened.response.headers
-                if "json" in headers.get("content-type", "") and "content-length" in headers:
-                    whole = json.loads(await opened.response.aread())
-                    raise self.errors.reported(error_in(whole) or "a whole reply came in place of a stream")
-                async for chunk in opened:
-                    reported = error_in(chunk)
-                    if reported is not None:
-                        raise self.errors.reported(reported)
+            async with aclosing(self.chunks(path, body, session, len(retries.failures))) as chunks:
+                async for chunk in chunks:
                     yield chunk
-            finally:
-                await opened.close()
+
+    async def chunks(
+        self, path: str, body: dict[str, Any], session: str, attempt: int, may_be_whole: bool = False
+    ) -> AsyncGenerator[Any, None]:
+        """The chunks of a streamed completion, for a caller who holds a `slot`; exceptions as those of `stream`.
+
+        A server may send a whole reply in place of a stream: where that is allowed it is the only chunk.
+        """
+        while True:
+            path, body = self._offered(path, body)
+            sent = self.supported(body)
+            self.work.calls += 1
+            try:
+                opened: Any = await self._client(session, attempt).post(
+                    path, body=sent, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
+                )
+                break
+            except openai.APIStatusError as error:
+                lacking = path == COMPLETIONS_PATH and self._lacks_completions(error, body)
+                if not lacking and not self._drop_refused(error, sent):
+                    raise
+        self.reachability.report_reply()
+        try:
+            headers = opened.response.headers
+            if "json" in headers.get("content-type", "") and "content-length" in headers:
+                whole = json.loads(await opened.response.aread())
+                if may_be_whole and error_in(whole) is None:
+                    yield whole
+                    return
+                raise self.errors.reported(error_in(whole) or "a whole reply came in place of a stream")
+            async for chunk in opened:
+                reported = error_in(chunk)
+                if reported is not None:
+                    raise self.errors.reported(reported)
+                yield chunk
+        finally:
+            await opened.close()
 
     def _client(self, session: str, attempt: int) -> openai.AsyncOpenAI:
         """The same server for all calls of a session, because it has their prefix cached; another one at a retry."""
@@ -264,7 +280,7 @@ class ServerPool:
             return CHAT_PATH, as_chat(body)
         return path, body
 
-    def _supported(self, body: dict[str, Any]) -> dict[str, Any]:
+    def supported(self, body: dict[str, Any]) -> dict[str, Any]:
         """The request without the parameters that have been refused."""
         sent = {name: value for name, value in body.items() if name not in self.unsupported}
         if "max_tokens" in self.unsupported:

@@ -36,6 +36,7 @@ from lm_eval_tandem.engines.http.text import (
     encode_reply,
 )
 from lm_eval_tandem.engines.stopping import answer_text
+from lm_eval_tandem.engines.token_reports import TokenReports
 from lm_eval_tandem.errors import EngineError
 
 
@@ -87,6 +88,7 @@ class OpenStreams:
         retries = self._servers.retries(call_name(prompt, sampling))
         replays, dollars = sampling.temperature == 0, 0.0
         ends = self._end_of(prompt, sampling)
+        reports = None if prompt.on_tokens is None else TokenReports(prompt.on_tokens)
         while True:
             stream = self._streams.get(session)
             try:
@@ -94,8 +96,9 @@ class OpenStreams:
                 if stream is None or unmeasured or not stream.is_at(prompt):
                     dollars += self._abandon(session)
                     stream = self._open(session, prompt, sampling, retries, replays)
+                on_text = None if reports is None else self._reported(stream, reports)
                 read, finish_reason = await stream.read(
-                    sampling.max_tokens, self._options.timeout, sampling.max_entropy, ends
+                    sampling.max_tokens, self._options.timeout, sampling.max_entropy, ends, on_text
                 )
                 if not (read.text or read.measured or prompt.continued):
                     raise empty_reply(finish_reason, stream.usage)
@@ -138,6 +141,19 @@ class OpenStreams:
         self._work.entropy_error += sum(read.measured.error)
         values = {"logprob": read.measured.logprob, "entropy": read.measured.entropy}
         return {name: np.array(value, dtype=np.float32) for name, value in values.items()}
+
+    def _reported(self, stream: Stream, reports: TokenReports) -> Callable[[str], None]:
+        """Reports the bytes of a text that is read in pieces."""
+        reported = 0
+
+        def report(text: str) -> None:
+            nonlocal reported
+            self._servers.separates_thoughts |= stream.has_thought
+            data = encode_reply(text)
+            reports.add(reported, data)
+            reported += len(data)
+
+        return report
 
     def _end_of(self, prompt: Prompt, sampling: Sampling) -> Callable[[str], bool] | None:
         """Whether an answer has a stop string with the content read so far; None where it has none to look for.

@@ -39,7 +39,7 @@ from lm_eval_tandem.engines.http.abilities import (
 from lm_eval_tandem.engines.http.client import ServerPool, ServerWork, run_apart
 from lm_eval_tandem.engines.http.open_streams import OpenStreams
 from lm_eval_tandem.engines.http.options import UNKNOWN_WINDOW, Options
-from lm_eval_tandem.engines.http.replies import without_thinking
+from lm_eval_tandem.engines.http.replies import THINK_CLOSE, THINK_OPEN, without_thinking
 from lm_eval_tandem.engines.http.single import SingleRequests
 from lm_eval_tandem.engines.http.text import (
     TextOnlyLM,
@@ -49,6 +49,7 @@ from lm_eval_tandem.engines.http.text import (
     server_ids,
 )
 from lm_eval_tandem.engines.limits import check_window, require_default_view
+from lm_eval_tandem.engines.settled import settled_text
 from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import ArgumentError, CallError, EngineError
 
@@ -238,6 +239,19 @@ class APIEngine:
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
         return answer_text(without_thinking(decode_reply(token_ids)), stop, self.options.think_end_token)[0]
+
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`.
+
+        A thought is removed where the server has sent it apart from the content. One that is part of the content may
+        stay in the answer or not, so nothing of such an answer is settled.
+        """
+        text = decode_reply(token_ids)
+        may_think = THINK_OPEN.startswith(text) or text.startswith(THINK_OPEN)
+        if may_think and (THINK_CLOSE not in text or not self._servers.separates_thoughts):
+            return ""
+        content = without_thinking(text)
+        return settled_text(lambda _: content, token_ids, stop=stop, think_end=self.options.think_end_token)
 
     def close(self) -> None:
         """Close all streams and connections."""

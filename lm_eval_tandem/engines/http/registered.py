@@ -46,6 +46,7 @@ from lm_eval_tandem.engines.http.text import (
     plain_text,
 )
 from lm_eval_tandem.engines.limits import check_window
+from lm_eval_tandem.engines.settled import settled_text
 from lm_eval_tandem.engines.stopping import answer_text
 from lm_eval_tandem.errors import CallError, EngineError, one_line
 
@@ -201,6 +202,10 @@ class RegisteredEngine:
     def answer_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """See `Engine.answer_text`."""
         return answer_text(decode_reply(token_ids), stop)[0]
+
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`."""
+        return settled_text(decode_reply, token_ids, stop=stop)
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -1,19 +1,23 @@
 """Calls that are one request and one reply: a text is continued by sending it along, where the server allows that.
 
 `SingleRequests.generate` builds the request, sends it through `client.ServerPool` until an attempt succeeds, reads the
-reply (`replies.Reply`) and makes a `Completion` of it. `stream` is the other way to generate.
+reply (`replies.Reply`) and makes a `Completion` of it. `stream` is the other way to generate. A call that reports its
+tokens gets the same reply as a stream.
 """
 
 from __future__ import annotations
 
 import time
 import zlib
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
+import openai
 
-from lm_eval_tandem.engines import Completion, Prompt, Sampling, TokenStats
+from lm_eval_tandem.engines import Completion, OnTokens, Prompt, Sampling, TokenStats
 from lm_eval_tandem.engines.entropy import EntropyMethod, entropy_bounds
+from lm_eval_tandem.engines.http.assembled import AssembledReply
 from lm_eval_tandem.engines.http.client import ServerPool
 from lm_eval_tandem.engines.http.options import CHAT_PATH, COMPLETIONS_PATH, Options
 from lm_eval_tandem.engines.http.replies import Reply, Usage, prompt_logprobs
@@ -26,6 +30,7 @@ from lm_eval_tandem.engines.http.text import (
     server_ids,
 )
 from lm_eval_tandem.engines.stopping import answer_text
+from lm_eval_tandem.engines.token_reports import TokenReports
 from lm_eval_tandem.errors import EngineError
 
 MAX_STOP_STRINGS = 4
@@ -52,6 +57,7 @@ class SingleRequests:
         self._servers, self._counter, self._resume, self._vocabulary = servers, counter, resume, vocabulary
         self._options, self._work = servers.options, servers.work
         self._prompt_ids: dict[str, tuple[str, list[int]]] = {}
+        self._streams = True  # until a server refuses it
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """See `Engine.generate`."""
@@ -59,7 +65,11 @@ class SingleRequests:
         path, body = await self._request(prompt, sampling)
         name = call_name(prompt, sampling)
         retries = self._servers.retries(name)
-        reply = await self._reply(path, body, prompt.session or name, retries, may_be_empty=bool(prompt.continued))
+        session, may_be_empty = prompt.session or name, bool(prompt.continued)
+        if prompt.on_tokens is None or not self._streams:
+            reply = await self._reply(path, body, session, retries, may_be_empty)
+        else:
+            reply = await self._streamed_reply(path, body, session, retries, may_be_empty, prompt.on_tokens)
         if prompt.session is not None and not prompt.continued and reply.prompt_ids:
             self._prompt_ids[prompt.session] = prompt.text, list(reply.prompt_ids)
         text, stopped = answer_text(reply.content, sampling.stop, self._options.think_end_token)
@@ -136,6 +146,40 @@ class SingleRequests:
     ) -> Reply:
         async def attempt(number: int) -> Reply:
             return Reply.of(await self._servers.post(path, body, session, number), may_be_empty)
+
+        return await self._servers.retry(attempt, retries)
+
+    async def _streamed_reply(
+        self,
+        path: str,
+        body: dict[str, Any],
+        session: str,
+        retries: Retries,
+        may_be_empty: bool,
+        on_tokens: OnTokens,
+    ) -> Reply:
+        """The same reply by a stream, whose text is reported; from a server that does not stream, in one piece."""
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        reports = TokenReports(on_tokens)
+
+        async def attempt(number: int) -> Reply:
+            reply = AssembledReply(reports)
+            try:
+                async with aclosing(self._servers.chunks(path, streamed, session, number, True)) as chunks:
+                    async for chunk in chunks:
+                        reply.add(chunk)
+                        self._servers.separates_thoughts |= reply.has_thought
+                lacks_ids = "return_token_ids" in self._servers.supported(body) and not reply.ids
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                lacks_ids = True
+            except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
+                raise self._servers.errors.failure(error) from error
+            if not lacks_ids:
+                return Reply.of(reply.whole, may_be_empty)
+            # A later call may continue from the ids; and a refused request may be one that is refused as a stream.
+            whole = Reply.of(await self._servers.post(path, body, session, number), may_be_empty)
+            self._streams = False
+            return whole
 
         return await self._servers.retry(attempt, retries)
 

@@ -55,6 +55,8 @@ class Stream:
         What completions account for so far.
     counted_prompt
         The same of the prompt's tokens.
+    has_thought
+        Whether the server has sent thinking apart from the content.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Stream:
         self.usage: Usage | None = None
         self.charged_dollars: float = 0.0
         self.counted_prompt = 0
+        self.has_thought = False
         self.read_tokens = 0
         self.replayed_tokens = 0
         self.pieces = self._tokens = 0
@@ -138,6 +141,7 @@ class Stream:
             return
         thought, half = whole_characters(self._half + delta.thought)
         content, self._half = whole_characters(half + delta.content)
+        self.has_thought = self.has_thought or bool(thought)
         self._finish_reason = delta.finish_reason or self._finish_reason
         if self.logprobs is not None:
             self._add_measured(self.logprobs, delta, thought, content)
@@ -205,6 +209,7 @@ class Stream:
         timeout: float,
         max_entropy: float | None = None,
         ends: Callable[[str], bool] | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> tuple[Piece, str]:
         """The next tokens.
 
@@ -218,6 +223,8 @@ class Stream:
             In nats: the first token whose entropy is higher is the last that is read.
         ends
             Whether the answer ends with the content read so far.
+        on_text
+            Gets the text of each piece as it is read.
 
         Returns
         -------
@@ -247,6 +254,8 @@ class Stream:
                 self._unread.appendleft(rest)
             pieces.append(piece)
             tokens, content = tokens + piece.tokens, content + piece.content
+            if on_text is not None:
+                on_text(piece.text)
             silent = bool(piece.measured) and not piece.text  # perhaps the end token: the next chunk says so
             if ends is not None and ends(content):
                 reason = "stop"

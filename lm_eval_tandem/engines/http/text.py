@@ -15,11 +15,10 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Literal, NoReturn
 
 from lm_eval_tandem.engines import Messages
-from lm_eval_tandem.engines.tokenizer import ENCODED_PROMPTS
+from lm_eval_tandem.engines.tokenizer import remembered
 from lm_eval_tandem.errors import EngineError, one_line
 
 RECORD_SEPARATOR = "\x1e"
@@ -115,7 +114,7 @@ class TokenCounter:
             except (OSError, ValueError, ImportError) as error:
                 reason = one_line(error)
                 raise EngineError(f"tokenizer={tokenizer} could not be loaded: {reason}") from error
-        self._encoded = lru_cache(ENCODED_PROMPTS)(self._encode)
+        self._encoded = remembered(self._encode)
 
     @property
     def vocabulary(self) -> int:

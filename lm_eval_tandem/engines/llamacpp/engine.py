@@ -2,7 +2,8 @@
 
 A server keeps what it has computed for a text, so a request that extends one reads only the new tokens. What it does
 not know is done here, between requests: stop strings that begin in an earlier call or in a thought, and entropies at
-which a generation ends. Such calls ask for `BLOCK` tokens at a time.
+which a generation ends. Such calls ask for `BLOCK` tokens at a time, and greedy ones that report their tokens for
+`LIVE_BLOCK`: a stream would lack the ids of tokens after which the text ends within a character.
 
 A server reports what its model expects at the next place alone, never within a prompt. So `score` asks token by token:
 each token is read once, as in a generation, and takes as long.
@@ -37,8 +38,10 @@ from lm_eval_tandem.engines.llamacpp.properties import Properties
 from lm_eval_tandem.engines.llamacpp.replies import Distribution, Reply
 from lm_eval_tandem.engines.llamacpp.servers import LlamaServers, ServerSession
 from lm_eval_tandem.engines.llamacpp.tokenizer import load_tokenizer
+from lm_eval_tandem.engines.settled import settled_text
 from lm_eval_tandem.engines.shared_time import SharedTime
 from lm_eval_tandem.engines.stopping import StopRule, answer_text
+from lm_eval_tandem.engines.token_reports import TokenReports
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.errors import ArgumentError, EngineError, install
 
@@ -46,6 +49,8 @@ log = logging.getLogger(__name__)
 
 BLOCK = 16
 """Tokens of a request where the server cannot see for itself where the generation ends."""
+LIVE_BLOCK = 4
+"""Tokens of a request of a greedy call that reports them. Sampled ones differ with the number of their requests."""
 
 
 @dataclass
@@ -214,6 +219,11 @@ class LlamaEngine(LocalTokenizer):
         """See `Engine.answer_text`."""
         return answer_text(self._decode(token_ids), stop, self.arguments.think_end_token)[0]
 
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`."""
+        think_end = self.arguments.think_end_token
+        return settled_text(self._decode, token_ids, self._incomplete_character, stop, think_end)
+
     def close(self) -> None:
         """See `Engine.close`. An own server is ended; one that ran already runs on."""
         self._servers.pool.close()
@@ -232,10 +242,14 @@ class LlamaEngine(LocalTokenizer):
         unseen = sampling.max_entropy is not None or bool(
             sampling.stop and (prompt.continued or self.arguments.think_end_token)
         )
+        reports = None if prompt.on_tokens is None else TokenReports(prompt.on_tokens)
+        block = BLOCK if unseen else sampling.max_tokens
+        if reports is not None and sampling.temperature == 0:
+            block = LIVE_BLOCK
         answer = Answer()
         while answer.finish_reason == "":
             left = sampling.max_tokens - len(answer.tokens)
-            body = parameters_of(sampling, len(answer.tokens)) | {"n_predict": min(left, BLOCK) if unseen else left}
+            body = parameters_of(sampling, len(answer.tokens)) | {"n_predict": min(left, block)}
             if sampling.return_token_stats:
                 body["n_probs"] = self._columns  # with stop strings, the server would leave out the last ones
             else:
@@ -257,6 +271,8 @@ class LlamaEngine(LocalTokenizer):
                 new = new[:n]
                 answer.logprob += stats[0][:n].tolist()
                 answer.entropy += stats[1][:n].tolist()
+            if reports is not None:
+                reports.add(len(answer.tokens), new)
             answer.tokens += new
             self.work.decode_tokens += len(reply.tokens)
         return answer

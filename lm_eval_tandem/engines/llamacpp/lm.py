@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from lm_eval import utils
@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from tqdm import tqdm
 
 from lm_eval_tandem.engines.llamacpp.likelihoods import Likelihood, Likelihoods, Pair
-from lm_eval_tandem.engines.tokenizer import ENCODED_PROMPTS
+from lm_eval_tandem.engines.tokenizer import remembered
 from lm_eval_tandem.errors import ContextError, EngineError
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class LlamaLM(TemplateLM):
         self.name, self.max_length, self.max_gen_toks = name, max_length, max_gen_toks
         self.tokenizer, self._template_arguments = tokenizer, template_arguments
         self._longest_input, self._prefix_token_id = longest_input, prefix_token_id
-        self._encoded = lru_cache(ENCODED_PROMPTS)(self._encode)
+        self._encoded = remembered(self._encode)
 
     # Tokenizer and chat template
 

@@ -31,8 +31,10 @@ from lm_eval_tandem.engines import (
 from lm_eval_tandem.engines.entropy import EntropyMethod, Values, len_until
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window, is_finite, require_default_view, undefined_logits
+from lm_eval_tandem.engines.settled import settled_text
 from lm_eval_tandem.engines.shared_time import SharedTime
 from lm_eval_tandem.engines.stopping import StopRule, StopSearch, answer_text
+from lm_eval_tandem.engines.token_reports import RemoteReports
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, load_vllm
 from lm_eval_tandem.engines.vllm.entropy_check import TEXT, entropy_fault
@@ -122,10 +124,12 @@ class VLLMEngine(LocalTokenizer):
         ids = self._ids(prompt)
         check_window(self.name, self.window, len(ids), sampling.max_tokens)
         session = self._session(prompt)
-        with self._time.share() as seconds:
-            result = await self._generate_in_open_request(prompt, sampling, ids)
+        with self._time.share() as seconds, RemoteReports.of(prompt.on_tokens) as reports:
+            result = await self._generate_in_open_request(prompt, sampling, ids, reports)
             if result is None:
                 until = self._ended_check(prompt, sampling)
+                if reports is not None:
+                    until = self._reporting(reports, self._stop_search(prompt, sampling), until)
                 result = await self._send(ids, self._params(sampling, until), session, bool(session.scored), until)
         self.work.generate_seconds += seconds[0]
         output, cached = result.outputs[0], result.num_cached_tokens or 0
@@ -185,13 +189,20 @@ class VLLMEngine(LocalTokenizer):
         """See `Engine.answer_text`. It does what lm-eval's class does to its own answers."""
         return answer_text(self._decode(token_ids), (*stop, self._end_text), self.lm.think_end_token)[0]
 
+    def settled_text(self, token_ids: tuple[int, ...], stop: tuple[str, ...]) -> str:
+        """See `Engine.settled_text`."""
+        think_end = self.lm.think_end_token
+        return settled_text(self._decode, token_ids, self._incomplete_character, (*stop, self._end_text), think_end)
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._async_llm.close()
 
     # Requests
 
-    async def _generate_in_open_request(self, prompt: Prompt, sampling: Sampling, ids: list[int]) -> StageOutput | None:
+    async def _generate_in_open_request(
+        self, prompt: Prompt, sampling: Sampling, ids: list[int], reports: RemoteReports | None
+    ) -> StageOutput | None:
         """Continue a text that grows by stages in its open request; None where the call has to be its own request.
 
         Only greedy generations: with a seed, an open request would not start its random numbers anew with each call.
@@ -201,7 +212,7 @@ class VLLMEngine(LocalTokenizer):
         if prompt.session is None or prompt.horizon is None or sampling.temperature > 0 or not plain or self._ranks > 1:
             return None
         options = {"lora_request": self.lm.lora_request}
-        return await self._open_requests.generate(prompt.session, ids, prompt.horizon, params, options)
+        return await self._open_requests.generate(prompt.session, ids, prompt.horizon, params, options, reports)
 
     async def _send(
         self,
@@ -249,6 +260,25 @@ class VLLMEngine(LocalTokenizer):
             return bool((entropy > limit).any())
 
         return ended
+
+    def _reporting(
+        self, reports: RemoteReports, search: StopSearch, ended: Callable[[Any], bool] | None
+    ) -> Callable[[Any], bool]:
+        """The check `ended`, which also reports the tokens of unfinished outputs, as far as the result has them."""
+        seen = 0
+
+        def check(output: Any) -> bool:
+            nonlocal seen
+            if ended is not None and ended(output):
+                return True
+            ids = output.outputs[0].token_ids
+            new = list(ids[seen:])
+            if not search.stopped:
+                reports.add(seen, new[: search.length(new)])
+            seen = len(ids)
+            return False
+
+        return check
 
     def _params(self, sampling: Sampling, until: Callable[[Any], bool] | None = None) -> SamplingParams:
         """Parameters for vLLM; `until` needs every output of the request so far."""

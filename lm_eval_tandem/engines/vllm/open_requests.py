@@ -21,6 +21,7 @@ from vllm import SamplingParams
 from vllm.engine.protocol import StreamingInput
 from vllm.sampling_params import RequestOutputKind
 
+from lm_eval_tandem.engines.token_reports import RemoteReports
 from lm_eval_tandem.engines.vllm.async_llm import VERSION, AsyncLLMThread, translated_errors
 from lm_eval_tandem.errors import EngineError
 
@@ -90,7 +91,13 @@ class OpenRequests:
         self._open: dict[str, OpenRequest] = {}
 
     async def generate(
-        self, session: str, ids: list[int], horizon: int, params: SamplingParams, options: Mapping[str, Any]
+        self,
+        session: str,
+        ids: list[int],
+        horizon: int,
+        params: SamplingParams,
+        options: Mapping[str, Any],
+        reports: RemoteReports | None = None,
     ) -> StageOutput | None:
         """Continue the session's text in its open request; opens one where the limits allow it.
 
@@ -106,6 +113,8 @@ class OpenRequests:
             Greedy and without stop strings, which open requests cannot have.
         options
             Further arguments of `AsyncLLM.generate`.
+        reports
+            Gets new tokens as they come.
 
         Returns
         -------
@@ -125,7 +134,8 @@ class OpenRequests:
             request = self._open[session] = OpenRequest(len(ids) + horizon)
         computed = max(0, len(request.ids) - 1)  # the last token was generated, but never read
         try:
-            completion, cached = await self._async_llm.run(self._generate(request, ids[computed:], params, options))
+            generation = self._generate(request, ids[computed:], params, options, reports)
+            completion, cached = await self._async_llm.run(generation)
         except BaseException:
             self._open.pop(session, None)  # vLLM has ended the request
             raise
@@ -147,7 +157,12 @@ class OpenRequests:
         self._max_open = 0
 
     async def _generate(
-        self, request: OpenRequest, new: list[int], params: SamplingParams, options: Mapping[str, Any]
+        self,
+        request: OpenRequest,
+        new: list[int],
+        params: SamplingParams,
+        options: Mapping[str, Any],
+        reports: RemoteReports | None,
     ) -> tuple[StageCompletion, int]:
         """What vLLM generates after these new tokens, and how many of them it found in its prefix cache."""
         params = params.clone()
@@ -161,6 +176,8 @@ class OpenRequests:
         with translated_errors():
             async for output in request.outputs:
                 (piece,) = output.outputs
+                if reports is not None:
+                    reports.add(len(ids), piece.token_ids)
                 ids += piece.token_ids
                 cached = cached or output.num_cached_tokens or 0
                 if piece.finish_reason in ("stop", "length"):

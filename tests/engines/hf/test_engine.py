@@ -13,7 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from engines.conformance import SCRIPT, TEXTS, THOUGHT, EngineConformance, Reference, StopConformance, run, together
+from engines.conformance import (
+    SCRIPT,
+    TEXTS,
+    THOUGHT,
+    EngineConformance,
+    Reference,
+    StopConformance,
+    run,
+    together,
+    together_reported,
+)
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
@@ -129,6 +139,39 @@ class TestHFEngine(EngineConformance):
             assert list(completion.token_ids) == reference.greedy(text, 30)
             assert completion.entropy is not None
             assert len(completion.entropy) == completion.new_tokens
+
+    def test_tokens_of_a_generation_that_begins_again_are_reported_once(
+        self, engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        forward, before = engine.lm.model.forward, engine.work.decode_tokens
+
+        def full(input_ids: torch.Tensor, **given: object) -> object:
+            if len(input_ids) > 2 and engine.work.decode_tokens >= before + 20:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return forward(input_ids=input_ids, **given)
+
+        monkeypatch.setattr(engine.lm.model, "forward", full)
+        calls, found = run(together_reported(engine, [Prompt(text) for text in TEXTS], Sampling(30)))
+        assert engine._worker.batch_size == 2, "the memory was never too small"
+        for reported, completion in zip(calls, found, strict=True):
+            assert tuple(token for new in reported for token in new) == completion.token_ids
+
+    def test_the_tokens_of_a_draft_are_reported(self, engine: HFEngine, reference: Reference) -> None:
+        draft = tuple(reference.greedy(TEXTS[0], 12))
+        prompt = Prompt(TEXTS[0], draft=(*draft[:8], 5, 6))
+        (reported,), (found,) = run(together_reported(engine, [prompt], Sampling(20)))
+        assert tuple(token for new in reported for token in new) == found.token_ids
+        assert reported[0][:8] == draft[:8] or not engine.reads_drafts
+
+    def test_a_release_frees_what_is_kept_although_nothing_else_is_asked(self, engine: HFEngine) -> None:
+        async def release() -> None:
+            await engine.score(Prompt(TEXTS[0], session="a"))
+            assert "a" in engine._worker._prefixes._entries
+            engine.release("a")
+            while "a" in engine._worker._prefixes._entries:  # noqa: ASYNC110  the engine's thread frees it
+                await asyncio.sleep(0.001)
+
+        run(release())
 
     def test_kept_prefixes_stay_within_their_memory(self, engine: HFEngine) -> None:
         engine._worker._prefixes.max_bytes = 1

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from bundled import COMMON, instances
-from engines.conformance import EngineConformance, Reference, run, together
+from engines.conformance import EngineConformance, Reference, run, together, together_reported
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling
 from lm_eval_tandem.engines.http.openai import APIEngine
@@ -70,6 +70,20 @@ class JudgedConformance(EngineConformance):
         texts = [f"Mira starts with {n} coins" for n in range(20, 26)]
         for text, ids in zip(texts, run(together(*map(grow, texts))), strict=True):
             assert list(ids) == reference.greedy(text, 15), text
+
+    def test_reported_tokens_are_the_beginning_of_the_result(self, engine: Engine) -> None:
+        """Of the text's bytes, as the server's token ids are known at the end alone."""
+        sampling, prompts = Sampling(15), [Prompt(f"Mira starts with {n} coins") for n in range(20, 26)]
+        plain = run(together(*(engine.generate(prompt, sampling) for prompt in prompts)))
+        calls, found = run(together_reported(engine, prompts, sampling))
+        assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+        for reported, completion in zip(calls, found, strict=True):
+            ids = tuple(token for new in reported for token in new)
+            assert encode_reply(completion.text)[: len(ids)] == ids[: len(encode_reply(completion.text))]
+        assert max(map(len, calls)) > 2, "nothing was reported while it was generated"
+
+    @pytest.mark.skip(reason="the server's token ids are known at the end of a call alone")
+    def test_a_call_that_goes_on_reports_its_own_tokens(self) -> None: ...  # type: ignore[override]
 
     def test_a_call_that_exceeds_the_window_is_refused(self, engine: Engine) -> None:
         with pytest.raises(ContextError, match="window"):

@@ -72,7 +72,7 @@ class ModelServer(Listener):
         self.headers: list[dict[str, str]] = []
         """Of all requests."""
         self.left = 0
-        """Number of paused streams whose client has left."""
+        """Number of paused streams, and of requests for a whole reply, whose client has left."""
         self._session = 0
         super().__init__()
 
@@ -133,13 +133,18 @@ class ModelServer(Listener):
             return True
         self.prompted += len(ids)
         writing = self._generate(text, ids, body, limit)
-        disconnected = asyncio.ensure_future(client_left(reader)) if body.get("stream") else None
-        if disconnected is None:
-            whole = {}
-            async with aclosing(writing):
-                async for piece in writing:
-                    whole = piece
-            writer.write(response(200, json.dumps(self._whole(whole, chat, body, ids)).encode()))
+        disconnected = asyncio.ensure_future(client_left(reader))
+        if not body.get("stream"):
+            last = asyncio.ensure_future(last_of(writing))
+            await asyncio.wait({last, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            if disconnected.done():
+                last.cancel()
+                await asyncio.gather(last, return_exceptions=True)
+                self.left += 1
+                return False
+            disconnected.cancel()
+            await asyncio.gather(disconnected, return_exceptions=True)
+            writer.write(response(200, json.dumps(self._whole(await last, chat, body, ids)).encode()))
             self.replied[question] += 1
             return True
         writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
@@ -152,9 +157,11 @@ class ModelServer(Listener):
                 if len(piece["ids"]) % self.behaviour.tokens_per_chunk and piece["finish"] is None:
                     continue
                 delta = self._delta(piece["text"], piece["ids"], sent_text, sent)
-                sent_text, sent = piece["text"], len(piece["ids"])
                 ended = None if self.behaviour.usage_delay else piece["finish"]
                 choice = {"index": 0, "delta": delta, "finish_reason": ended}
+                if self.behaviour.returns_ids and body.get("return_token_ids"):
+                    choice |= {"token_ids": piece["ids"][sent:], "prompt_token_ids": None if sent else ids}
+                sent_text, sent = piece["text"], len(piece["ids"])
                 writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
                 await writer.drain()
                 if sent == self.behaviour.pause_after:
@@ -290,6 +297,15 @@ class FaultyProxy(Listener):
         body = await (reader.readexactly(int(length.split(b":")[1])) if length else reader.read())
         writer.close()
         return replied, body
+
+
+async def last_of(pieces: Any) -> dict[str, Any]:
+    """The last piece of an answer that grows."""
+    last: dict[str, Any] = {}
+    async with aclosing(pieces):
+        async for piece in pieces:
+            last = piece
+    return last
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A real llama-server on the loopback with its counts switched on: `python llama_server.py FILE SLOTS`.
+"""A real llama-server on the loopback with its counts switched on: `python llama_server.py FILE SLOTS WINDOW`.
 
 Its address is the only line of standard output; it ends with standard input.
 """
@@ -16,11 +16,10 @@ WINDOW = 512
 
 
 @contextmanager
-def serving(file: Path, slots: int = 4) -> Iterator[str]:
+def serving(file: Path, slots: int = 4, window: int = WINDOW) -> Iterator[str]:
     """Serve a GGUF file until the block ends; gives the address."""
-    with subprocess.Popen(
-        [sys.executable, __file__, str(file), str(slots)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
+    command = [sys.executable, __file__, str(file), str(slots), str(window)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         try:
@@ -36,11 +35,11 @@ def passes(address: str) -> int:
     return next(int(float(line.split()[1])) for line in lines if line.startswith("llamacpp:n_decode_total "))
 
 
-def serve(file: str, slots: int) -> None:
+def serve(file: str, slots: int, window: int) -> None:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_parallel, params.n_ctx = file, slots, slots * WINDOW
+    params.model.path, params.n_parallel, params.n_ctx = file, slots, slots * window
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -53,4 +52,4 @@ def serve(file: str, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
