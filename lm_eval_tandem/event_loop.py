@@ -11,7 +11,7 @@ import concurrent.futures
 import threading
 import weakref
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -19,8 +19,48 @@ SHUTDOWN_TIMEOUT = 30.0
 """Seconds that cancelled tasks may take to end."""
 
 
+class Submitted(Generic[T]):
+    """A coroutine that runs in the loop of another thread.
+
+    Attributes
+    ----------
+    ended
+        Gets the result, the exception, or a `concurrent.futures.CancelledError`, and only once nothing of the coroutine
+        runs any more: what it does to clean up after `cancel` is done by then.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        self.ended: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.ended.set_running_or_notify_cancel()  # a caller that stops waiting for it changes nothing
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        loop.call_soon_threadsafe(self._begin, coroutine)
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.ended.set_exception(concurrent.futures.CancelledError())
+            return
+        error = task.exception()
+        if error is not None:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(task.result())
+
+    def cancel(self) -> None:
+        """Cancel the coroutine; may be called from any thread, and after its end."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        assert self._task is not None  # `_begin` came first
+        self._task.cancel()
+
+
 class EventLoopThread:
-    """Runs coroutines for synchronous callers.
+    """Runs coroutines for synchronous callers, and for other event loops.
 
     Examples
     --------
@@ -53,6 +93,10 @@ class EventLoopThread:
                 ended = asyncio.run_coroutine_threadsafe(self._cancel_tasks(), self._loop)
                 concurrent.futures.wait([ended], timeout=SHUTDOWN_TIMEOUT)
             raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Submitted[T]:
+        """Start the coroutine without waiting for it."""
+        return Submitted(coroutine, self._loop)
 
     async def _cancel_tasks(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

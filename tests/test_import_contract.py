@@ -49,6 +49,7 @@ def test_the_package_keeps_the_contract(copy: Path) -> None:
         ("engines/http/retries.py", "import vllm", "vllm belongs to engines.vllm"),
         ("engines/http/single.py", "import xllamacpp", "llama.cpp belongs to engines.llamacpp"),
         ("reports/table.py", "import lm_eval", "know no harness"),
+        ("harness/questions.py", "import fastapi", "fastapi, uvicorn and prometheus-client belong to server"),
         ("engines/registry.py", "from lm_eval_tandem.pair import train", "bundled pair's training code"),
     ],
 )

@@ -9,12 +9,13 @@ what answers a question with them; what the run was and did is in `run_report.py
 from __future__ import annotations
 
 import logging
+import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
@@ -26,7 +27,7 @@ from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine, Role, registry
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.event_loop import EventLoopThread
+from lm_eval_tandem.event_loop import EventLoopThread, Submitted
 from lm_eval_tandem.harness import run_report
 from lm_eval_tandem.harness.distributed import Ranks
 from lm_eval_tandem.harness.questions import Answerer, Outcome, answer_all
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.10 has none
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 BATCHES_IN_FLIGHT = 4
 """Questions under way at once, in batches: enough that every engine always finds a full batch waiting."""
@@ -134,7 +136,8 @@ class AnsweringLM(LM):
         What stands in `arg_dict` (--model_args) goes before what the harness adds (--batch_size, --device).
         """
         lm = cls(**{name: value for name, value in (additional_config or {}).items() if value is not None} | arg_dict)
-        arg_dict.setdefault("model", lm.settings.run_name)
+        # of other characters, a plus sign among them, the harness makes addresses on a hub that it then does not find
+        arg_dict.setdefault("model", re.sub(r"[^\w.-]", "_", lm.settings.run_name, flags=re.ASCII))
         return lm
 
     @classmethod
@@ -216,7 +219,7 @@ class AnsweringLM(LM):
         ordered = [tasks[i] for i in longest_first]
         try:
             with self.ranks.failing_together():
-                return self._loop.run(answer_all(self.answerer, ordered, self._max_concurrency, taken))
+                return self._loop.run(answer_all(self.answerer, ordered, self.max_under_way, taken))
         finally:
             bar.close()
             self._seconds += time.perf_counter() - started
@@ -231,8 +234,13 @@ class AnsweringLM(LM):
             self._seconds = max(seconds for _, _, seconds in everyone)
             self._write_ledger()
 
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Submitted[T]:
+        """Start a coroutine in the event loop in which questions are answered; for whoever asks one by one."""
+        return self._loop.submit(coroutine)
+
     @property
-    def _max_concurrency(self) -> int:
+    def max_under_way(self) -> int:
+        """Number of questions that keep all engines busy at once."""
         return BATCHES_IN_FLIGHT * max(engine.max_concurrency for engine in self.engines.values() if engine is not None)
 
     def _write_ledger(self) -> None:
@@ -240,7 +248,7 @@ class AnsweringLM(LM):
         if path is None or self.rank != 0:
             return
         try:
-            ledger.write(path, self.records, self.description)
+            ledger.write(path, self.records, self._described())
         except OSError as error:  # answers are worth more than the ledger about them
             log.error("ledger=%s could not be written (%s); the run goes on without it.", path, error)
 
@@ -343,13 +351,17 @@ class AnsweringLM(LM):
         """What the run did: the ledger's totals, and what the engines computed in all its processes."""
         return run_report.totals(self.records, (self._computed_here(), *self._computed_elsewhere), self._seconds)
 
+    def _described(self) -> dict[str, Any]:
+        """The description, with the data that it answered."""
+        return {**self.description, **run_report.data_files(self.records)}
+
     def _computed_here(self) -> dict[str, Any]:
         return run_report.computed(self.engines, self.called, self.store)
 
     def get_model_info(self) -> dict[str, Any]:
         """Goes into `config` of the harness's results file."""
         self._write_ledger()
-        return {"tandem": {**self.description, "totals": self.totals()}}
+        return {"tandem": {**self._described(), "totals": self.totals()}}
 
     def close(self) -> None:
         """End the engines' threads and close the store."""

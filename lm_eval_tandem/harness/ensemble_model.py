@@ -156,6 +156,11 @@ class EnsembleLM(AnsweringLM):
                 )
         return sizes[0]
 
+    def longest_answer(self, task: Task) -> int:
+        """The largest `max_tokens` with which a question fits into every window; below 1 where none is small enough."""
+        engines = self._engines.values()
+        return min(engine.window - len(engine.encode(prompt_of(engine, task.question))) for engine in engines)
+
     @property
     def description(self) -> dict[str, Any]:
         """What ran: models, strategies, versions."""

@@ -48,7 +48,8 @@ class TandemLM(AnsweringLM):
         if chosen.ledger is not None:
             models = {name: role.label for name, role in chosen.roles.items() if role is not None}
             ledger.check_replaceable(chosen.ledger, str(chosen.policy), chosen.pair_name, models)
-        self.judge = self._load_judge() if chosen.policy.needs_judge else None
+        self._classifier = self._load_classifier() if chosen.policy.needs_judge else None
+        self.judge = self.judge_for(chosen.policy)
         view = DEFAULT_VIEW if self.judge is None else self.judge.view
         if self.judge is not None and chosen.intern is not None:
             registry.check_view(view, chosen.intern.backend, f"classifier={chosen.classifier}")
@@ -113,7 +114,15 @@ class TandemLM(AnsweringLM):
             who = f"classifier={self.settings.classifier}"
             registry.prepare(self._intern, view, self.judge.width, self.judge.adapter, who)
 
-    def _load_judge(self) -> Sufficiency:
+    def judge_for(self, policy: Policy) -> Sufficiency | None:
+        """The loaded judge with a policy's thresholds, or with those that were given; None where it needs none."""
+        if self._classifier is None or not policy.needs_judge:
+            return None
+        if self.settings.thresholds is not None:
+            return replace(self._classifier, thresholds=self.settings.thresholds)
+        return self._classifier.for_policy(policy.name)
+
+    def _load_classifier(self) -> Sufficiency:
         from lm_eval_tandem.judge import artefact  # imports scikit-learn, which only a judge needs
 
         chosen = self.settings
@@ -123,10 +132,8 @@ class TandemLM(AnsweringLM):
                 f"{chosen.pair_name}; fit one with `lm-eval-tandem collect` and `lm-eval-tandem fit` and give its "
                 "folder as classifier=…, or use policy=stage:N, which needs none."
             )
-        if chosen.thresholds is None:
-            judge = artefact.load(chosen.classifier, stages=len(chosen.efforts) + 1).for_policy(chosen.policy.name)
-        else:
-            judge = replace(artefact.load(chosen.classifier), thresholds=chosen.thresholds)
+        stages = len(chosen.efforts) + 1 if chosen.thresholds is None else None
+        judge = artefact.load(chosen.classifier, stages=stages)
         assert chosen.mentor is not None
         assert chosen.intern is not None
         fitted = judge.pair.get("mentor"), judge.pair.get("intern")

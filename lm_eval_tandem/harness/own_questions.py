@@ -21,6 +21,7 @@ from lm_eval_tandem.ledger import Record, rounded
 
 if TYPE_CHECKING:
     from lm_eval_tandem.harness.answering import AnsweringLM
+    from lm_eval_tandem.harness.requests import ChatPrompt
 
 TASK = "run"
 """What the records call the task of own questions."""
@@ -141,12 +142,23 @@ def asked(row: dict[str, Any]) -> dict[str, Any]:
 
 def result(text: str, record: Record) -> dict[str, Any]:
     """What is added to a row that was answered."""
-    kept = {name: value for name, value in rounded(asdict(record)).items() if name not in LEFT_OUT}
-    return {"answer": text, "tandem": kept}
+    return {"answer": text, "tandem": record_entries(record)}
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def record_entries(record: Record) -> dict[str, Any]:
+    """A record as it is shown beside an answer, without what identifies the question within a run."""
+    return {name: value for name, value in rounded(asdict(record)).items() if name not in LEFT_OUT}
+
+
+def read_config(path: Path, command: str = "run") -> dict[str, Any]:
     """The entries of a configuration, `model_args` and `gen_kwargs` as mappings.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    command
+        The command that reads it, for its messages.
 
     Raises
     ------
@@ -172,7 +184,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ArgumentError(f"{path} is for model: {given['model']}; this command runs model: tandem and ensemble.")
     unused = [name for name in given if name not in USED]
     if unused:
-        print(f"run: {', '.join(unused)} of {path} belong to tasks and are not used.", file=sys.stderr)
+        print(f"{command}: {', '.join(unused)} of {path} belong to tasks and are not used.", file=sys.stderr)
     for name in ("model_args", "gen_kwargs"):
         value = given.get(name) or {}
         given[name] = value if isinstance(value, dict) else simple_parse_args_string(str(value))
@@ -245,9 +257,12 @@ def turns_of(row: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, st
 
 def prompt_of(turns: list[dict[str, str]], lm: AnsweringLM, given: Mapping[str, Any]) -> str:
     """A conversation as the harness would ask it: with each role's chat template where that is asked for."""
-    if given.get("apply_chat_template"):
-        return lm.apply_chat_template(turns, turns[-1]["role"] != "assistant")
-    return turns[0]["content"]
+    return chat_prompt_of(turns, lm) if given.get("apply_chat_template") else turns[0]["content"]
+
+
+def chat_prompt_of(turns: list[dict[str, str]], lm: AnsweringLM) -> ChatPrompt:
+    """A conversation in each model's own chat template; a last turn of the assistant is continued."""
+    return lm.apply_chat_template(turns, turns[-1]["role"] != "assistant")
 
 
 def check_output(output: Path, questions: Path) -> None:

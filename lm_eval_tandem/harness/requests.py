@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -105,18 +106,21 @@ def tasks_of(requests: Sequence[Instance], default_max_tokens: int, seed: int) -
             others.append(id(request))
         repeat = others.index(id(request)) * repeats + seen[id(request)] % repeats
         seen[id(request)] += 1
-        if isinstance(context, ChatPrompt):
-            question = Question(str(context), context.messages, context.generation_prompt)
-        else:
-            question = Question(context)
         sampling = sampling_of(generation, default_max_tokens, seed)
         key = (*document, repeat)
-        tasks.append(Task(question, sampling, *key, copies[key]))
+        tasks.append(Task(question_of(context), sampling, *key, copies[key]))
         copies[key] += 1
     return tasks
 
 
-def sampling_of(generation: dict[str, Any], default_max_tokens: int, seed: int) -> Sampling:
+def question_of(context: str) -> Question:
+    """The question of a context: a conversation with its messages (`ChatPrompt`), or plain text."""
+    if isinstance(context, ChatPrompt):
+        return Question(str(context), context.messages, context.generation_prompt)
+    return Question(context)
+
+
+def sampling_of(generation: Mapping[str, Any], default_max_tokens: int, seed: int) -> Sampling:
     """How to generate, from the harness's generation arguments, which are read as `--model hf` reads them.
 
     A temperature of 0 is greedy, with do_sample=True as well; sampling without a temperature has 1, as in transformers.
@@ -184,6 +188,25 @@ def check_fits(task: Task, settings: Settings, engines: Mapping[str, Engine | No
                 "model with a longer window."
             )
     return size
+
+
+def longest_answer(task: Task, settings: Settings, engines: Mapping[str, Engine | None]) -> int:
+    """The largest `max_tokens` with which `check_fits` accepts the question; below 1 where none is small enough.
+
+    Parameters
+    ----------
+    task
+        The question; its own `max_tokens` does not matter.
+    settings, engines
+        As for `check_fits`.
+    """
+    windows = [engine.window for engine in engines.values() if engine is not None]
+    longest = max(windows)
+    widest = replace(task, sampling=replace(task.sampling, max_tokens=longest))
+    for engine, text, insights, answer in _largest_calls(widest, settings, engines):
+        if answer:  # the calls without one have the same size for every answer
+            longest = min(longest, max(windows) - (len(engine.encode(text)) + insights + answer - engine.window))
+    return longest
 
 
 def _largest_calls(

@@ -1,0 +1,282 @@
+"""OpenAI's requests: read strictly, and turned into one shape for both endpoints.
+
+A field that is not known, or that asks for something the server does not do, is refused with its name; nothing is
+ignored in silence. A field whose value asks for nothing (`tools: []`, `presence_penalty: 0`) is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lm_eval_tandem.server.errors import refusal
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+"""Largest number of stop strings, and their largest length."""
+MAX_N = 16
+"""Largest number of answers to one prompt."""
+MAX_SEED = 2**63
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+"""Fields of both endpoints that the server does not have, with the values that ask for nothing, as null does."""
+NOTHING_OF_CHATS: dict[str, tuple[Any, ...]] = NOTHING | {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+NOTHING_OF_COMPLETIONS: dict[str, tuple[Any, ...]] = NOTHING | {"best_of": (1,), "suffix": ("",)}
+
+TokenIds = tuple[int, ...]
+Turns = list[dict[str, str]]
+Request = TypeVar("Request", bound="GenerationRequest")
+
+
+class Strict(BaseModel):
+    """An object whose fields have exactly their types, and no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TextPart(Strict):
+    """A part of a message's content; other kinds than text are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    name: None = None
+    refusal: None = None
+    tool_calls: None = None
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """As the harness carries it; `developer` is the newer name of `system`."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class StreamOptions(Strict):
+    """`stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class TandemOptions(Strict):
+    """`tandem`, which OpenAI does not have.
+
+    Attributes
+    ----------
+    insights
+        Return what the mentor wrote for the intern as `reasoning_content`.
+    events
+        Stream what happens before and beside the answer, too.
+    """
+
+    insights: bool = False
+    events: bool = False
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+class GenerationRequest(BaseModel):
+    """The fields that both endpoints share."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    seed: Annotated[int, Field(ge=-MAX_SEED, lt=MAX_SEED)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class ChatRequest(GenerationRequest):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Literal[0] | None = None
+    tandem: TandemOptions | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of `POST /v1/completions`; `prompt` is read by `prompts_of`."""
+
+    prompt: Any
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, whichever endpoint it came to.
+
+    Attributes
+    ----------
+    is_chat
+        Whether it came to the chat endpoint.
+    model
+        The name that was asked for.
+    prompts
+        One conversation, or texts or token ids.
+    sampling
+        The fields of `engines.Sampling` that were given.
+    max_tokens, seed
+        None where they were not given.
+    n
+        Answers to each prompt.
+    stream, include_usage, events
+        Whether the reply is a stream, its last chunk holds the usage, and it tells what happens beside the answer.
+    insights, echo
+        Whether the insights are returned, and whether prompts stand before the answers.
+    logprobs
+        None for none; otherwise how many of the likeliest tokens are wanted beside the chosen one.
+    """
+
+    is_chat: bool
+    model: str
+    prompts: tuple[Turns | str | TokenIds, ...]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    seed: int | None = None
+    n: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    events: bool = False
+    insights: bool = False
+    echo: bool = False
+    logprobs: int | None = None
+
+    @property
+    def answers(self) -> int:
+        """Number of answers that were asked for."""
+        return len(self.prompts) * self.n
+
+
+def read_chat(body: bytes) -> Asked:
+    """The body of a request for a chat completion; raises `RequestError` for what cannot be answered."""
+    given = read(ChatRequest, body, NOTHING_OF_CHATS)
+    if given.max_tokens is not None and given.max_completion_tokens not in (None, given.max_tokens):
+        raise refusal("max_tokens and max_completion_tokens were both given, and differ; give one.", "max_tokens")
+    tandem = given.tandem or TandemOptions()
+    if tandem.events and not (given.stream and (given.n or 1) == 1):
+        raise refusal("tandem.events needs stream: true and a single answer (n: 1).", "tandem.events")
+    return Asked(
+        is_chat=True,
+        prompts=([message.turn for message in given.messages],),
+        events=tandem.events,
+        insights=tandem.insights,
+        logprobs=0 if given.logprobs else None,
+        **common(given, given.max_tokens or given.max_completion_tokens, tandem.events),
+    )
+
+
+def read_completion(body: bytes) -> Asked:
+    """The body of a request for a completion; raises `RequestError` for what cannot be answered."""
+    given = read(CompletionRequest, body, NOTHING_OF_COMPLETIONS)
+    return Asked(
+        is_chat=False,
+        prompts=prompts_of(given.prompt),
+        echo=bool(given.echo),
+        logprobs=given.logprobs,
+        **common(given, given.max_tokens, False),
+    )
+
+
+def common(given: GenerationRequest, max_tokens: int | None, with_usage: bool) -> dict[str, Any]:
+    """The entries of `Asked` that both endpoints share; a stream `with_usage` ends with it unasked."""
+    if given.stream_options is not None and not given.stream:
+        raise refusal("stream_options was given without stream: true; leave it out.", "stream_options")
+    sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    chosen: dict[str, Any] = {name: getattr(given, name) for name in sampling if getattr(given, name) is not None}
+    if given.stop is not None:
+        chosen["stop"] = (given.stop,) if isinstance(given.stop, str) else tuple(given.stop)
+    return {
+        "model": given.model,
+        "sampling": chosen,
+        "max_tokens": max_tokens,
+        "seed": given.seed,
+        "n": given.n or 1,
+        "stream": bool(given.stream),
+        "include_usage": with_usage or (given.stream_options is not None and given.stream_options.include_usage),
+    }
+
+
+def read(kind: type[Request], body: bytes, nothing: Mapping[str, tuple[Any, ...]]) -> Request:
+    """A request's body, checked; `nothing` are the fields that may be there with a value that asks for nothing."""
+    try:
+        given = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise refusal(*sentence_of(error)) from None
+    for name, value in (given.model_extra or {}).items():
+        if name not in nothing:
+            raise refusal(f"the field {name[:80]!r} is not known; leave it out.", name[:80])
+        if value is not None and value not in nothing[name]:
+            raise refusal(f"{name} is not supported with this value; leave it out.", name)
+    return given
+
+
+def sentence_of(error: ValidationError) -> tuple[str, str | None]:
+    """The first fault of a body as a sentence, without what was given, and the name of its field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    fault = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "json_invalid":
+        return f"the body is no JSON ({fault.removeprefix('invalid JSON: ')}).", None
+    # Of a field with several allowed types the place also names the type that was tried.
+    names = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    place = ".".join(names)[:200]
+    if not place:
+        return f"the body has to be a JSON object ({fault}).", None
+    if first["type"] == "extra_forbidden":
+        return f"the field {place} is not known or not supported; leave it out.", place
+    return f"{place}: {fault}.", place
+
+
+def prompts_of(prompt: Any) -> tuple[str | TokenIds, ...]:
+    """The prompts of a completion: a text, token ids, or a list of either."""
+    if isinstance(prompt, str):
+        return (prompt,)
+    if isinstance(prompt, list) and prompt:
+        if all(type(one) is int for one in prompt):
+            return (tuple(prompt),)
+        if all(isinstance(one, str) for one in prompt):
+            return tuple(prompt)
+        if all(isinstance(one, list) and one and all(type(id_) is int for id_ in one) for one in prompt):
+            return tuple(tuple(one) for one in prompt)
+    raise refusal("prompt has to be a text, a list of token ids, or a list of texts or of such lists.", "prompt")

@@ -1,0 +1,243 @@
+"""Asks the loaded models what requests ask: at most so many answers at once, each of which can be cancelled.
+
+Requests are handled in the server's event loop, questions are answered in that of the engines
+(`AnsweringLM.submit`), and what both need of tokenizers and templates happens in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from lm_eval_tandem.cascade.prompts import prompt_of
+from lm_eval_tandem.cascade.question_run import Task
+from lm_eval_tandem.cascade.watcher import SILENT, Watcher
+from lm_eval_tandem.engines import Prompt, Sampling, ScoringView
+from lm_eval_tandem.errors import CallError, EngineError, UnreachableError
+from lm_eval_tandem.harness.answering import AnsweringLM
+from lm_eval_tandem.harness.requests import sampling_of
+from lm_eval_tandem.server import prompts
+from lm_eval_tandem.server.errors import busy, refusal
+from lm_eval_tandem.server.listener import Listener
+from lm_eval_tandem.server.measuring import measured_tokens
+from lm_eval_tandem.server.offers import Offer, Offers
+from lm_eval_tandem.server.protocol import Asked
+from lm_eval_tandem.server.work import Answered, Job, Limits, Work
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names by which a configuration's gen_kwargs may give the length of answers."""
+CONFIDENT = ScoringView(confidence=True)
+
+
+class Service:
+    """The loaded models, as requests see them.
+
+    Parameters
+    ----------
+    lm
+        The loaded models.
+    limits
+        Of requests.
+    gen_kwargs
+        Of the configuration: they hold where a request says nothing else.
+    system
+        The configuration's system instruction, "" for none.
+    falls_back
+        Whether the intern answers alone where the mentor cannot be reached or fails.
+
+    Attributes
+    ----------
+    offers
+        The names that may be asked for.
+    under_way
+        Number of answers that are being made.
+    """
+
+    def __init__(
+        self,
+        lm: AnsweringLM,
+        limits: Limits,
+        gen_kwargs: Mapping[str, Any] | None = None,
+        system: str = "",
+        falls_back: bool = False,
+    ) -> None:
+        self.lm, self.limits, self.offers = lm, limits, Offers(lm)
+        self.under_way = 0
+        given = {"until": [], **(gen_kwargs or {})}
+        self._sampling = sampling_of(given, lm.max_answer_tokens, lm.settings.seed)
+        self._has_length = any(given.get(name) is not None for name in LENGTHS)
+        self._system = system
+        self._fallback = self.offers.find("tandem/intern") if falls_back else None
+        self._numbers = itertools.count()
+
+    async def begin(self, asked: Asked) -> Work:
+        """Start the answers of a request; whoever gets them calls `end` afterwards.
+
+        Raises
+        ------
+        RequestError
+            It cannot be answered, or not now.
+        TandemError
+            It does not fit into a window, or cannot be rendered.
+        """
+        offer = self.offers.find(asked.model)
+        self._check(asked, offer)
+        if self.under_way + asked.answers > self.limits.max_requests:
+            raise busy(f"{self.under_way} answers are under way, and no more at once; try again in a moment.")
+        self.under_way += asked.answers
+        work = Work(asked, offer, secrets.randbits(31) if asked.seed is None else asked.seed)
+        try:
+            work.jobs = await asyncio.to_thread(self._jobs, work)
+            for job in work.jobs:
+                self._start(work, job)
+        except BaseException:
+            await self.end(work)
+            raise
+        return work
+
+    async def end(self, work: Work) -> None:
+        """Cancel what still runs of a request, wait until nothing does, and make room for others; once."""
+        work.cancel()
+        await asyncio.gather(*(asyncio.wrap_future(one.ended) for one in work.running), return_exceptions=True)
+        if not work.has_ended:
+            work.has_ended = True
+            self.under_way -= work.asked.answers
+
+    def _check(self, asked: Asked, offer: Offer) -> None:
+        longest, most = self.limits.max_tokens, self.limits.max_requests
+        if longest is not None and asked.max_tokens is not None and asked.max_tokens > longest:
+            raise refusal(f"max_tokens is {asked.max_tokens}, but at most {longest} here; lower it.", "max_tokens")
+        if asked.answers > most:
+            raise refusal(f"{asked.answers} answers were asked for at once, but at most {most} can be; ask for fewer.")
+        if asked.logprobs is None:
+            return
+        if asked.echo and asked.stream:
+            raise refusal("echo with logprobs cannot be streamed; leave out stream.", "stream")
+        if not asked.echo and offer.cannot_measure:
+            raise refusal(f"{offer.cannot_measure}; leave logprobs out, or use another model.", "logprobs")
+        sampling = self._sampling_of(asked)
+        if asked.logprobs and (sampling.temperature > 0 or sampling.repetition_penalty not in (None, 1)):
+            raise refusal(
+                "logprobs: 1 is for greedy answers without a repetition_penalty; use logprobs: 0.",
+                "logprobs",
+            )
+
+    def _sampling_of(self, asked: Asked) -> Sampling:
+        return replace(self._sampling, **asked.sampling)
+
+    def _jobs(self, work: Work) -> list[Job]:
+        """The answers to make; in a thread, since tokenizers take their time with long prompts."""
+        try:
+            return [job for prompt in work.asked.prompts for job in self._jobs_of(work, prompt)]
+        except EngineError as error:  # a model's chat template does not accept the conversation
+            raise refusal(str(error), "messages" if work.asked.is_chat else "prompt") from error
+
+    def _jobs_of(self, work: Work, prompt: Any) -> list[Job]:
+        asked, offer = work.asked, work.offer
+        question = prompts.question(prompt, self.lm, offer.reader, self._system)
+        sampling = replace(self._sampling_of(asked), seed=work.seed)
+        task = Task(question, sampling)
+        size = len(offer.reader.encode(prompt_of(offer.reader, question)))
+        scored = None
+        if asked.echo and asked.logprobs is not None:
+            scored = prompts.prompt_to_score(prompt, offer.reader)
+            room = offer.reader.window - size
+        else:
+            room = offer.longest_answer(task)
+        length = asked.max_tokens or (self._sampling.max_tokens if self._has_length else room)
+        length = min(length, self.limits.max_tokens or length)
+        task = replace(task, sampling=replace(sampling, max_tokens=max(1, length)))
+        if scored is None:
+            offer.check_fits(task)
+        echoed = question.text if asked.echo else None
+        # Sampling depends on the seed and the number among the answers to one prompt, so that a request that is sent
+        # again gets the same answers; `copy` alone tells sessions apart.
+        return [
+            Job(replace(task, repeat=repeat, copy=next(self._numbers) + 1), size, echoed, scored)
+            for repeat in range(asked.n)
+        ]
+
+    def _start(self, work: Work, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop is closed, because the server was stopped at once
+                loop.call_soon_threadsafe(work.news.set)
+
+        listens = work.asked.stream or work.asked.insights
+        listener = Listener(wake if work.asked.stream else lambda: None) if listens else None
+        running = self.lm.submit(self._answer(work, job, listener))
+        work.listeners.append(listener)
+        work.running.append(running)
+        running.ended.add_done_callback(lambda _: wake())
+
+    # In the event loop of the engines
+
+    async def _answer(self, work: Work, job: Job, listener: Listener | None) -> Answered:
+        if job.scored is not None:
+            return await self._score(work, job, job.scored)
+        try:
+            return await self._ask(work, job, work.offer, listener)
+        except (UnreachableError, CallError) as error:
+            begun = listener is not None and listener.answer
+            if self._fallback is None or begun or not work.offer.has_intern:
+                raise
+            try:
+                answered = await self._ask(work, job, self._fallback, listener)
+            except EngineError:
+                raise error from None  # it is not the mentor, or not it alone
+            return replace(answered, is_fallback=True)
+
+    async def _ask(self, work: Work, job: Job, offer: Offer, listener: Listener | None) -> Answered:
+        answerer, measuring = offer.answerer, None
+        if work.asked.logprobs is not None:
+            if offer.cannot_measure:
+                raise refusal(f"{offer.cannot_measure}; leave logprobs out, or use another model.", "logprobs")
+            answerer, measuring = offer.measured()
+        watcher: Watcher = SILENT if listener is None else listener
+        text, record = await answerer.answer(job.task, watcher)
+        return Answered(
+            text=(job.echoed or "") + text,
+            finish_reason=record.finish_reason or "stop",
+            record=record,
+            policy=offer.kind,
+            prompt_tokens=job.prompt_tokens,
+            completion_tokens=offer.answer_tokens(record),
+            insight=listener.insight if listener is not None else "",
+            tokens=None if measuring is None else measuring.answer(text),
+        )
+
+    async def _score(self, work: Work, job: Job, prompt: Prompt) -> Answered:
+        """The prompt's tokens and the first of an answer, measured by one model alone."""
+        reader, session = work.offer.reader, job.task.session
+        try:
+            prompt = replace(prompt, session=session)
+            stats = await reader.score(prompt, CONFIDENT)
+            sampling = replace(job.task.sampling_for("reader", 0), return_token_stats=True)
+            completion = await reader.generate(prompt, sampling)
+        except (UnreachableError, CallError):
+            raise
+        except EngineError as error:
+            raise refusal(f"echo with logprobs does not work here: {error}", "logprobs") from error
+        finally:
+            reader.release(session)
+        assert stats.confidence is not None
+        assert completion.logprob is not None
+        ids = [*reader.encode(prompt.text), *prompt.continued]
+        decode = prompts.tokenizer_of(reader, ids).text_of
+        tokens = measured_tokens(decode, ids, stats.logprob.tolist(), stats.confidence.tolist())
+        tokens += measured_tokens(reader.decode, completion.token_ids, completion.logprob.tolist())
+        return Answered(
+            text=(job.echoed or "") + completion.text,
+            finish_reason=completion.finish_reason,
+            record=None,
+            policy="reader",
+            prompt_tokens=len(ids),
+            completion_tokens=completion.new_tokens,
+            tokens=tokens,
+        )

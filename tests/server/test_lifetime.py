@@ -1,0 +1,105 @@
+"""How a server ends and begins again: SIGTERM, kill -9, and a mentor that goes away."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server is tested with: pip install .[server]")
+pytest.importorskip("openai")
+
+import command_line
+from engines.http.openai_server import ModelServer
+from lm_eval_tandem import pair
+from lm_eval_tandem.pair import problems
+from server.serving import EASY, HARD, Served, error_of, serving
+
+ROWS = [str(row["question"]) for row in problems.rows("math", "test", 24)]
+
+
+def content(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"])
+
+
+def test_sigterm_lets_every_accepted_request_end() -> None:
+    with serving() as server:
+        whole = server.chat(HARD)
+
+        def streamed(question: str) -> str:
+            chunks = server.stream("/v1/chat/completions", messages=[{"role": "user", "content": question}])
+            return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+
+        with ThreadPoolExecutor(24) as pool:
+            asked = [
+                pool.submit(streamed if number % 2 else lambda question: content(server.chat(question)), HARD)
+                for number in range(24)
+            ]
+            while server.metric("tandem_answers_under_way") + sum(one.done() for one in asked) < 24:
+                time.sleep(0.02)
+            os.kill(server.process.pid, signal.SIGTERM)
+            assert [one.result() for one in asked] == [content(whole)] * 24
+        assert server.process.wait(command_line.PATIENCE) == 0, server.process.complained()
+        with pytest.raises(OSError, match="refused"):
+            server.ask("GET", "/health")
+
+
+def test_a_server_that_was_killed_computes_no_finished_answer_again(tmp_path: Path) -> None:
+    options = ["--model_args", f"policy=cascade,store={tmp_path / 'store.sqlite'}"]
+    with serving(options) as first:
+        finished = [first.chat(question) for question in ROWS[:6]]
+        with ThreadPoolExecutor(18) as pool:
+            cut_off = [pool.submit(answer_or_none, first, question) for question in ROWS[6:]]
+            while not first.metric("tandem_answers_under_way") and not all(one.done() for one in cut_off):
+                time.sleep(0.02)
+            first.process.kill()
+    with serving(options) as second:
+        again = [second.chat(question) for question in ROWS[:6]]
+        assert second.metric("tandem_computed_tokens_total") == 0
+        assert second.metric("tandem_store_hits_total") > 0
+        assert [reply["choices"] for reply in again] == [reply["choices"] for reply in finished]
+        for now, before in zip(again, finished, strict=True):
+            assert now["usage"]["tandem"]["tokens"] == before["usage"]["tandem"]["tokens"]
+        for question, one in zip(ROWS[6:], cut_off, strict=True):
+            assert one.result() in (None, content(second.chat(question)))
+
+
+def answer_or_none(server: Served, question: str) -> str | None:
+    """The answer; None where the server was killed before it was complete."""
+    try:
+        return content(server.chat(question))
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def test_a_mentor_that_is_down() -> None:
+    """503, or the intern's own answer where that was asked for, marked as such; never for who names the mentor."""
+    mentor = ModelServer(pair.MENTOR)
+    arguments = (
+        f"mentor=tiny,mentor_backend=openai,mentor_base_url={mentor.url},mentor_parameters=884480,mentor_give_up=0,"
+        "mentor_retries=0,intern=pair,policy=stage:1,batch_size=16"
+    )
+    given = ["--model_args", arguments]
+    body = {"model": "tandem", "messages": [{"role": "user", "content": EASY}], "max_tokens": 60}
+    with serving(given) as strict, serving([*given, "--intern-if-mentor-fails"]) as lenient:
+        assert strict.chat(EASY, max_tokens=60)["usage"]["tandem"]["tokens"]["mentor_new"] > 0
+        mentor.close()
+        for stream in (False, True):
+            status, reply, headers = strict.ask("POST", "/v1/chat/completions", body | {"stream": stream})
+            assert status == 503
+            assert headers["Retry-After"]
+            assert error_of(reply)["type"] == "server_error"
+        alone = strict.chat(EASY, "tandem/intern", max_tokens=60)
+        reply = lenient.chat(EASY, max_tokens=60)
+        assert reply["choices"] == alone["choices"]
+        assert reply["usage"]["tandem"]["fallback"] is True
+        assert reply["usage"]["tandem"]["policy"] == "intern"
+        assert "fallback" not in alone["usage"]["tandem"]
+        assert lenient.metric("tandem_fallbacks_total") == 1
+        assert lenient.ask("POST", "/v1/chat/completions", body | {"model": "tandem/mentor"})[0] == 503

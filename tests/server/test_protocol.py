@@ -1,0 +1,135 @@
+"""Requests are read strictly: what is not supported is refused with the name of its field, and nothing is ignored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server is tested with: pip install .[server]")
+
+from lm_eval_tandem.server.errors import RequestError
+from lm_eval_tandem.server.protocol import MAX_STOPS, NOTHING_OF_CHATS, Asked, read_chat, read_completion
+
+CHAT: dict[str, Any] = {"model": "tandem", "messages": [{"role": "user", "content": "1 + 1 = ?"}]}
+
+
+def chat(**fields: Any) -> Asked:
+    return read_chat(json.dumps(CHAT | fields).encode())
+
+
+def completion(**fields: Any) -> Asked:
+    return read_completion(json.dumps({"model": "tandem", "prompt": "1 + 1 =", **fields}).encode())
+
+
+def test_a_chat_is_read() -> None:
+    asked = chat(stop="\n", temperature=1, top_p=0.5, max_completion_tokens=7, n=2, seed=-3, user="someone")
+    assert asked.prompts == ([{"role": "user", "content": "1 + 1 = ?"}],)
+    assert asked.sampling == {"stop": ("\n",), "temperature": 1, "top_p": 0.5}
+    assert (asked.max_tokens, asked.n, asked.seed, asked.answers) == (7, 2, -3, 2)
+
+
+def test_parts_of_text_are_joined_and_developer_is_system() -> None:
+    parts = [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1"}]
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    assert chat(messages=messages).prompts[0] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ("a",)), ([5, 6], ((5, 6),)), (["a", "b"], ("a", "b")), ([[5], [6, 7]], ((5,), (6, 7)))],
+)
+def test_prompts_of_every_shape_are_read(prompt: Any, prompts: Any) -> None:
+    assert completion(prompt=prompt).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [], [[]], ["a", 5], [True], [[5], "a"], {"text": "a"}, [1.5]])
+def test_prompts_of_no_shape_are_refused(prompt: Any) -> None:
+    with pytest.raises(RequestError, match="prompt has to be") as refused:
+        completion(prompt=prompt)
+    assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"unheard_of": None}, "unheard_of"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
+        ({"stop": ["a"] * (MAX_STOPS + 1)}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a", 5]}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 3.5}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"more": 1}}, "stream_options"),
+        ({"tandem": {"events": True}}, "tandem.events"),
+        ({"tandem": {"insight": True}}, "tandem.insight"),
+        ({"messages": []}, "messages"),
+        ({"messages": "1 + 1"}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        ({"model": None}, "model"),
+        ({"model": 5}, "model"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        chat(**fields)
+    assert refused.value.status == 400
+    assert str(refused.value.param).startswith(param)
+    assert str(refused.value.param) in str(refused.value)
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(RequestError, match="model: field required") as refused:
+        read_chat(b'{"messages": [{"role": "user", "content": "x"}]}')
+    assert refused.value.param == "model"
+
+
+@pytest.mark.parametrize("field", NOTHING_OF_CHATS)
+def test_values_that_ask_for_nothing_are_accepted(field: str) -> None:
+    for value in (None, *NOTHING_OF_CHATS[field]):
+        assert chat(**{field: value}) == chat()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'{"a":' * 100_000]
+)
+def test_what_is_no_object_of_json_is_refused(body: bytes) -> None:
+    for read in (read_chat, read_completion):
+        with pytest.raises(RequestError) as refused:
+            read(body)
+        assert refused.value.status == 400
+
+
+def test_half_of_a_character_is_refused() -> None:
+    with pytest.raises(RequestError, match="no JSON"):
+        read_completion(b'{"model": "tandem", "prompt": "\\ud800"}')
+
+
+def test_refusals_do_not_repeat_what_was_sent() -> None:
+    with pytest.raises(RequestError) as refused:
+        chat(temperature="a private text", messages=[{"role": "user", "content": {"secret": "a private text"}}])
+    assert "private" not in str(refused.value)
