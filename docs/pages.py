@@ -23,6 +23,7 @@ PAGES = {
     "task_configs/code/README.md": "tasks/code.md",
     "task_configs/math/README.md": "tasks/math.md",
     "task_configs/pair/README.md": "tasks/pair.md",
+    "task_configs/router_arena/README.md": "tasks/router_arena.md",
 }
 """Path in the repository to path in docs/."""
 ASSETS = {

@@ -14,6 +14,8 @@ from typing import Any
 
 from lm_eval_tandem import __version__
 from lm_eval_tandem.errors import INTERRUPTED, INTERRUPTED_CODE, ArgumentError, TandemError
+from lm_eval_tandem.reproduce.command import add_reproduce
+from lm_eval_tandem.submissions.command import add_submit
 
 DESCRIPTION = "From two models and a training task to a fitted classifier, and from runs to a report."
 OBJECTIVE = "accuracy, accuracy@cost<=X (unit: --cost), or cost@accuracy>=always_high-D (0.005 is half a point)"
@@ -42,7 +44,18 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="lm-eval-tandem", description=DESCRIPTION)
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_run, add_collect, add_fit, add_thresholds, add_report, add_arguments, add_ablation):
+    for add in (
+        add_run,
+        add_serve,
+        add_collect,
+        add_fit,
+        add_thresholds,
+        add_report,
+        add_submit,
+        add_reproduce,
+        add_arguments,
+        add_ablation,
+    ):
         add(commands)
     return whole
 
@@ -65,6 +78,15 @@ def run_questions(given: argparse.Namespace) -> None:
     print(f"answered: {answered:,} of {answered + failed:,} in {given.output}")
     if failed:
         raise ArgumentError(f"{failed:,} question(s) failed; each has its reason as `error` in {given.output}.")
+
+
+def add_serve(commands: Commands) -> None:
+    """`lm-eval-tandem serve`."""
+    from lm_eval_tandem.server import command
+
+    serve = commands.add_parser("serve", help="a policy or an ensemble as a server of the OpenAI protocol")
+    command.add_options(serve)
+    serve.set_defaults(run=command.serve)
 
 
 def add_collect(commands: Commands) -> None:
@@ -243,6 +265,12 @@ def add_report(commands: Commands) -> None:
     report.add_argument("--collected", type=Path, default=None, help="what collect wrote, for feature importance")
     report.add_argument("--classifier", default=None, help="name or folder (default: the cascade's, if it is known)")
     report.add_argument("--only", default=None, help="sections by name, with commas between them (default: all)")
+    for name, form, what in (
+        ("parameters", "NAME=NUMBER", "number of parameters of another model than tandem's; may be repeated"),
+        ("tokenizer", "NAME=FOLDER", "folder of its tokenizer, which counts its tokens; may be repeated"),
+        ("price", "NAME=INPUT:CACHED:OUTPUT", "its dollars per million tokens; may be repeated"),
+    ):
+        report.add_argument(f"--{name}", metavar=form, action="append", default=[], help=what)
     report.set_defaults(run=run_report)
 
 
@@ -250,8 +278,10 @@ def run_report(given: argparse.Namespace) -> None:
     """`lm-eval-tandem report`."""
     from lm_eval_tandem.reports.formats import markdown
     from lm_eval_tandem.reports.report import only, report, write
+    from lm_eval_tandem.reports.sources.other_models import GivenCosts
 
-    made = report(given.results, given.title, given.metric, given.by, given.collected, given.classifier)
+    known = GivenCosts.read(given.parameters, given.tokenizer, given.price)
+    made = report(given.results, given.title, given.metric, given.by, given.collected, given.classifier, known)
     if given.only is not None:
         made = only(made, given.only.split(","))
     if given.output is None:

@@ -196,7 +196,7 @@ ARGUMENTS = (
     Argument(
         "classifier",
         to_text,
-        "folder of a fitted classifier, or the name of one that ships",
+        "folder of a fitted classifier, the name of one that ships, or `hub:org/name@COMMIT` for a model repository",
         "The judge, for the policies `cascade`, `llm_cascade` and `escalate`.",
         otherwise="the bundled pair's; none for other models",
     ),

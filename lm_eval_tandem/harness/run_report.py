@@ -6,8 +6,13 @@ really did. `totals` adds the ledger's figures, what all processes computed, and
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +20,9 @@ from lm_eval_tandem import __version__, ledger
 from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines import Engine, Role
 from lm_eval_tandem.engines.cached import CachedEngine
+from lm_eval_tandem.engines.identity import content_of
 from lm_eval_tandem.engines.rating import Scorer
+from lm_eval_tandem.harness import task_data
 from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings
 from lm_eval_tandem.harness.settings import Settings
 from lm_eval_tandem.ledger import Record
@@ -34,6 +41,9 @@ ENGINE_FACTS = (
 """Entries of `Engine.identity` that results repeat, where an engine has them."""
 JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per")
 """Entries of a classifier's configuration that results repeat, where it has them."""
+PACKAGES = ("numpy", "tokenizers", "scikit-learn", "math-verify", "sympy")
+"""Packages whose version results name for the whole run, beside those that `ENGINE_FACTS` names for an engine."""
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def description(settings: Settings, engines: Engines, judge: Sufficiency | None) -> dict[str, Any]:
@@ -41,6 +51,7 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
     described: dict[str, Any] = {
         "run": settings.run_name,
         "version": __version__,
+        "versions": versions(),
         "pair": settings.pair_name,
         "policy": str(settings.policy),
         **setting(settings),
@@ -52,7 +63,7 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
         described["classifier"] = judge.name
         described["recipe"] = judge.recipe
         described["thresholds"] = list(judge.thresholds)
-        described["judge"] = {name: config[name] for name in JUDGE_FACTS if name in config}
+        described["judge"] = {name: config[name] for name in JUDGE_FACTS if name in config} | dict(judge.origin)
     for name, role in settings.roles.items():
         engine = engines[name]
         if role is not None and engine is not None:
@@ -62,13 +73,63 @@ def description(settings: Settings, engines: Engines, judge: Sufficiency | None)
 
 def model_facts(role: Role, engine: Engine) -> dict[str, Any]:
     """What results say of one model."""
+    identity = engine.identity
+    content = {"sha256": checksum(identity.get("model")), "commit": identity.get("commit")}
     return {
         "model": role.label,
         "parameters": engine.parameters,
         "window": engine.window,
-        **{key: engine.identity[key] for key in ENGINE_FACTS if key in engine.identity},
+        **{key: identity[key] for key in ENGINE_FACTS if key in identity},
+        **{name: value for name, value in content.items() if value},
         **({"prices": asdict(role.prices)} if role.prices is not None else {}),
     }
+
+
+def checksum(content: Any) -> str | None:
+    """One SHA-256 of what `engines.identity.content_of` returned; None for anything else, such as the id of a hub.
+
+    Parameters
+    ----------
+    content
+        The SHA-256 of a file, or those of the files of a folder by their names.
+
+    Examples
+    --------
+    >>> checksum("Qwen/Qwen3-8B") is None
+    True
+    """
+    if isinstance(content, str):
+        return content if SHA256.fullmatch(content) else None
+    if not isinstance(content, Mapping) or not content:
+        return None
+    if not all(isinstance(one, str) and SHA256.fullmatch(one) for one in content.values()):
+        return None
+    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the installed ones of `PACKAGES`."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def data_files(records: Iterable[Record]) -> dict[str, Any]:
+    """The entry `data` of a description: name and SHA-256 of the local file of each task that was read from one.
+
+    Returns
+    -------
+    dict
+        {"data": {task: {"file": ..., "sha256": ...}}}, or nothing where no task has a local file.
+    """
+    tasks = sorted({record.task for record in records} & set(task_data.LOCAL_FILES))
+    files = {task: task_data.LOCAL_FILES[task] for task in tasks}
+    known = {task: {"file": file.name, "sha256": content_of(file)} for task, file in files.items()}
+    return {"data": known} if known else {}
 
 
 def ensemble_description(
@@ -78,6 +139,7 @@ def ensemble_description(
     described: dict[str, Any] = {
         "run": settings.run_name,
         "version": __version__,
+        "versions": versions(),
         "pair": settings.pair_name,
         "policy": settings.policy,
         "selection": settings.selection.name,

@@ -20,6 +20,8 @@ from lm_eval_tandem.cascade.prompts import HANDOFF, WORDINGS, Guidance, Prompts,
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import ARGUMENTS, BY_NAME, EFFORTS, PAIR, ROLES, Argument, format_numbers
+from lm_eval_tandem.judge import repository
+from lm_eval_tandem.judge.repository import HubRepository
 
 SERVER_KEY = "OPENAI_API_KEY (for another server than OpenAI's: one that you name in api_key_env=…)"
 SECRETS = {"token": "HF_TOKEN", "api_key": SERVER_KEY, "auth_token": SERVER_KEY}
@@ -43,7 +45,7 @@ class Settings:
     policy: Policy
     efforts: tuple[int, ...]
     prompts: Prompts
-    classifier: Path | None
+    classifier: Path | HubRepository | None
     thresholds: tuple[float, ...] | None
     loglikelihood: str
     store: Path | None
@@ -367,12 +369,12 @@ def prompts_of(own: Given, usual: str, guidance: Guidance) -> Prompts:
     return Prompts(wording, own["insights"], guidance, name)
 
 
-def classifier_of(own: Given, bundled: bool) -> Path | None:
-    """The folder of the classifier: the name of one that ships with the package, or a path (./name for one beside)."""
+def classifier_of(own: Given, bundled: bool) -> Path | HubRepository | None:
+    """Where the classifier is: the name of one that ships, hub:org/name, or a folder (./name for one beside)."""
     chosen: str | None = own["classifier"] or (PAIR if bundled else None)
     if chosen is None:
         return None
     shipped = _paths.classifiers() / chosen
     if re.fullmatch(r"\w[\w.-]*", chosen) and shipped.is_dir():
         return shipped
-    return Path(chosen).expanduser()
+    return repository.parse(chosen)

@@ -19,6 +19,8 @@ from lm_eval_tandem.errors import ArgumentError
 
 VARIABLE = "TANDEM_DATA"
 """Environment variable that names the folder of local files."""
+LOCAL_FILES: dict[str, Path] = {}
+"""The local files that tasks of this process were read from, by the name of the task."""
 
 
 def load(task: str, path: str, name: str | None, split: str) -> dict[str, datasets.Dataset]:
@@ -55,7 +57,14 @@ def load(task: str, path: str, name: str | None, split: str) -> dict[str, datase
             f"{VARIABLE}={folder} holds no {file.name}, which the task {task} needs; write the rows of {path}"
             f"{f' ({name})' if name else ''}, split {split}, to it as JSON lines, or unset {VARIABLE} to use the hub."
         )
-    return {split: datasets.Dataset.from_list(_rows(file))}
+    rows = _rows(file)
+    LOCAL_FILES[task] = file
+    return {split: datasets.Dataset.from_list(rows)}
+
+
+def is_local() -> bool:
+    """Whether tasks read local files."""
+    return bool(os.environ.get(VARIABLE))
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ class ResponseTask(HarnessTask):
         errors.print_plainly()
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
         self.UNSAFE_CODE = bool(self.config.unsafe_code)  # release 0.5 asks for it and does not set it
+        self._computed: set[str] = set()
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> Any:
         """Return the metrics of a document from its responses, as the filter left them.
@@ -42,7 +43,21 @@ class ResponseTask(HarnessTask):
         compute: Any = self.config.process_results
         if not callable(compute):  # release 0.4 with --predict_only
             return super().process_results(doc, results)
-        return compute(doc, flat)
+        metrics = compute(doc, flat)
+        self._computed |= set(metrics)
+        return metrics
+
+    def dump_config(self) -> dict[str, Any]:
+        """Return the configuration for the results, with the metrics that there were among those of the file.
+
+        Costs are metrics of a tandem alone, and dollars need prices. The harness's logger for Weights & Biases looks
+        up every metric of the list in every sample, and logs nothing more where one is missing.
+        """
+        config: dict[str, Any] = super().dump_config()
+        listed = config.get("metric_list")
+        if not self._computed or not isinstance(listed, list):
+            return config
+        return {**config, "metric_list": [entry for entry in listed if entry["metric"] in self._computed]}
 
     def _build_scorers(self) -> list[Any]:
         """Build the scorers of release 0.5, whose metrics have the names of the file and no function.

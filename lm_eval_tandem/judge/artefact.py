@@ -4,7 +4,7 @@ The folder holds config.json (see `artefact_config`), model.safetensors (the arr
 card for readers). For hidden states of a finetuned intern there is also the folder adapter with the LoRA weights
 (`engines/hf/lora_adapter.py`). `load` returns a `sufficiency.Sufficiency`. `lm-eval-tandem fit` adds
 out_of_fold.safetensors: scores of the questions fitted on, by classifiers that had not seen them, for `lm-eval-tandem
-thresholds`; judging does not read it.
+thresholds`; judging does not read it. `repository` finds the folder within a model repository.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lm_eval_tandem.errors import ClassifierError
-from lm_eval_tandem.judge import artefact_config, input_schemas
+from lm_eval_tandem.judge import artefact_config, input_schemas, repository
 from lm_eval_tandem.judge.artefact_config import ADAPTER, FORMAT_VERSION, Config
 from lm_eval_tandem.judge.mlp import SufficiencyClassifier
 from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.judge.registry import Estimator, Tensors, to_tensors
+from lm_eval_tandem.judge.repository import HubRepository
 from lm_eval_tandem.judge.sufficiency import Sufficiency
 
 __all__ = ["FORMAT_VERSION", "Sufficiency", "SufficiencyClassifier", "load", "save"]
@@ -138,13 +140,13 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         ) from None
 
 
-def load(folder: str | Path, *, stages: int | None = None) -> Sufficiency:
+def load(folder: str | Path | HubRepository, *, stages: int | None = None) -> Sufficiency:
     """Read an artefact that `save` wrote; runs no code of it.
 
     Parameters
     ----------
     folder
-        The artefact's folder.
+        The artefact's folder, or the model repository that holds it: on a hub, or a copy in a folder.
     stages
         The number of stages of the cascade, stage 0 included; None for any.
 
@@ -154,7 +156,8 @@ def load(folder: str | Path, *, stages: int | None = None) -> Sufficiency:
         The artefact cannot judge: missing or corrupted files, another version, entries
         that contradict each other, or thresholds for another number of stages.
     """
-    path = Path(folder)
+    found = repository.find(folder)
+    path = found.folder
     if not path.is_dir():
         raise ClassifierError(
             f"No classifier at {path}; make one with `lm-eval-tandem collect` and then `lm-eval-tandem fit`, or choose "
@@ -173,7 +176,7 @@ def load(folder: str | Path, *, stages: int | None = None) -> Sufficiency:
             f"The classifier {path} has thresholds for {len(judge.thresholds)} stages (stage 0 included), but this "
             f"cascade has {stages}; give {len(judge.thresholds) - 1} efforts, as it was fitted with, or refit it."
         )
-    return judge
+    return replace(judge, origin=found.origin)
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -229,14 +232,14 @@ def _unpacked(path: Path, model: bytes) -> Tensors:
 
 
 def load_out_of_fold(folder: str | Path) -> dict[str, NDArray[Any]]:
-    """The arrays of out_of_fold.safetensors; empty if the artefact has no such file.
+    """The arrays of out_of_fold.safetensors; empty if the artefact, or the copy of a repository, has no such file.
 
     Raises
     ------
     ClassifierError
         The file cannot be read.
     """
-    path = Path(folder) / OUT_OF_FOLD
+    path = repository.find(folder).folder / OUT_OF_FOLD
     try:
         return dict(safetensors.numpy.load(path.read_bytes())) if path.exists() else {}
     except (OSError, SafetensorError) as error:

@@ -69,6 +69,8 @@ class Sufficiency:
         The folder of the LoRA adapter that the intern reads with; None for its own weights.
     policy_thresholds
         Thresholds of other policies, by name.
+    origin
+        The repository of a hub and its commit; empty for a classifier in a folder.
 
     Examples
     --------
@@ -88,6 +90,7 @@ class Sufficiency:
     probe: Probe | None = None
     adapter: Path | None = None
     policy_thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def for_policy(self, name: str) -> Sufficiency:
         """The same with the thresholds that were chosen for a policy; the cascade's where none were."""

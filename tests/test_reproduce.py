@@ -1,0 +1,309 @@
+"""`lm-eval-tandem reproduce`: runs of the bundled pair, printed, run again, and with something changed since."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import command_line
+from lm_eval_tandem import _paths, cli, pair
+from lm_eval_tandem.reproduce import facts, recorded, rerun
+from lm_eval_tandem.reproduce.recorded import RecordedRun, argument_text
+from tasks.in_process import lm_eval
+
+RESULTS = Path(__file__).parent.parent / "results"
+QUESTIONS = 12
+NOTHING = "Nothing that was recorded differs here."
+
+
+def run(folder: Path, task: str = "tandem_pair_math", options: Sequence[str] = (), **arguments: Any) -> Path:
+    """Run a task with lm-eval's own command line; returns the folder of its results."""
+    given = {"dtype": "float32", "device": "cpu", **arguments}
+    text = ",".join(f"{name}={value}" for name, value in given.items())
+    lm_eval(
+        *("run", "--model", "tandem", "--model_args", text, "--tasks", task, "--batch_size", "16"),
+        *("--limit", str(QUESTIONS), "--output_path", str(folder), "--log_samples"),
+        *(options or ("--include_path", str(_paths.task_configs()))),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cascade with a ledger and a store."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    return run(folder / "runs", ledger=folder / "runs" / "ledger.jsonl", store=folder / "store.sqlite")
+
+
+def only(folder: Path) -> RecordedRun:
+    (found,) = recorded.read(folder)
+    return found
+
+
+def differences(folder: Path) -> list[str]:
+    return [fact.difference for fact in facts.of(only(folder)) if fact.difference]
+
+
+def edit_results(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    (file,) = folder.rglob("results_*.json")
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def test_what_made_a_run_is_printed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["reproduce", str(finished)])
+    printed = capsys.readouterr().out
+    assert "python -m lm_eval_tandem run --model tandem --model_args dtype=float32,device=cpu," in printed
+    assert "--tasks tandem_pair_math --batch_size 16 --limit 12 --output_path FOLDER --log_samples" in printed
+    assert "ledger=FOLDER/ledger.jsonl" in printed
+    assert "store" not in printed
+    described = command_line.results(finished)["config"]["tandem"]
+    assert f"classifier pair: {described['judge']['sha256'][:12]}…" in printed
+    for role in ("mentor", "intern"):
+        assert f"{role} pair/{role}: {described[role]['sha256'][:12]}…" in printed
+    assert f"python {described['versions']['python']}" in printed
+    assert "task tandem_pair_math 1.0" in printed
+    assert NOTHING in printed
+
+
+def test_a_run_comes_out_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what differs is told, once something in the old results is another."""
+    cli.main(["reproduce", str(finished), "--run", "--output", str(tmp_path / "again")])
+    printed = capsys.readouterr().out
+    assert "tandem_pair_math: all 12 answers and all 8 scores are as they were." in printed
+    now = only(tmp_path / "again")
+    assert (now.file.parent.parent / "ledger.jsonl").is_file()
+    assert now.description["totals"].get("found_in_store") is None, "the store would give the old answers back"
+
+    (file,) = finished.rglob("samples_*.jsonl")
+    old = Path(shutil.copytree(finished, tmp_path / "old"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["resps"][0][0] += " coins"
+    next(old.rglob("samples_*.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def worse(content: dict[str, Any]) -> None:
+        content["results"]["tandem_pair_math"]["acc,none"] = 0.5
+
+    edit_results(old, worse)
+    sentences, same = rerun.compare(only(old), now)
+    assert not same
+    assert sentences == [
+        f"tandem_pair_math: 1 of 12 answers differ (documents {lines[3]['doc_id']}); acc,none was 0.5 and is "
+        f"{now.results['results']['tandem_pair_math']['acc,none']:g}."
+    ]
+    sentences, same = rerun.compare(replace(only(old), results=now.results), now)
+    assert not same
+
+
+def test_a_difference_ends_the_command_with_1(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The thresholds have changed since: other stages answer, at other costs."""
+    classifier = Path(shutil.copytree(_paths.classifiers() / "pair", tmp_path / "classifier"))
+    folder = run(tmp_path / "runs", classifier=classifier)
+    change_thresholds(classifier)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", str(folder), "--run"])
+    told = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "here: The classifier classifier has the thresholds" in told.out
+    assert "mentor_tokens,none was" in told.out
+    assert "1 of 1 runs came out differently" in told.err
+    assert (tmp_path / "runs-reproduced").is_dir()
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", str(folder), "--run"])
+    assert "holds something already" in capsys.readouterr().err
+
+
+def change_thresholds(classifier: Path) -> None:
+    config = json.loads((classifier / "config.json").read_text())
+    config["thresholds"] = [1.0 for _ in config["thresholds"]]
+    config["policy_thresholds"] = {}
+    (classifier / "config.json").write_text(json.dumps(config))
+
+
+def change_weights(classifier: Path) -> None:
+    file = classifier / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (change_thresholds, "The classifier classifier has the thresholds [1.0, 1.0, 1.0, 1.0] here and had"),
+        (change_weights, "The classifier classifier has other weights here than in the run."),
+        (shutil.rmtree, "The classifier classifier cannot be read here"),
+    ],
+)
+def test_a_changed_classifier_is_one_sentence(tmp_path: Path, change: Callable[[Path], None], sentence: str) -> None:
+    classifier = Path(shutil.copytree(_paths.classifiers() / "pair", tmp_path / "classifier"))
+    folder = run(tmp_path / "runs", classifier=classifier)
+    assert differences(folder) == []
+    change(classifier)
+    (told,) = differences(folder)
+    assert told.startswith(sentence)
+
+
+def test_a_changed_model_is_one_sentence(tmp_path: Path) -> None:
+    intern = Path(shutil.copytree(pair.INTERN, tmp_path / "intern"))
+    folder = run(tmp_path / "runs", policy="intern", intern=intern, mentor="pair")
+    assert differences(folder) == []
+    with (intern / "generation_config.json").open("a") as file:
+        file.write("\n")
+    assert differences(folder) == [f"The files of the model {intern} are not those of the run."]
+    shutil.rmtree(intern)
+    assert differences(folder) == [f"The model {intern} is not here."]
+
+
+def test_changed_data_are_one_sentence(tmp_path: Path) -> None:
+    command_line.save_task(tmp_path, ["Ann starts with 5 coins.", "Ben starts with 6 coins.", "Dan has 7 coins."])
+    tasks = ("--include_path", str(tmp_path / "tasks"))
+    folder = run(tmp_path / "runs", "coins", tasks, policy="intern")
+    assert differences(folder) == []
+    assert f"--include_path {tmp_path / 'tasks'}" in " ".join(only(folder).printed_command())
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace("Ben", "Eva"))
+    facts.load_task.cache_clear()
+    assert differences(folder) == ["1 of the 3 documents of coins differ here, the first is number 1."]
+    (tmp_path / "tasks" / "coins.yaml").unlink()
+    facts.load_task.cache_clear()
+    (told,) = differences(folder)
+    assert told.startswith("The task coins cannot be loaded here (")
+
+
+def test_a_changed_local_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify", reason="the extra lm-eval-tandem[math] is not installed")
+    file = tmp_path / "tandem_gsm8k.jsonl"
+    rows = [{"question": f"Ann starts with {i} coins.", "answer": f"#### {i}"} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("TANDEM_DATA", str(tmp_path))
+    options = ("--include_path", str(_paths.task_configs()), "--gen_kwargs", "max_gen_toks=64")
+    ledger = tmp_path / "runs" / "ledger.jsonl"
+    folder = run(tmp_path / "runs", "tandem_gsm8k", options, policy="intern", ledger=ledger)
+    described = only(folder).description
+    assert described["data"]["tandem_gsm8k"]["file"] == "tandem_gsm8k.jsonl"
+    assert str(tmp_path) not in json.dumps(described["data"])
+    header = json.loads(ledger.read_text().splitlines()[0])
+    assert header["data"] == described["data"]
+    facts.load_task.cache_clear()
+    assert differences(folder) == []
+    file.write_text(file.read_text().replace("#### 2", "#### 3"))
+    facts.load_task.cache_clear()
+    (told,) = differences(folder)
+    assert told.startswith("tandem_gsm8k.jsonl is not the file that tandem_gsm8k was read from: 1 of the 4 documents")
+    next(folder.rglob("samples_*.jsonl")).unlink()
+    assert differences(folder) == ["tandem_gsm8k.jsonl is not the file that tandem_gsm8k was read from."]
+    monkeypatch.delenv("TANDEM_DATA")
+    (told,) = differences(folder)
+    assert "the run read tandem_gsm8k.jsonl from the folder TANDEM_DATA, which is not set here" in told
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (("lm_eval_version",), "lm_eval was 0.0.1 and is "),
+        (("config", "tandem", "version"), "lm-eval-tandem was 0.0.1 and is "),
+        (("config", "tandem", "versions", "numpy"), "numpy was 0.0.1 and is "),
+        (("config", "tandem", "mentor", "vllm"), "vllm was 0.0.1 and is not installed here."),
+        (("versions", "tandem_pair_math"), "The task tandem_pair_math had version 0.0.1 and has 1.0 here."),
+    ],
+)
+def test_another_version_is_one_sentence(
+    finished: Path, tmp_path: Path, path: Sequence[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = facts.installed
+    monkeypatch.setattr(facts, "installed", lambda package: None if package == "vllm" else original(package))
+    folder = Path(shutil.copytree(finished, tmp_path / "runs"))
+
+    def older(content: dict[str, Any]) -> None:
+        inner = content
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = "0.0.1"
+
+    edit_results(folder, older)
+    (told,) = differences(folder)
+    assert told.startswith(sentence)
+
+
+def test_older_results_tell_what_they_have(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["reproduce", str(RESULTS / "pair" / "tandem-pair-stage-2")])
+    printed = capsys.readouterr().out
+    assert "policy=stage:2" in printed
+    assert "mentor pair/mentor: not recorded" in printed
+    assert "lm-eval-tandem 0.1.0" in printed
+    assert "documents of" in printed
+
+
+def test_what_a_command_cannot_hold_is_left_out(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "runs"))
+
+    def planted(content: dict[str, Any]) -> None:
+        content["config"]["model_args"] |= {"hub_token": "hf_secret", "base_url": "http://me:pw@host:8000/v1"}
+
+    edit_results(folder, planted)
+    found = only(folder)
+    text = " ".join(found.printed_command())
+    assert "base_url=http://host:8000/v1" in text
+    assert "secret" not in text
+    assert "me:pw" not in text
+    assert found.left_out == ["base_url", "hub_token"]
+
+
+def test_a_command_asks_the_same_documents_in_the_same_way(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "runs"))
+
+    def asked(content: dict[str, Any]) -> None:
+        content["config"] |= {"limit": None, "gen_kwargs": {"max_gen_toks": 90, "until": ["."]}, "torch_seed": 7}
+        content["n-samples"]["tandem_pair_math"] = {"original": 1000, "effective": QUESTIONS}
+        content |= {"chat_template_sha": "0", "system_instruction": "Think.", "fewshot_as_multiturn": False}
+
+    edit_results(folder, asked)
+    options = only(folder).options("x")
+    numbers = ",".join(map(str, range(QUESTIONS)))
+    assert options[options.index("--samples") + 1] == f'{{"tandem_pair_math":[{numbers}]}}'
+    assert json.loads(options[options.index("--gen_kwargs") + 1]) == {"max_gen_toks": 90, "until": ["."]}
+    assert options[options.index("--seed") + 1] == "0,1234,7,1234"
+    assert options[options.index("--system_instruction") + 1] == "Think."
+    assert options[options.index("--fewshot_as_multiturn") + 1] == "false"
+    assert "--apply_chat_template" in options
+    assert "--limit" not in options
+
+
+def test_arguments_are_read_back_as_they_are() -> None:
+    from lm_eval._cli.utils import key_val_to_dict
+
+    plain = {"policy": "stage:2", "seed": 7, "temperature": 0.6, "record_features": True, "efforts": "18:24:40"}
+    assert key_val_to_dict(argument_text(plain)) == plain
+    for value in ("7", "true", "a,b", "", "{x}", ["a"], {"b": 1}):
+        assert json.loads(argument_text({"name": value})) == {"name": value}
+
+
+def test_a_run_that_fails_is_told(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "runs"))
+
+    def elsewhere(content: dict[str, Any]) -> None:
+        content["config"]["model_args"]["classifier"] = str(tmp_path / "gone")
+
+    edit_results(folder, elsewhere)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", str(folder), "--run", "--output", str(tmp_path / "again")])
+    told = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "could not be run again" in told.err
+    assert "No classifier at" in told.err
+
+
+def test_output_needs_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", str(finished), "--output", str(tmp_path)])
+    assert "give it with --run" in capsys.readouterr().err
