@@ -16,7 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytest.importorskip("openai", reason="the package openai is not installed")
 
 from engines.conformance import TEXTS, EngineConformance, Reference, run, together
-from engines.http.behind_server import EXACT, assert_answers_are_those_in_process, assert_refused_beginnings_end
+from engines.http.behind_server import (
+    EXACT,
+    JudgedConformance,
+    assert_answers_are_those_in_process,
+    assert_refused_beginnings_end,
+)
 from engines.vllm.vllm_server import INSTALLED, serve
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
@@ -66,6 +71,12 @@ class TestAPIEngine(EngineConformance):
     """The contract of an engine that continues texts by token ids."""
 
     block = 32
+
+    # the server's token ids are known at the end of a call alone
+    test_reported_tokens_are_the_beginning_of_the_result = (
+        JudgedConformance.test_reported_tokens_are_the_beginning_of_the_result
+    )
+    test_a_call_that_goes_on_reports_its_own_tokens = JudgedConformance.test_a_call_that_goes_on_reports_its_own_tokens
 
     @pytest.mark.skip(reason="entropies are estimates here; that of the whole vocabulary is tested below")
     def test_stats_of_generated_tokens_are_those_of_a_scored_prompt(self) -> None: ...  # type: ignore[override]
