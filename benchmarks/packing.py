@@ -62,7 +62,8 @@ def pack(folder: Path, classifier: Sufficiency | None = None, questions: bool = 
             removed = () if questions else OF_BENCHMARK
             lines = [{name: value for name, value in sample.items() if name not in removed} for sample in lines]
         elif "stages" in lines[-1]:  # a ledger: a header and then records
-            lines = [lines[0], *[shortened(record, classifier) for record in lines[1:]]]
+            header = json.loads(without_place(json.dumps(lines[0])))
+            lines = [header, *[shortened(record, classifier) for record in lines[1:]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         target = file.with_name(file.name + ".xz")
         target.write_bytes(lzma.compress(text.encode(), preset=9))
@@ -71,9 +72,18 @@ def pack(folder: Path, classifier: Sufficiency | None = None, questions: bool = 
     return packed
 
 
-def without_place(results: str) -> str:
-    """Return a results file whose paths of task files begin with task_configs/, wherever this repository was."""
-    return re.sub(r'"[^"]*/(task_configs/[^"]*)"', r'"\1"', results)
+def without_place(text: str) -> str:
+    r"""Return a results file, or a ledger's header, without the folders in which this repository and its models were.
+
+    Paths of task files begin with task_configs/, and of other absolute paths only the last part is left.
+
+    Examples
+    --------
+    >>> without_place('{"model_args": "mentor=/home/ada/models/big.gguf,store=/tmp/s.sqlite", "url": "http://a/b"}')
+    '{"model_args": "mentor=big.gguf,store=s.sqlite", "url": "http://a/b"}'
+    """
+    text = re.sub(r'"[^"]*/(task_configs/[^"]*)"', r'"\1"', text)
+    return re.sub(r"""(?<=["'=])/(?:[^/\s",='\\]+/)+(?=[^/\s",='\\])""", "", text)
 
 
 def without_repetition(sample: dict[str, Any]) -> dict[str, Any]:

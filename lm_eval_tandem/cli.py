@@ -84,7 +84,9 @@ def add_serve(commands: Commands) -> None:
     """`lm-eval-tandem serve`."""
     from lm_eval_tandem.server import command
 
-    serve = commands.add_parser("serve", help="a policy or an ensemble as a server of the OpenAI protocol")
+    # no abbreviations: --api-key SECRET would be taken for --api-key-env, and the key repeated in the refusal
+    about = "a policy or an ensemble as a server of the OpenAI protocol"
+    serve = commands.add_parser("serve", help=about, allow_abbrev=False)
     command.add_options(serve)
     serve.set_defaults(run=command.serve)
 

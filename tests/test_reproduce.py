@@ -61,7 +61,10 @@ def test_what_made_a_run_is_printed(finished: Path, capsys: pytest.CaptureFixtur
     cli.main(["reproduce", str(finished)])
     printed = capsys.readouterr().out
     assert "python -m lm_eval_tandem run --model tandem --model_args dtype=float32,device=cpu," in printed
-    assert "--tasks tandem_pair_math --batch_size 16 --limit 12 --output_path FOLDER --log_samples" in printed
+    assert (
+        "--tasks tandem_pair_math --batch_size 16 --limit 12 --num_fewshot 0 --output_path FOLDER --log_samples"
+        in printed
+    )
     assert "ledger=FOLDER/ledger.jsonl" in printed
     assert "store" not in printed
     described = command_line.results(finished)["config"]["tandem"]
@@ -119,7 +122,7 @@ def test_a_difference_ends_the_command_with_1(
     assert (tmp_path / "runs-reproduced").is_dir()
     with pytest.raises(SystemExit):
         cli.main(["reproduce", str(folder), "--run"])
-    assert "holds something already" in capsys.readouterr().err
+    assert "holds something already; name a new folder with --output" in capsys.readouterr().err
 
 
 def change_thresholds(classifier: Path) -> None:
@@ -277,6 +280,54 @@ def test_a_command_asks_the_same_documents_in_the_same_way(finished: Path, tmp_p
     assert options[options.index("--fewshot_as_multiturn") + 1] == "false"
     assert "--apply_chat_template" in options
     assert "--limit" not in options
+
+
+def test_a_command_asks_with_as_many_examples(tmp_path: Path) -> None:
+    """A task's own file may show examples where the command line of the run showed none."""
+    task = {
+        **{"task": "reproduce_shots", "dataset_path": "json", "test_split": "train", "fewshot_split": "train"},
+        **{"dataset_kwargs": {"data_files": str(tmp_path / "questions.jsonl")}, "num_fewshot": 2},
+        **{"output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}"},
+        **{"generation_kwargs": {"max_gen_toks": 8, "until": ["."]}, "metric_list": [{"metric": "exact_match"}]},
+    }
+    lines = [json.dumps({"question": f"{number} + 1 =", "answer": str(number + 1)}) for number in range(4)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    (tmp_path / "reproduce_shots.yaml").write_text(json.dumps(task))  # JSON is YAML
+    lm_eval(
+        *("run", "--model", "hf", "--model_args", f"pretrained={pair.INTERN}", "--tasks", "reproduce_shots"),
+        *("--include_path", str(tmp_path), "--device", "cpu", "--limit", "2", "--num_fewshot", "0"),
+        *("--output_path", str(tmp_path / "runs"), "--log_samples"),
+    )
+    then = only(tmp_path / "runs")
+    now = rerun.run_again(then, tmp_path / "again")
+    prompts = [[sample["arguments"] for sample in run.samples("reproduce_shots") or ()] for run in (then, now)]
+    assert prompts[0]
+    assert prompts[0] == prompts[1]
+
+
+def test_a_model_of_the_harness_that_is_not_here_is_one_sentence(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "runs"))
+
+    def elsewhere(content: dict[str, Any]) -> None:
+        del content["config"]["tandem"]
+        content["config"] |= {"model": "hf", "model_args": {"pretrained": str(tmp_path / "gone")}, "model_sha": ""}
+
+    edit_results(folder, elsewhere)
+    assert f"The model {tmp_path / 'gone'} is not here." in differences(folder)
+
+
+def test_a_model_of_the_harness_has_its_commit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, references = Path(shutil.copytree(finished, tmp_path / "runs")), tmp_path / "models--org--small" / "refs"
+    references.mkdir(parents=True)
+    (references / "main").write_text("b" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def of_the_hub(content: dict[str, Any]) -> None:
+        del content["config"]["tandem"]
+        content["config"] |= {"model": "hf", "model_args": {"pretrained": "org/small"}, "model_sha": "a" * 40}
+
+    edit_results(folder, of_the_hub)
+    assert f"The model org/small had the commit {'a' * 40} and has {'b' * 40} here." in differences(folder)
 
 
 def test_arguments_are_read_back_as_they_are() -> None:

@@ -48,5 +48,6 @@ def undefined_logits(name: str) -> CallError:
     """The error of a call for which the model `name` computed logits that are NaN or infinite."""
     return CallError(
         f"the logits of {name} are NaN or infinite for this prompt; check its weights and dtype= "
-        "(float16 overflows in models that were trained in bfloat16)"
+        "(float16 overflows in models that were trained in bfloat16), and extreme values of temperature and "
+        "repetition_penalty"
     )

@@ -118,11 +118,38 @@ def models(run: RecordedRun) -> list[Fact]:
             facts.append(local_model(f"{role} {name}", name, recorded.get("sha256")))
             continue
         revision = arguments.get(f"{role}_revision") or arguments.get("revision") or "main"
-        then, now = str(recorded["commit"]), hub_commit(name, str(revision))
-        differs = now is not None and now != then
-        difference = f"The model {name} had the commit {then} and has {now} here." if differs else ""
-        facts.append(Fact(f"{role} {name}", then, now, difference))
+        facts.append(hub_model(f"{role} {name}", name, str(revision), str(recorded["commit"])))
+    if not run.description and arguments.get("pretrained"):
+        facts.append(model_of_harness(run))
     return facts
+
+
+def model_of_harness(run: RecordedRun) -> Fact:
+    """Return the model of a run that is no tandem's: of one of a hub the commit, which the harness records for `hf`."""
+    name = str(run.arguments["pretrained"])
+    label, commit = f"model {name}", run.config.get("model_sha") or None
+    if commit is not None:
+        return hub_model(label, name, str(run.arguments.get("revision") or "main"), str(commit))
+    is_missing = Path(name).is_absolute() and not Path(name).exists()
+    return Fact(label, None, None, f"The model {name} is not here." if is_missing else "")
+
+
+def hub_model(label: str, name: str, revision: str, then: str) -> Fact:
+    """Return the commit of a model of a hub.
+
+    Parameters
+    ----------
+    label
+        What the fact is called.
+    name, revision
+        The model's id, and the branch, tag or commit that was asked for.
+    then
+        The commit that was recorded.
+    """
+    now = hub_commit(name, revision)
+    differs = now is not None and now != then
+    difference = f"The model {name} had the commit {then} and has {now} here." if differs else ""
+    return Fact(label, then, now, difference)
 
 
 def local_model(label: str, name: str, then: str | None) -> Fact:

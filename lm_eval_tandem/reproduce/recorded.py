@@ -153,8 +153,8 @@ class RecordedRun:
         """The options that shape prompts."""
         results, options = self.results, []
         shots = set((results.get("n-shot") or {}).values())
-        if len(shots) == 1 and (number := shots.pop()):
-            options += ["--num_fewshot", str(number)]
+        if len(shots) == 1 and isinstance(number := shots.pop(), int):
+            options += ["--num_fewshot", str(number)]  # 0 as well: the task's own file may say another number
         if results.get("system_instruction"):
             options += ["--system_instruction", str(results["system_instruction"])]
         if results.get("chat_template") or results.get("chat_template_sha"):

@@ -31,7 +31,7 @@ def new_folder(folder: Path) -> Path:
         It holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArgumentError(f"--output {folder} holds something already; give a new folder.")
+        raise ArgumentError(f"{folder} holds something already; name a new folder with --output.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -84,7 +84,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         told = RequestError(404, "there is nothing at this path; the API is at /v1.", code="not_found")
     else:
-        told = RequestError(error.status_code, f"{error.detail}.", code="method_not_allowed")
+        allowed = (error.headers or {}).get("Allow", "another method")
+        told = RequestError(
+            error.status_code, f"this path does not take this method; use {allowed}.", code="method_not_allowed"
+        )
     request.scope[ENTRY].error = told.code or ""
     return json_response(told.body, told.status, dict(error.headers or {}))
 

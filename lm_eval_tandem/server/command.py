@@ -92,6 +92,7 @@ def serve(given: argparse.Namespace) -> None:
         )
     guard = GuardOptions(key, not key, given.max_body_bytes, given.read_seconds)
     with listening_socket(given.host, given.port) as listener:
+        signal.signal(signal.SIGTERM, stop)  # from here on there is something to close
         print("serve: loading the models.", file=sys.stderr, flush=True)
         lm = load(model, arguments)
         try:
@@ -188,17 +189,17 @@ def make_service(lm: AnsweringLM, given: argparse.Namespace, config: Mapping[str
         ) from None
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """End the process on SIGTERM; while requests are served, uvicorn takes it first and raises it again afterwards."""
+    raise SystemExit(0)
+
+
 def run(app: Any, listener: socket.socket, read_seconds: float) -> None:
     """Serve until SIGTERM or Ctrl-C, and then until every accepted request has ended."""
     import uvicorn
 
     from lm_eval_tandem.server.connections import Connection
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    # Uvicorn takes the signal first, lets the requests end, and then raises it again for this handler.
-    signal.signal(signal.SIGTERM, stop)
     config = uvicorn.Config(
         app,
         http=partial(Connection, read_seconds),  # type: ignore[arg-type]

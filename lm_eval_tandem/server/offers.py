@@ -24,6 +24,8 @@ from lm_eval_tandem.server.errors import RequestError
 from lm_eval_tandem.server.measuring import MeasuringEngine
 
 TANDEM, ENSEMBLE = "tandem", "ensemble"
+LONGEST_POLICY = 80
+"""Largest number of characters of a policy in a name; a number of thousands of digits is no policy."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Offers:
         if name == self.default:
             return self._of_policy(lm, lm.settings.policy) if isinstance(lm, TandemLM) else self._of_ensemble(lm)
         prefix, _, text = name.partition("/")
-        if isinstance(lm, TandemLM) and prefix == TANDEM and text:
+        if isinstance(lm, TandemLM) and prefix == TANDEM and text.isascii() and 0 < len(text) <= LONGEST_POLICY:
             try:
                 policy = Policy.parse(text, len(lm.settings.efforts))
             except ArgumentError:

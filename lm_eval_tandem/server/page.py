@@ -12,8 +12,10 @@ import hashlib
 import importlib.resources
 import re
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
+
+from lm_eval_tandem.server.request_log import ENTRY
 
 KEY_NOT_NEEDED, KEY_NEEDED = 'data-key="none"', 'data-key="needed"'
 """What the page's first element says of a key; without one it asks the server at once."""
@@ -88,7 +90,10 @@ def page_response(key_needed: bool) -> HTMLResponse:
 def add_page(app: FastAPI, key_needed: bool) -> None:
     """Serve the page at `/`; `key_needed` as for `page_response`."""
 
-    async def page() -> HTMLResponse:
+    async def page(request: Request) -> HTMLResponse:
+        entry = request.scope.get(ENTRY)
+        if entry is not None:  # behind the guard, which logs it
+            entry.route = "/"
         return page_response(key_needed)
 
     app.add_api_route("/", page, methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)

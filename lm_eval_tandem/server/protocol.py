@@ -6,7 +6,7 @@ ignored in silence. A field whose value asks for nothing (`tools: []`, `presence
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +19,10 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_N = 16
 """Largest number of answers to one prompt."""
 MAX_SEED = 2**63
+LOWEST_TEMPERATURE = 1e-10
+"""Smallest temperature beside 0. A logit that is divided by less may be infinite, and then no token can be drawn."""
+LOWEST_PENALTY, HIGHEST_PENALTY = 0.01, 100.0
+"""Bounds of `repetition_penalty`, for the same reason."""
 NOTHING: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -117,7 +121,7 @@ class GenerationRequest(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=LOWEST_PENALTY, le=HIGHEST_PENALTY)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     user: str | None = None
@@ -223,6 +227,8 @@ def common(given: GenerationRequest, max_tokens: int | None, with_usage: bool) -
     """The entries of `Asked` that both endpoints share; a stream `with_usage` ends with it unasked."""
     if given.stream_options is not None and not given.stream:
         raise refusal("stream_options was given without stream: true; leave it out.", "stream_options")
+    if given.temperature is not None and 0 < given.temperature < LOWEST_TEMPERATURE:
+        raise refusal(f"temperature is below {LOWEST_TEMPERATURE:g}; give 0 for greedy answers.", "temperature")
     sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     chosen: dict[str, Any] = {name: getattr(given, name) for name in sampling if getattr(given, name) is not None}
     if given.stop is not None:
@@ -254,18 +260,30 @@ def read(kind: type[Request], body: bytes, nothing: Mapping[str, tuple[Any, ...]
 
 def sentence_of(error: ValidationError) -> tuple[str, str | None]:
     """The first fault of a body as a sentence, without what was given, and the name of its field."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = telling_fault(error.errors(include_url=False, include_input=False))
     fault = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "json_invalid":
         return f"the body is no JSON ({fault.removeprefix('invalid JSON: ')}).", None
     # Of a field with several allowed types the place also names the type that was tried.
-    names = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    names = [str(part) for part in first["loc"] if isinstance(part, int) or is_field_name(str(part))]
     place = ".".join(names)[:200]
     if not place:
         return f"the body has to be a JSON object ({fault}).", None
     if first["type"] == "extra_forbidden":
         return f"the field {place} is not known or not supported; leave it out.", place
     return f"{place}: {fault}.", place
+
+
+def telling_fault(faults: Sequence[Any]) -> Any:
+    """The fault of the first wrong field that says most; of several allowed types that is the one which was meant."""
+    depth = 3 if faults[0]["loc"][:1] == ("messages",) else 1
+    of_field = [fault for fault in faults if fault["loc"][:depth] == faults[0]["loc"][:depth]]
+    return next((fault for fault in of_field if not fault["type"].endswith("_type")), faults[0])
+
+
+def is_field_name(part: str) -> bool:
+    """Whether a part of a fault's place is a field, and not a type that was tried for it."""
+    return part.isidentifier() and part != "str"
 
 
 def prompts_of(prompt: Any) -> tuple[str | TokenIds, ...]:

@@ -285,6 +285,9 @@ def command(submitted: SubmittedRun, task: TaskResults) -> str:
     if shown:
         words.append(f"--model_args {','.join(f'{name}={value}' for name, value in shown.items())}")
     words.append(f"--tasks {task.name}")
+    shots = (submitted.results.get("n-shot") or {}).get(task.name)
+    if isinstance(shots, int):
+        words.append(f"--num_fewshot {shots}")
     if submitted.results.get("chat_template_sha"):
         words.append("--apply_chat_template")
     given = {name: short(submitted.config.get(name)) for name in ("batch_size", "limit") if submitted.config.get(name)}

@@ -210,8 +210,8 @@ def with_one_cascade(comparison: Comparison, judge: Sufficiency) -> Comparison |
 
 
 def run_models(run: Run) -> tuple[str, ...]:
-    """How results call the models of a cascade's run, the mentor first."""
-    return tuple(str(run.description[role]["model"]) for role in ROLES)
+    """What the models of a cascade's run are called without their folders, which may move; the mentor first."""
+    return tuple(model_name(str(run.description[role]["model"])) for role in ROLES)
 
 
 def files_of(submitted: Sequence[SubmittedRun], published: Sequence[Run]) -> list[tuple[SubmittedRun, TaskResults]]:

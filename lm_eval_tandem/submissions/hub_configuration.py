@@ -84,10 +84,12 @@ def run_entries(cascade: PublishedCascade) -> dict[str, Any]:
     results, config = run.results, run.config
     entries: dict[str, Any] = {"tasks": sorted({comparison.domain for comparison in cascade.comparisons})}
     shots = {count for count in (results.get("n-shot") or {}).values() if isinstance(count, int)}
-    if len(shots) == 1 and shots != {0}:
-        entries["num_fewshot"] = shots.pop()
+    if len(shots) == 1:
+        entries["num_fewshot"] = shots.pop()  # 0 as well: the task's own file may say another number
     if results.get("chat_template") or results.get("chat_template_sha"):
         entries["apply_chat_template"] = True
+        if results.get("fewshot_as_multiturn") is False:
+            entries["fewshot_as_multiturn"] = False
     if results.get("system_instruction"):
         entries["system_instruction"] = results["system_instruction"]
     if isinstance(config.get("gen_kwargs"), Mapping) and config["gen_kwargs"]:

@@ -31,10 +31,15 @@ LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 """User name and password of a web address."""
 REST = r"""[^\s"'<>|:,;)\]}]*"""
 """The rest of a path within a text."""
+MOUNTS = r"/(?:mnt(?:/[a-z])?|var|export|usr|gpfs|nfs|lustre|data|scratch|storage)"
+"""Where clusters, FreeBSD, some kinds of Linux, and Windows within Linux keep the folder of home folders."""
 HOMES = re.compile(
-    rf"(?<![\w.…/\\])(?:[A-Za-z]:)?[/\\]{{1,2}}(?:home|Users|users|root)[/\\]{{1,2}}{REST}|(?<![\w/])~/{REST}"
+    rf"(?:(?<=file://)|(?<![\w.…/\\]))(?:[A-Za-z]:|{MOUNTS}(?=/(?:home|[Uu]sers)/))?"
+    rf"[/\\]{{1,2}}(?:home|Users|users|root)[/\\]{{1,2}}{REST}|(?<![\w/])~/{REST}"
 )
 """A path into a home folder of Linux, macOS or Windows."""
+PRIVATE_KEYS = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+"""A private key as files have it, to its end or to that of the text."""
 KEY, CUT, HOST = "[key]", "…/", "[host]"
 """What stands for a key, for the folders of a path, and for the name of this machine."""
 SETTING = re.compile(r"(?!/)[\w.+:@=,()\[\]%/* -]{1,300}", re.ASCII)
@@ -116,7 +121,7 @@ class Redaction:
         >>> redaction.text("see /home/alice/runs/log.txt on gpu17"), redaction.replaced
         ('see …/log.txt on [host]', 1)
         """
-        found = KEYS.sub(KEY, text)
+        found = KEYS.sub(KEY, PRIVATE_KEYS.sub(KEY, text))
         found = CREDENTIALS.sub(rf"\1{KEY}", found)
         found = LOGIN.sub("", found)
         if self._folders is not None:
@@ -131,8 +136,9 @@ class Redaction:
 def last_part(path: str) -> str:
     """Return the last part of a path into a home folder; "" where that would be the user's name."""
     parts = [part for part in re.split(r"[/\\]+", path) if part]
-    owners = 1 if parts[0] in ("~", "root") else 2  # parts that name the home folder, its user included
-    return parts[-1] if len(parts) > owners + parts[0].endswith(":") else ""
+    place = next(place for place, part in enumerate(parts) if part in ("~", "root", "home", "Users", "users"))
+    owners = place + (1 if parts[place] in ("~", "root") else 2)  # parts that name the home folder, its user included
+    return parts[-1] if len(parts) > owners else ""
 
 
 def own_words() -> list[str]:

@@ -21,12 +21,10 @@ from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.ledgers import Ledger
 from lm_eval_tandem.reports.sources.other_models import GivenCosts
 from lm_eval_tandem.reports.sources.runs import Floats, Run
-from lm_eval_tandem.submissions import ledger_check
+from lm_eval_tandem.submissions import ledger_check, samples_check
 
 NOT_A_METRIC = ("alias", "name", "samples", "sample_len", "sample_count")
 """Entries of a task's results that are no metric."""
-SAME = 1e-6
-"""Largest relative difference between a mean in a results file and that of its samples: two ways to add."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +216,7 @@ def task_results(file: Path, results: Mapping[str, Any], run: Run) -> TaskResult
             )
         if [int(line["doc_id"]) for line in lines] != [doc_id for _, doc_id in run.questions]:
             raise ArgumentError(f"the samples of {task} beside {file} differ in their questions from filter to filter.")
+    samples_check.check_questions(file, results, task)
     return TaskResults(
         run=run,
         config=results["configs"][task],
@@ -235,15 +234,16 @@ def scores_of(
     Raises
     ------
     ArgumentError
-        A metric that is a mean is not that of the samples.
+        A metric that is a mean, or its standard error, is not that of the samples.
     """
     entries = results["results"].get(task) or {}
     directions = (results.get("higher_is_better") or {}).get(task) or {}
-    means = {
-        entry.get("metric")
-        for entry in results["configs"].get(task, {}).get("metric_list") or []
-        if entry.get("aggregation") == "mean"
-    }
+    for aggregated in results["configs"].get(task, {}).get("metric_list") or []:
+        if aggregated.get("aggregation") == "mean":
+            metric = str(aggregated.get("metric"))
+            for name, lines in samples.items():
+                value, error = (entries.get(f"{entry},{name}") for entry in (metric, f"{metric}_stderr"))
+                samples_check.check_mean(f"{file}, task {task},", metric, value, error, lines)
     scores = []
     for key, value in entries.items():
         metric, _, name = key.partition(",")
@@ -251,12 +251,7 @@ def scores_of(
             continue
         error = entries.get(f"{metric}_stderr,{name}" if name else f"{metric}_stderr")
         values = values_of(samples.get(name or "none", ()), metric)
-        agrees = values is not None and np.isclose(mean(values), value, rtol=SAME, atol=1e-12)
-        if metric in means and values is not None and not agrees:
-            raise ArgumentError(
-                f"{file} has {metric}={value} for {task}, but the samples beside it have {mean(values)}; give the "
-                "files as the harness wrote them."
-            )
+        agrees = values is not None and samples_check.is_close(value, mean(values))
         scores.append(
             Score(
                 metric,

@@ -120,6 +120,9 @@ def test_a_body_of_100_megabytes_is_refused(server: Served, announced: bool) -> 
         {"n": 10**100},
         {"seed": 10**400},
         {"temperature": 1e308},
+        {"temperature": 1e-300},
+        {"temperature": 1, "repetition_penalty": 1e-300},
+        {"temperature": 1, "repetition_penalty": 1e300},
     ],
 )
 def test_requests_of_absurd_size_are_refused(server: Served, fields: dict[str, Any]) -> None:
@@ -180,6 +183,7 @@ def test_other_methods_are_refused(server: Served, method: str, path: str) -> No
     status, reply, _ = server.ask(method, path, headers=AUTHORIZED)
     assert status == 405
     assert error_of(reply)["code"] == "method_not_allowed"
+    assert error_of(reply)["message"].endswith("; use POST." if path == CHAT else "; use GET.")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ def test_a_server_that_cannot_work_is_refused_before_it_starts(
     options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="1"):
-        main(["serve", *options])
+        main(["serve", *([] if "--port" in options else ["--port", "0"]), *options])  # 8000 may be taken
     assert words in capsys.readouterr().err
 
 

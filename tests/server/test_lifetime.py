@@ -16,6 +16,7 @@ pytest.importorskip("fastapi", reason="the server is tested with: pip install .[
 pytest.importorskip("openai")
 
 import command_line
+import forked
 from engines.http.openai_server import ModelServer
 from lm_eval_tandem import pair
 from lm_eval_tandem.pair import problems
@@ -48,6 +49,19 @@ def test_sigterm_lets_every_accepted_request_end() -> None:
         assert server.process.wait(command_line.PATIENCE) == 0, server.process.complained()
         with pytest.raises(OSError, match="refused"):
             server.ask("GET", "/health")
+
+
+def test_sigterm_while_the_models_load_is_an_orderly_end_too(tmp_path: Path) -> None:
+    program = ["-m", "lm_eval_tandem.cli", "serve", "--port", "0"]
+    process = forked.Process(program, tmp_path, command_line.ENVIRONMENT, tmp_path)
+    try:
+        while "serve: loading the models." not in process.complained():
+            assert process.poll() is None, process.complained()
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(command_line.PATIENCE) == 0, process.complained()
+    finally:
+        process.kill()
 
 
 def test_a_server_that_was_killed_computes_no_finished_answer_again(tmp_path: Path) -> None:

@@ -102,6 +102,46 @@ def test_what_is_not_supported_is_refused_by_name(fields: dict[str, Any], param:
     assert str(refused.value.param) in str(refused.value)
 
 
+@pytest.mark.parametrize("fields", [{"temperature": 1e-11}, {"repetition_penalty": 1e-3}, {"repetition_penalty": 101}])
+def test_sampling_that_could_make_logits_infinite_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as refused:
+        chat(**fields)
+    assert refused.value.param == next(iter(fields))
+
+
+def test_sampling_at_its_bounds_is_read() -> None:
+    for fields in (
+        {"temperature": 1e-10},
+        {"temperature": 0},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100},
+    ):
+        assert chat(**fields).sampling == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"stop": ["a"] * (MAX_STOPS + 1)}, "stop", "at most 16"),
+        ({"stop": "x" * 257}, "stop", "at most 256"),
+        ({"stop": ["x" * 257]}, "stop.0", "at most 256"),
+        ({"stop": 5}, "stop", "valid string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
+            "messages.0.content.1.type",
+            "'text'",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "valid string"),
+    ],
+)
+def test_a_field_of_several_types_is_told_what_is_wrong_with_the_one_that_was_meant(
+    fields: dict[str, Any], param: str, says: str
+) -> None:
+    with pytest.raises(RequestError, match=says) as refused:
+        chat(**fields)
+    assert refused.value.param == param
+
+
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(RequestError, match="model: field required") as refused:
         read_chat(b'{"messages": [{"role": "user", "content": "x"}]}')

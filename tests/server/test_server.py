@@ -86,7 +86,20 @@ def test_every_listed_name_answers_and_counts_its_answer(server: Served, lm: Tan
     assert forced["completion_tokens"] == forced["tandem"]["tokens"]["mentor_new"] == 30
 
 
-@pytest.mark.parametrize("name", ["gpt-4", "", "tandem/", "tandem/stage:9", "tandem/nothing", "mentor", "x" * 1000])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-4",
+        "",
+        "tandem/",
+        "tandem/stage:9",
+        "tandem/nothing",
+        "mentor",
+        "x" * 1000,
+        "tandem/handoff:" + "9" * 5000,
+        "tandem/stage:\N{ARABIC-INDIC DIGIT TWO}",
+    ],
+)
 def test_other_names_do_not_exist(server: Served, name: str) -> None:
     body = {"model": name, "messages": [{"role": "user", "content": "x"}]}
     status, reply, _ = server.ask("POST", "/v1/chat/completions", body)
@@ -251,10 +264,12 @@ def test_metrics_count_what_the_replies_say(server: Served) -> None:
 
 
 def test_the_log_has_a_line_for_each_request_and_no_contents(server: Served) -> None:
+    server.ask("GET", "/")
     server.ask("GET", "/v1/secret-path")
     server.ask("POST", "/v1/chat/completions", {"model": "secret-model", "messages": []}, {"Authorization": "Bearer s"})
     server.chat("a secret question", "tandem/intern", max_tokens=4, user="secret-user")
     lines = server.lines
+    assert (lines[-4]["route"], lines[-4]["status"]) == ("/", 200)
     assert (lines[-3]["route"], lines[-3]["status"], lines[-3]["error"]) == ("other", 404, "not_found")
     assert (lines[-2]["route"], lines[-2]["status"]) == ("/v1/chat/completions", 400)
     assert (lines[-1]["model"], lines[-1]["answers"][0]["policy"]) == ("tandem/intern", "intern")

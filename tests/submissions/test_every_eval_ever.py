@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -509,8 +510,43 @@ def test_samples_that_are_missing_or_changed_are_refused(
     )
     assert "but the samples beside it have" in refusal(grade)
     assert "the samples of tandem_pair_math have other costs" in refusal(lambda lines: lines[0].update(doc_id=77))
+    question = ("doc", "doc_hash", "target", "target_hash", "prompt_hash")
+    assert "computed from other documents or prompts of tandem_pair_math" in refusal(
+        lambda lines: lines[0].update({name: lines[1][name] for name in question})
+    )
+    assert "has length=" in refusal(lambda lines: lines[0].pop("length"))
     file.unlink()
     assert "run lm_eval with --log_samples" in refused(capsys, tmp_path / "out", cascade)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "part"),
+    [
+        ("acc,none", None, "has acc=None, but the samples beside it have"),
+        ("acc,none", "N/A", "has acc=N/A, but the samples beside it have"),
+        ("acc,none", math.nan, "has acc=nan, but the samples beside it have"),
+        ("length_stderr,none", 1e-4, "has the standard error 0.0001 for length, but the samples beside it have"),
+    ],
+)
+def test_results_without_a_figure_or_with_another_standard_error_are_refused(
+    cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: str, value: Any, part: str
+) -> None:
+    file = file_of(cascade, "results_*")
+    content = json.loads(file.read_text())
+    content["results"][TASK][entry] = value
+    file.write_text(json.dumps(content))
+    assert part in refused(capsys, tmp_path / "out", cascade)
+
+
+def test_the_command_says_how_many_examples_were_shown(cascade: Path, tmp_path: Path) -> None:
+    file = file_of(cascade, "results_*")
+    content = json.loads(file.read_text())
+    content["n-shot"][TASK] = 3
+    file.write_text(json.dumps(content))
+    submit(tmp_path / "out", cascade)
+    results, _ = only(check(tmp_path / "out"))
+    told = results["evaluation_results"][0]["generation_config"]["generation_args"]["execution_command"]
+    assert "--num_fewshot 3" in told
 
 
 def test_an_answer_that_its_writers_cannot_have_written_is_refused(

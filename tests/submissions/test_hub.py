@@ -195,6 +195,17 @@ def test_the_configuration_is_one_for_both_commands(exported: tuple[Path, list[s
     assert not set(arguments) & {"store", "ledger", "device", "token"}
 
 
+def test_the_configuration_asks_in_the_same_way(tmp_path: Path) -> None:
+    """Without a word on them, the task's own number of examples and the harness's own turns would hold."""
+    runs = world(tmp_path, 30, "tandem_gsm8k")
+    for file in runs.glob("*/results_*.json"):
+        content = json.loads(file.read_text()) | {"chat_template_sha": "0" * 64, "fewshot_as_multiturn": False}
+        file.write_text(json.dumps(content))
+    submit([runs], tmp_path / "out", *OPTIONS, "--base_models", "lab/large,lab/small")
+    asked = yaml.safe_load((tmp_path / "out" / "tandem.yaml").read_text())
+    assert (asked["num_fewshot"], asked["apply_chat_template"], asked["fewshot_as_multiturn"]) == (0, True, False)
+
+
 def answers(folder: Path) -> list[tuple[int, Any, float]]:
     return [(sample["doc_id"], sample["resps"], sample["acc"]) for sample in command_line.samples(folder)]
 

@@ -18,6 +18,7 @@ from lm_eval_tandem.submissions.redaction import Redaction, own_words, short
         ("/data/al ice/small model", "small model"),
         ("models/small.gguf", "small.gguf"),
         ("/home/alice", None),
+        ("/var/home/alice", None),
         ("C:\\Users\\alice", None),
         ("http://gpu17:8000/v1", None),
         ("hf_abcdefghijklmnop1234", None),
@@ -49,6 +50,12 @@ def test_a_setting_is_a_name_a_number_or_the_last_part_of_a_path(value: object, 
         ("https://alice:pass@example.org/x", "https://example.org/x"),
         ("on gpu17-lab it ran", "on [host] it ran"),
         ("/srv/alice/work/log.txt", "…/log.txt"),
+        ("open file:///home/alice/x/y.txt", "open file://…/y.txt"),
+        ("/var/home/alice/x.txt", "…/x.txt"),
+        ("my home is /export/home/alice", "my home is …/"),
+        ("/mnt/c/Users/alice/x.txt", "…/x.txt"),
+        ("a\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----\nb", "a\n[key]\nb"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", "[key]"),
     ],
 )
 def test_keys_and_places_of_a_machine_are_replaced(text: str, expected: str) -> None:
@@ -66,6 +73,7 @@ def test_keys_and_places_of_a_machine_are_replaced(text: str, expected: str) -> 
         "#!/usr/bin/env python\nfrom pathlib import Path",
         "sk-2 and hf_ are short; a risk-free rate of 3 %",
         "import torch  # see /usr/share/doc",
+        "/var/log/syslog, /data/home.csv and https://example.org/var/home/page",
     ],
 )
 def test_other_texts_stay_as_they_are(text: str) -> None:

@@ -59,25 +59,33 @@ class TokenSampler:
         """Whether the next token is simply the most likely one, which is found for a whole batch at once."""
         return not self.processors
 
-    def choose(self, ids: list[int], logits: torch.Tensor) -> int:
-        """The next token after `ids` (prompt and new tokens), from its logits (V,)."""
+    def choose(self, ids: list[int], logits: torch.Tensor) -> int | None:
+        """The next token after `ids` (prompt and new tokens), from its logits (V,).
+
+        None where the values of the row's sampling leave no probabilities, as a temperature of 1e-300 does: an error
+        here would be that of all rows of the batch.
+        """
         previous = torch.tensor([ids], device=logits.device)
         scores: Any = self.processors(previous, logits.float().unsqueeze(0))
         if self.generator is None:
             return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
+        probabilities = scores.softmax(-1)[0]
+        if not bool(probabilities.isfinite().all()):
+            return None
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
 
 
 def choose_tokens(
     samplers: Sequence[TokenSampler], ids: Sequence[list[int]], logits: torch.Tensor
 ) -> tuple[list[int], list[bool]]:
-    """The next token of each row of logits (N, V), and whether the row's logits are numbers; if not, it means nothing.
+    """The next token of each row of logits (N, V), and whether the row's scores are numbers; if not, it means nothing.
 
     `ids` are the tokens before it, for rows that do not take argmax.
     """
-    best, finite = likeliest_tokens(logits)
-    tokens = [
-        best[row] if sampler.takes_argmax or not finite[row] else sampler.choose(ids[row], logits[row])
-        for row, sampler in enumerate(samplers)
-    ]
+    tokens, finite = likeliest_tokens(logits)
+    for row, sampler in enumerate(samplers):
+        if finite[row] and not sampler.takes_argmax:
+            token = sampler.choose(ids[row], logits[row])
+            finite[row] = token is not None
+            tokens[row] = tokens[row] if token is None else token
     return tokens, finite

@@ -67,6 +67,25 @@ def test_one_broken_prompt_of_a_batch_fails_alone(engine: HFEngine, sampling: Sa
             assert found.token_ids == run(engine.generate(Prompt(text), sampling)).token_ids
 
 
+def test_sampling_that_leaves_no_probabilities_fails_alone(engine: HFEngine) -> None:
+    """Both where a generation begins and later: the first tokens are not yet subject to a penalty."""
+    texts = [text for text in TEXTS if text != BROKEN][:2]
+    extremes = [Sampling(40, temperature=1e-300), Sampling(40, temperature=1.0, repetition_penalty=1e-38, top_k=1000)]
+
+    async def ask() -> list[Any]:
+        from asyncio import gather
+
+        calls = [engine.generate(Prompt(text), sampling) for text in texts for sampling in (*extremes, Sampling(40))]
+        return list(await gather(*calls, return_exceptions=True))
+
+    found = run(ask())
+    for one in (found[0], found[3]):
+        assert isinstance(one, CallError)
+        assert "extreme values of temperature" in str(one)
+    for text, one in zip(texts, (found[2], found[5]), strict=True):
+        assert one.token_ids == run(engine.generate(Prompt(text), Sampling(40))).token_ids
+
+
 @pytest.mark.parametrize("view", [ScoringView(), ScoringView(hidden=True)])
 def test_a_broken_prompt_has_no_statistics(engine: HFEngine, view: ScoringView) -> None:
     with pytest.raises(CallError, match="are NaN or infinite"):
