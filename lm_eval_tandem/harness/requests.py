@@ -28,6 +28,10 @@ GENERATION = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition
 """Generation arguments that have a meaning here; with num_beams=1 also that one."""
 
 
+OTHER_TOKENS = 2
+"""How many of the intern's tokens a mentor's token may become, where room is left for it."""
+
+
 class ChatPrompt(str):
     """A conversation as the harness carries it: rendered for the answering model, with the messages kept beside it.
 
@@ -193,6 +197,8 @@ def check_fits(task: Task, settings: Settings, engines: Mapping[str, Engine | No
 def longest_answer(task: Task, settings: Settings, engines: Mapping[str, Engine | None]) -> int:
     """The largest `max_tokens` with which `check_fits` accepts the question; below 1 where none is small enough.
 
+    Where the models have other tokens, room is left for insights that are longer in the intern's (`OTHER_TOKENS`).
+
     Parameters
     ----------
     task
@@ -203,10 +209,17 @@ def longest_answer(task: Task, settings: Settings, engines: Mapping[str, Engine 
     windows = [engine.window for engine in engines.values() if engine is not None]
     longest = max(windows)
     widest = replace(task, sampling=replace(task.sampling, max_tokens=longest))
+    reserve = 1 if _count_alike(task.question.text, engines) else OTHER_TOKENS
     for engine, text, insights, answer in _largest_calls(widest, settings, engines):
         if answer:  # the calls without one have the same size for every answer
-            longest = min(longest, max(windows) - (len(engine.encode(text)) + insights + answer - engine.window))
+            needed = len(engine.encode(text)) + insights * reserve + answer
+            longest = min(longest, max(windows) - (needed - engine.window))
     return longest
+
+
+def _count_alike(text: str, engines: Mapping[str, Engine | None]) -> bool:
+    """Whether all models read a text as the same tokens."""
+    return len({tuple(engine.encode(text)) for engine in engines.values() if engine is not None}) <= 1
 
 
 def _largest_calls(

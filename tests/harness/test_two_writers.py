@@ -10,6 +10,7 @@ import pytest
 import tiny
 from bundled import COMMON, instances
 from lm_eval_tandem import pair
+from lm_eval_tandem.harness import requests
 from lm_eval_tandem.harness.model import TandemLM
 
 POLICIES = ("handoff:12", "outline:12", "steps:0.05", "verify:4")
@@ -51,3 +52,19 @@ def test_neither_the_batch_size_nor_a_run_that_was_broken_off_changes_a_string(
     store = str(tmp_path / "store.sqlite")
     answers(folders, questions=QUESTIONS // 2, store=store)
     assert answers(folders, store=store) == one_by_one
+
+
+def test_the_longest_answer_leaves_room_for_insights_in_the_intern_s_tokens(folders: dict[str, str]) -> None:
+    lm = TandemLM(**folders, **{**COMMON, "policy": "stage:1", "efforts": 40})
+    (task,) = requests.tasks_of(instances(1), lm.max_answer_tokens, 0)
+    longest = requests.longest_answer(task, lm.settings, lm.engines)
+    mentor, intern = lm.engines["mentor"], lm.engines["intern"]
+    assert mentor is not None
+    assert intern is not None
+    prompt = len(intern.encode(lm.cascade.prompts.intern(intern, task.question, " ")))
+    same = mentor.encode(task.question.text) == intern.encode(task.question.text)
+    # models that are not the bundled pair hand off, so that the mentor's 40 tokens are part of the answer
+    of_insights, of_answer = (40, 0) if same else (80, 40)
+    assert longest == intern.window - prompt - of_insights + of_answer
+    assert same == (folders["mentor"] == str(pair.MENTOR))
+    lm.close()
