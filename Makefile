@@ -31,10 +31,10 @@ LM_EVAL = HF_HUB_OFFLINE=1 "$(BIN)/lm_eval" --model tandem --include_path task_c
 # imports again, above all those of vLLM, which uv installs without compiling anything
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo wheel runtime install sandbox chromium test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits results report real bench bench-gpu clean
+.PHONY: help demo wheel runtime install sandbox chromium test test-package test-next newest test-processors vllm test-vllm test-vllm-oldest no-vllm lint docs docs-check collect collect-few collect-code classifier ablation fits strategies results report real bench bench-gpu clean
 
 help:
-	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | test-vllm-oldest | classifier | ablation | results | report | real | bench | bench-gpu | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
+	@echo "make demo | test | docs | docs-check | test-next | newest | test-processors | vllm | test-vllm | test-vllm-oldest | classifier | ablation | strategies | results | report | real | bench | bench-gpu | lint | wheel | install | clean   (VENV=$(VENV), PYTHON=$(PYTHON), TESTS='$(subst ",\",$(TESTS))')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(abspath $(VENV))"
@@ -83,6 +83,24 @@ classifier: collect
 ablation: classifier collect-code
 	"$(BIN)/python" benchmarks/ablation.py "$(BUILD)/collected" --transfer "$(BUILD)/collected_code" --output results/ablation/README.md
 
+# the other ways of working together that have numbers: chosen on training questions of math (make strategies)
+strategies: runtime
+	HF_HUB_OFFLINE=1 "$(BIN)/python" benchmarks/strategies.py --store "$(BUILD)/strategies.sqlite" --output results/bench/strategies.md
+
+TOGETHER ?= handoff:30 outline:50 steps:1 verify:9
+STEP_END := ')'
+ENSEMBLES ?= random self_assessment vote best_of loop random_segments reward_based average distribution gac
+ENSEMBLE_random = selection=random
+ENSEMBLE_self_assessment = selection=self_assessment
+ENSEMBLE_vote = aggregation=vote
+ENSEMBLE_best_of = aggregation=best_of,scorer=logprob:mentor
+ENSEMBLE_loop = aggregation=loop,segment_tokens=5
+ENSEMBLE_random_segments = aggregation=random,segment_tokens=20
+ENSEMBLE_reward_based = aggregation=reward_based,segment_tokens=5,scorer=logprob:mentor
+ENSEMBLE_average = aggregation=average
+ENSEMBLE_distribution = aggregation=distribution,weights=3:1
+ENSEMBLE_gac = aggregation=gac,threshold=0.5
+
 # further classifiers of the pair, fitted on the same questions as the default one and run on both domains beside it: for each
 # name in FITTED the line FIT_name says on what and how. The paper's three inputs all with
 # its own network and, as there, thresholds for accuracy alone (none come as near to always-high as the objective asks); those
@@ -112,9 +130,13 @@ endif
 # report asks for one of, some collected training data, and the report that is made of nothing else
 RUN = $(LM_EVAL) --output_path "$(RESULTS)" --model_args store=$(BUILD)/results/store.sqlite,$(PRICES)
 JUDGED = cascade llm_cascade escalate
+ENDED = $(if $(filter steps:% verify:%,$(policy)),$(comma)step_end=$(STEP_END))
+RUN_ENSEMBLE = $(subst --model tandem,--model ensemble,$(LM_EVAL)) --output_path "$(RESULTS)" --model_args ensemble=benchmarks/pair_ensemble.yaml,store=$(BUILD)/results/store.sqlite
 results: fits
 	rm -rf "$(RESULTS)" "$(BUILD)/results/store.sqlite"
 	@$(foreach policy,$(POLICIES),$(RUN),policy=$(policy),ledger=$(RESULTS)/ledgers/$(subst :,-,$(policy)).jsonl$(RECORDED) --tasks $(TASKS) &&) true
+	@$(foreach policy,$(TOGETHER),$(RUN),policy=$(policy),ledger=$(RESULTS)/ledgers/$(subst :,-,$(policy)).jsonl$(ENDED) --tasks $(TASKS) &&) true
+	@$(foreach name,$(ENSEMBLES),$(RUN_ENSEMBLE),$(ENSEMBLE_$(name)),ledger=$(RESULTS)/ledgers/ensemble-$(name).jsonl --tasks $(TASKS) &&) true
 	@$(foreach name,$(FITTED),$(RUN),policy=cascade,classifier=$(CLASSIFIERS)/$(name) --tasks $(TASKS) &&) true
 	@$(foreach task,tandem_pair_math tandem_pair_code,$(RUN),policy=cascade,classifier=$(CLASSIFIERS)/each/$(task)_train --tasks $(task) &&) true
 ifneq ($(SECOND),)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.packing import pack, without_repetition
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports.sources import harness_files, runs
+from lm_eval_tandem.reports.sources import grouping, harness_files, runs
 from lm_eval_tandem.reports.sources.grouping import group
 from lm_eval_tandem.reports.sources.labels import without_paths
 from reports.world import STAMP, World, read
@@ -304,3 +304,10 @@ def test_a_subject_of_zero_is_a_subject(tmp_path: Path) -> None:
     World.random(4, subjects=[0, 1, 0, 1]).write(tmp_path, "intern")  # type: ignore[list-item]
     (run,) = read([tmp_path])
     assert run.subjects == ("subject 0", "subject 1") * 2
+
+
+@pytest.mark.parametrize(("pair", "wording"), [("pair", "pair"), ("big+small", "gpra")])
+def test_runs_from_before_wordings_had_names_stand_beside_newer_ones(pair: str, wording: str) -> None:
+    before = {"pair": pair, "efforts": [18, 24, 40], "insights": "cutoff", "guidance": "guided"}
+    assert grouping.pair_key(before) == grouping.pair_key(before | {"prompts": wording})
+    assert grouping.pair_key(before) != grouping.pair_key(before | {"prompts": "steps"})

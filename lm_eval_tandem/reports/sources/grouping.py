@@ -13,6 +13,9 @@ from lm_eval_tandem.reports.sources.joining import Joined, join
 from lm_eval_tandem.reports.sources.labels import model_names, without_paths
 from lm_eval_tandem.reports.sources.runs import PAIR_SETTINGS, Run, models_of
 
+OWN_WORDING, PAPERS_WORDING = "pair", "gpra"
+"""The wordings (`prompts=`) of runs that do not name theirs: for the bundled pair, and for all others."""
+
 
 def group(runs: Sequence[Run]) -> list[Comparison]:
     """Return the comparisons that some runs allow, one per domain and pair.
@@ -79,7 +82,17 @@ def policy_rank(policy: str) -> int:
 def pair_key(description: Mapping[str, Any]) -> str:
     """Return a string that is the same for all runs of a pair: its models and `PAIR_SETTINGS`."""
     models = [description.get(role, {}).get("model", "") for role in ("mentor", "intern")]
-    return json.dumps([models, {name: description.get(name) for name in PAIR_SETTINGS}], sort_keys=True)
+    return json.dumps([models, {name: pair_setting(description, name) for name in PAIR_SETTINGS}], sort_keys=True)
+
+
+def pair_setting(description: Mapping[str, Any], name: str) -> Any:
+    """Return one of `PAIR_SETTINGS` of a run.
+
+    Runs from before there were several wordings do not name theirs; it was the pair's own, or else the paper's.
+    """
+    if name == "prompts" and "efforts" in description and name not in description:
+        return OWN_WORDING if description.get("pair") == OWN_WORDING else PAPERS_WORDING
+    return description.get(name)
 
 
 def belongs(run: Run, key: str, example: Run, pairs: Sequence[Run]) -> bool:
@@ -128,10 +141,10 @@ def pair_names(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     names = {}
     for description in pairs:
         same_models = [other for other in pairs if models_name(other, called) == models_name(description, called)]
-        differing = [name for name in PAIR_SETTINGS if len({json.dumps(o.get(name)) for o in same_models}) > 1]
+        differing = [n for n in PAIR_SETTINGS if len({json.dumps(pair_setting(o, n)) for o in same_models}) > 1]
         settings = []
         for name in differing:
-            value = description.get(name)
+            value = pair_setting(description, name)
             settings.append(f"{name} {':'.join(map(str, value)) if isinstance(value, list) else value}")
         names[pair_key(description)] = ", ".join([models_name(description, called), *settings])
     return names
