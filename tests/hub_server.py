@@ -10,11 +10,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+Server = TypeVar("Server", bound="Loopback")
 
-class Hub(ThreadingHTTPServer):
+
+class Loopback(ThreadingHTTPServer):
+    """A server on a free port of this machine alone."""
+
+    daemon_threads = True
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def running(self: Server) -> Iterator[Server]:
+        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            self.server_close()
+            thread.join()
+
+
+class Hub(Loopback):
     """One repository, with one commit on its branch main.
 
     Attributes
@@ -25,16 +51,10 @@ class Hub(ThreadingHTTPServer):
         Method and path of every request.
     """
 
-    daemon_threads = True
-
     def __init__(self, repository: str, commit: str, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.repository, self.commit, self.files = repository, commit, files
         self.asked: list[tuple[str, str]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     @property
     def fetched(self) -> set[str]:
@@ -47,17 +67,6 @@ class Hub(ThreadingHTTPServer):
         """A hub with the files of a folder."""
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         return cls(repository, commit, files)
-
-    @contextmanager
-    def running(self) -> Iterator[Hub]:
-        thread = threading.Thread(target=self.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.shutdown()
-            self.server_close()
-            thread.join()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -134,7 +143,7 @@ def cache(folder: Path, repository: str, commit: str, files: dict[str, bytes], b
     return snapshot
 
 
-class DatasetHub(ThreadingHTTPServer):
+class DatasetHub(Loopback):
     """A hub that takes data sets, as `lm_eval --hf_hub_log_args` pushes them, and gives their files back.
 
     Attributes
@@ -147,29 +156,12 @@ class DatasetHub(ThreadingHTTPServer):
         What requests had as their authorization.
     """
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), DatasetHandler)
+        super().__init__(DatasetHandler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.tokens: set[str] = set()
         self.refused: list[tuple[str, str]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    @contextmanager
-    def running(self) -> Iterator[DatasetHub]:
-        thread = threading.Thread(target=self.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.shutdown()
-            self.server_close()
-            thread.join()
 
 
 class DatasetHandler(BaseHTTPRequestHandler):

@@ -53,7 +53,7 @@ class Offer:
     cannot_measure
         Why the answer's log-probabilities cannot be had, in a sentence; "" where they can.
     measured
-        The answerer with an engine that keeps them, and that engine.
+        The answerer with an engine that keeps them, and that engine; None for an ensemble.
     """
 
     policy: str
@@ -65,7 +65,7 @@ class Offer:
     reader: Engine
     answer_tokens: Callable[[Record], int]
     cannot_measure: str
-    measured: Callable[[], tuple[Answerer, MeasuringEngine]]
+    measured: Callable[[], tuple[Answerer, MeasuringEngine]] | None = None
 
 
 class Offers:
@@ -185,13 +185,8 @@ class Offers:
 
     @staticmethod
     def _of_ensemble(lm: Any) -> Offer:
-        policy = lm.settings.policy
-
-        def measured() -> tuple[Answerer, MeasuringEngine]:
-            raise NotImplementedError(policy)
-
         return Offer(
-            policy=policy,
+            policy=lm.settings.policy,
             kind=ENSEMBLE,
             has_intern=False,
             answerer=lm.answerer,
@@ -200,7 +195,6 @@ class Offers:
             reader=lm.answering,
             answer_tokens=lambda record: answer_tokens(record, hands_off=False),
             cannot_measure="an ensemble's answer has no log-probabilities of its own",
-            measured=measured,
         )
 
 

@@ -198,6 +198,7 @@ class Service:
         if work.asked.logprobs is not None:
             if offer.cannot_measure:
                 raise refusal(f"{offer.cannot_measure}; leave logprobs out, or use another model.", "logprobs")
+            assert offer.measured is not None
             answerer, measuring = offer.measured()
         watcher: Watcher = SILENT if listener is None else listener
         text, record = await answerer.answer(job.task, watcher)

@@ -441,10 +441,10 @@ def _start_of(job: Job, sampler: TokenSampler, logits: torch.Tensor) -> list[int
     best, finite = likeliest_tokens(logits)
     generated, ids = [], list(job.ids)
     for position, expected in enumerate((*job.draft, None)):
-        job.broken, token = not finite[position], best[position]
-        if not (sampler.takes_argmax or job.broken):
-            chosen = sampler.choose(ids, logits[position])
-            job.broken, token = chosen is None, token if chosen is None else chosen
+        token, means_something = best[position], finite[position]
+        if means_something and not sampler.takes_argmax:
+            token, means_something = sampler.choose(ids, logits[position])
+        job.broken = not means_something
         generated.append(token)
         ids.append(token)
         if token != expected or job.broken:

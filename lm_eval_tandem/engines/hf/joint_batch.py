@@ -124,9 +124,7 @@ class JointBatch(DecodingBatch):
             if cache.alone[row]:
                 tokens[row] = cache.gate_entries[row]
             elif job is not None and finite[row] and not sampler.takes_argmax:
-                token = sampler.choose(job.new, probabilities[row].log())
-                finite[row] = token is not None
-                tokens[row] = tokens[row] if token is None else token
+                tokens[row], finite[row] = sampler.choose(job.new, probabilities[row].log())
         self._add_tokens(slots, probabilities, tokens, finite)
         for row, job in enumerate(slots):
             if isinstance(job, JointJob):

@@ -59,20 +59,20 @@ class TokenSampler:
         """Whether the next token is simply the most likely one, which is found for a whole batch at once."""
         return not self.processors
 
-    def choose(self, ids: list[int], logits: torch.Tensor) -> int | None:
-        """The next token after `ids` (prompt and new tokens), from its logits (V,).
+    def choose(self, ids: list[int], logits: torch.Tensor) -> tuple[int, bool]:
+        """The next token after `ids` (prompt and new tokens), from its logits (V,), and whether it means anything.
 
-        None where the values of the row's sampling leave no probabilities, as a temperature of 1e-300 does: an error
-        here would be that of all rows of the batch.
+        It does not where the values of the row's sampling leave no probabilities, as a temperature of 1e-300 does: an
+        error here would be that of all rows of the batch.
         """
         previous = torch.tensor([ids], device=logits.device)
         scores: Any = self.processors(previous, logits.float().unsqueeze(0))
         if self.generator is None:
-            return int(scores.argmax())
+            return int(scores.argmax()), True
         probabilities = scores.softmax(-1)[0]
         if not bool(probabilities.isfinite().all()):
-            return None
-        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+            return int(scores.argmax()), False
+        return int(torch.multinomial(probabilities, 1, generator=self.generator)), True
 
 
 def choose_tokens(
@@ -85,7 +85,5 @@ def choose_tokens(
     tokens, finite = likeliest_tokens(logits)
     for row, sampler in enumerate(samplers):
         if finite[row] and not sampler.takes_argmax:
-            token = sampler.choose(ids[row], logits[row])
-            finite[row] = token is not None
-            tokens[row] = tokens[row] if token is None else token
+            tokens[row], finite[row] = sampler.choose(ids[row], logits[row])
     return tokens, finite
