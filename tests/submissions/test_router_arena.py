@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("math_verify", reason="the extra lm-eval-tandem[math] is not installed")
 
+from command_line import results, samples
 from lm_eval_tandem import _paths, cli
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness import task_data
@@ -112,16 +113,6 @@ def submit(*given: str | Path) -> None:
 
 def exported(folder: Path, name: str = "tandem") -> list[dict[str, Any]]:
     return list(json.loads((folder / "router_inference" / "predictions" / f"{name}.json").read_text()))
-
-
-def results(folder: Path) -> dict[str, Any]:
-    (file,) = folder.rglob("results_*.json")
-    return dict(json.loads(file.read_text()))
-
-
-def samples(folder: Path) -> list[dict[str, Any]]:
-    (file,) = folder.rglob("samples_*.jsonl")
-    return sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
