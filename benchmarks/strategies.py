@@ -1,20 +1,25 @@
-"""Try numbers of the strategies that have some on training questions of the bundled pair, and choose one for each.
+"""Try numbers of the strategies that have some on training questions, and choose one for each.
 
-    python benchmarks/strategies.py [--questions 300] [--output results/bench/strategies.md]
+    python benchmarks/strategies.py [--questions N] [--store FILE] [--output results/bench/strategies.md]
+    python benchmarks/strategies.py --models MODELS [--threads N] [--output results/real/coder-0.5b/strategies.md]
 
-Prints a table of every candidate: accuracy on the first training questions of mathematics, Eq. 12 and the whole bill
-per question. Of each strategy the candidate with the highest accuracy is chosen, of equals the one with the smaller
-bill. `make results` runs those, which the Makefile names, on the test questions.
+Prints a table of every candidate: accuracy on the first training questions, Eq. 12 and the whole bill per question. Of
+each strategy the candidate with the highest accuracy is chosen, of equals the one with the smaller bill.
+
+The bundled pair is tried on its mathematics, and `make results` runs what is chosen, which the Makefile names, on the
+test questions. With --models the GGUF files of `benchmarks/real.py` in that folder are tried on GSM8K's training
+questions, which the task reads where it always does ($TANDEM_DATA or the hub), and that file names what is chosen.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import real
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
@@ -22,34 +27,121 @@ from lm_eval_tandem import _paths
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.ensemble_model import EnsembleLM
 from lm_eval_tandem.harness.model import TandemLM
+from lm_eval_tandem.machine import cores
 
-TASK = "tandem_pair_math_train"
-STEP_END = ")"
-"""Ends a step of the pair's answers, which hold no blank lines."""
-SEGMENTS = (5, 10, 20)
-"""Tokens of a segment; the pair's answers have about 80."""
-TANDEM = {
-    "handoff": [{"policy": f"handoff:{n}"} for n in (10, 30, 50)],
-    "outline": [{"policy": f"outline:{n}"} for n in (10, 30, 50)],
-    "steps": [{"policy": f"steps:{n}", "step_end": STEP_END} for n in (0.1, 0.5, 1)],
-    "verify": [{"policy": f"verify:{n}", "step_end": STEP_END} for n in (1, 5, 9)],
-}
-ENSEMBLES: dict[str, list[dict[str, Any]]] = {
-    "random (model)": [{"selection": "random"}],
-    "self_assessment": [{"selection": "self_assessment"}],
-    "vote": [{"aggregation": "vote"}],
-    "best_of": [{"aggregation": "best_of", "scorer": f"logprob:{role}"} for role in ("mentor", "intern")],
-    "loop": [{"aggregation": "loop", "segment_tokens": n} for n in SEGMENTS],
-    "random (segment)": [{"aggregation": "random", "segment_tokens": n} for n in SEGMENTS],
-    "reward_based": [
-        {"aggregation": "reward_based", "segment_tokens": n, "scorer": f"logprob:{role}"}
-        for n in SEGMENTS
-        for role in ("mentor", "intern")
-    ],
-    "average": [{"aggregation": "average"}],
-    "distribution": [{"aggregation": "distribution", "weights": weights} for weights in ("3:1", "9:1")],
-    "gac": [{"aggregation": "gac", "threshold": threshold} for threshold in (0.5, 0.9, 0.99)],
-}
+Candidate = tuple[type[AnsweringLM], dict[str, Any]]
+"""A model of the harness, and its arguments."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is tried on which questions.
+
+    Attributes
+    ----------
+    models, how
+        The models, and how they answer, as the table says it.
+    task, questions
+        The training task, and how many of its first questions.
+    candidates
+        Those of each strategy.
+    unit, tflops
+        The unit of cost in the table, in TFLOPs.
+    asked
+        More arguments of `lm_eval.simple_evaluate`.
+    """
+
+    models: str
+    how: str
+    task: str
+    questions: int
+    candidates: Mapping[str, Sequence[Candidate]]
+    unit: str
+    tflops: float
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+
+def bundled() -> Trial:
+    """Every strategy that has numbers on the bundled pair, whose answers have about 80 tokens and no blank lines."""
+    end, segments = ")", (5, 10, 20)
+    common = {"batch_size": 64, "dtype": "float32", "device": "cpu"}
+
+    def tandem(*values: float, **given: Any) -> list[Candidate]:
+        return [(TandemLM, {**common, **given, "policy": f"{given['policy']}:{n}"}) for n in values]
+
+    def ensemble(**given: Any) -> Candidate:
+        return EnsembleLM, {**common, **given}
+
+    return Trial(
+        models="the bundled pair",
+        how=f"greedy, float32 on a CPU; steps end with `{end}`",
+        task="tandem_pair_math_train",
+        questions=300,
+        candidates={
+            "handoff": tandem(10, 30, 50, policy="handoff"),
+            "outline": tandem(10, 30, 50, policy="outline"),
+            "steps": tandem(0.1, 0.5, 1, policy="steps", step_end=end),
+            "verify": tandem(1, 5, 9, policy="verify", step_end=end),
+            "random (model)": [ensemble(selection="random")],
+            "self_assessment": [ensemble(selection="self_assessment")],
+            "vote": [ensemble(aggregation="vote")],
+            "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{role}") for role in ("mentor", "intern")],
+            "loop": [ensemble(aggregation="loop", segment_tokens=n) for n in segments],
+            "random (segment)": [ensemble(aggregation="random", segment_tokens=n) for n in segments],
+            "reward_based": [
+                ensemble(aggregation="reward_based", segment_tokens=n, scorer=f"logprob:{role}")
+                for n in segments
+                for role in ("mentor", "intern")
+            ],
+            "average": [ensemble(aggregation="average")],
+            "distribution": [ensemble(aggregation="distribution", weights=weights) for weights in ("3:1", "9:1")],
+            "gac": [ensemble(aggregation="gac", threshold=threshold) for threshold in (0.5, 0.9, 0.99)],
+        },
+        unit="MFLOPs",
+        tflops=1e-6,
+    )
+
+
+def of_real_models(models: Path, threads: int) -> Trial:
+    """What llama.cpp can run of them on the first pair of `benchmarks/real.py`; its third model votes with the two.
+
+    `handoff:N` is what a stage of N tokens is there, and strategies token by token need transformers.
+    """
+    first, second = real.PAIRS
+    pair = {"mentor": models / real.MENTOR, "intern": models / first.intern}
+    files = [models / name for name in (real.MENTOR, first.intern, second.intern)]
+    common = {"batch_size": 8, "max_length": real.WINDOW, "threads": threads}
+    segments = (32, 128)
+
+    def tandem(policy: str, *values: float) -> list[Candidate]:
+        return [(TandemLM, {**pair, **common, "policy": f"{policy}:{n}"}) for n in values]
+
+    def ensemble(count: int = 2, **given: Any) -> Candidate:
+        return EnsembleLM, {"models": ";".join(map(str, files[:count])), **common, **given}
+
+    return Trial(
+        models=f"{real.MENTOR} and {first.intern}",
+        how=f"greedy, llama.cpp, at most {real.ANSWER_TOKENS} tokens; steps end with a blank line",
+        task="tandem_gsm8k_train",
+        questions=40,
+        candidates={
+            "outline": tandem("outline", 80, 160),
+            "steps": tandem("steps", 0.5, 1, 2),
+            "verify": tandem("verify", 5, 8),
+            "random (model)": [ensemble(selection="random")],
+            "vote": [ensemble(3, aggregation="vote")],
+            "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{real.MENTOR}")],
+            "loop": [ensemble(aggregation="loop", segment_tokens=n) for n in segments],
+            "random (segment)": [ensemble(aggregation="random", segment_tokens=n) for n in segments],
+            "reward_based": [
+                ensemble(aggregation="reward_based", segment_tokens=n, scorer=f"logprob:{real.MENTOR}")
+                for n in segments
+            ],
+        },
+        unit="TFLOPs",
+        tflops=1.0,
+        asked={"apply_chat_template": True, "gen_kwargs": f"max_gen_toks={real.ANSWER_TOKENS}"},
+    )
 
 
 @dataclass(frozen=True)
@@ -62,28 +154,31 @@ class Tried:
         The strategy, and the candidate as records call it.
     accuracy
         From 0 to 1.
-    mflops, bill
-        MFLOPs per question, by Eq. 12 and of every token.
+    cost, bill
+        TFLOPs per question, by Eq. 12 and of every token.
     """
 
     strategy: str
     name: str
     accuracy: float
-    mflops: float
+    cost: float
     bill: float
 
 
-def try_out(strategy: str, model: type[AnsweringLM], given: dict[str, Any], questions: int, store: Path) -> Tried:
+def try_out(strategy: str, candidate: Candidate, trial: Trial, store: Path) -> Tried:
     """Run one candidate on the training questions."""
-    lm = model(**given, store=store, batch_size=64, dtype="float32", device="cpu")
+    model, given = candidate
+    lm = model(**given, store=store)
     manager = TaskManager(include_path=str(_paths.task_configs()), include_defaults=False)
+    limit = trial.questions
     try:
-        results = simple_evaluate(model=lm, tasks=[TASK], task_manager=manager, limit=questions, bootstrap_iters=0)
+        results = simple_evaluate(
+            model=lm, tasks=[trial.task], task_manager=manager, limit=limit, bootstrap_iters=0, **trial.asked
+        )
         assert results is not None
         totals = lm.totals()
-        accuracy = float(results["results"][TASK]["acc,none"])
-        name = str(lm.description["policy"])
-        return Tried(strategy, name, accuracy, 1e6 * totals["tflops"], 1e6 * totals["bill_tflops"])
+        accuracy = float(results["results"][trial.task]["acc,none"])
+        return Tried(strategy, str(lm.description["policy"]), accuracy, totals["tflops"], totals["bill_tflops"])
     finally:
         lm.close()
 
@@ -98,39 +193,46 @@ def chosen(tried: Sequence[Tried]) -> dict[str, Tried]:
     return best
 
 
-def table(tried: Sequence[Tried], questions: int) -> str:
+def table(tried: Sequence[Tried], trial: Trial) -> str:
     """The candidates as Markdown, those that are chosen in bold."""
     best = set(chosen(tried).values())
     lines = [
-        "# Strategies on training questions of the bundled pair",
+        f"# Strategies on training questions of {trial.models}",
         "",
-        f"The first {questions:,} questions of {TASK}, greedy, float32 on a CPU; steps end with `{STEP_END}`. In bold",
+        f"The first {trial.questions:,} questions of {trial.task}, {trial.how}. In bold",
         "what is chosen of each strategy. Nothing here is said of other models, and no test question was asked.",
         "",
-        "| strategy | accuracy % | Eq. 12, MFLOPs | whole bill, MFLOPs |",
+        f"| strategy | accuracy % | Eq. 12, {trial.unit} | whole bill, {trial.unit} |",
         "|---|---|---|---|",
     ]
+    digits = 1 if trial.tflops < 1 else 3
     for one in tried:
         bold = "**" if one in best else ""
-        lines.append(f"| {bold}{one.name}{bold} | {100 * one.accuracy:.1f} | {one.mflops:.1f} | {one.bill:.1f} |")
+        costs = " | ".join(f"{cost / trial.tflops:.{digits}f}" for cost in (one.cost, one.bill))
+        lines.append(f"| {bold}{one.name}{bold} | {100 * one.accuracy:.1f} | {costs} |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument(
+        "--models", type=Path, help="folder with the GGUF files; the bundled pair where it is not given"
+    )
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--questions", type=int, help="instead of the trial's own number")
     parser.add_argument("--store", type=Path, default=Path("build/strategies.sqlite"))
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     given.store.parent.mkdir(parents=True, exist_ok=True)
+    trial = bundled() if given.models is None else of_real_models(given.models, given.threads)
+    trial = replace(trial, questions=given.questions or trial.questions)
     tried = []
-    for model, strategies in ((TandemLM, TANDEM), (EnsembleLM, ENSEMBLES)):
-        for strategy, candidates in strategies.items():
-            for candidate in candidates:
-                tried.append(try_out(strategy, model, candidate, given.questions, given.store))
-                print(tried[-1], flush=True)
-    text = table(tried, given.questions)
+    for strategy, candidates in trial.candidates.items():
+        for candidate in candidates:
+            tried.append(try_out(strategy, candidate, trial, given.store))
+            print(tried[-1], flush=True)
+    text = table(tried, trial)
     print(text)
     if given.output is not None:
         given.output.write_text(text, encoding="utf-8")
