@@ -11,9 +11,11 @@ from typing import Any
 
 from lm_eval_tandem.accounting import PRICES, Prices
 from lm_eval_tandem.engines import Role
+from lm_eval_tandem.engines.registry import check_view
 from lm_eval_tandem.ensembles import scorers
 from lm_eval_tandem.ensembles.reference_file import Reference, read_reference, reference_of
 from lm_eval_tandem.ensembles.responses import extractor
+from lm_eval_tandem.ensembles.selection import CONFIDENT
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS, Strategy
 from lm_eval_tandem.errors import ArgumentError, without_content
 from lm_eval_tandem.harness.arguments import PAIR, format_numbers
@@ -318,11 +320,9 @@ def check_options(
             f"aggregation={aggregation.name} needs the whole next-token distribution of every model, which only "
             f"backend={STEP_IN_TOKENS} gives, and not {', '.join(others)}; use an aggregation by response or segment."
         )
-    if selection.name == "zscore" and others:
-        raise ArgumentError(
-            f"selection=zscore needs the top probability at every token of a prompt, which only "
-            f"backend={STEP_IN_TOKENS} reports, and not {', '.join(others)}; use another selection."
-        )
+    if selection.name == "zscore":
+        for name, role in roles.items():
+            check_view(CONFIDENT, role.backend, f"selection=zscore of {name}")
     of_scorer = [name for name in SCORER_OPTIONS if name in own]
     if "scorer" in options:
         scorers.check(options["scorer"], list(roles), {SCORER_OPTIONS[name]: own[name] for name in of_scorer})

@@ -12,9 +12,11 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from lm_eval_tandem.cascade.prompts import Question
+from lm_eval_tandem.engines import registry
+from lm_eval_tandem.ensembles.selection import CONFIDENT
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.ensemble_model import EnsembleLM
-from lm_eval_tandem.harness.ensemble_settings import models_alone
+from lm_eval_tandem.harness.ensemble_settings import models_alone, read_ensemble
 from lm_eval_tandem.harness.requests import tasks_of
 from lm_eval_tandem.training.collect import check_limit, check_tasks, make_folder, task_manager
 from lm_eval_tandem.training.reference import collect_reference
@@ -23,10 +25,13 @@ NAME = "reference.json"
 
 
 class QuestionsOnly(EnsembleLM):
-    """Keeps the questions that the harness asks, and answers none."""
+    """Keeps the questions that the harness asks, and answers none; its models have to report confidence."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**models_alone(arguments), aggregation="vote")
+        given = {**models_alone(arguments), "aggregation": "vote"}
+        for name, role in read_ensemble(given, registry.arguments).roles.items():
+            registry.check_view(CONFIDENT, role.backend, f"collect --reference of {name}")
+        super().__init__(**given)
         self.questions: list[Question] = []
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

@@ -19,6 +19,7 @@ from bundled import COMMON, instances
 from command_line import BARE_WITHOUT_DEFAULT_TASKS, ENVIRONMENT, PATIENCE, entries, results, run_forked, samples
 from lm_eval_tandem import _paths, cli, pair
 from lm_eval_tandem.engines import Role, registry
+from lm_eval_tandem.ensembles.reference_file import Reference, write_reference
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
 from lm_eval_tandem.errors import ArgumentError, ContextError
 from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS
@@ -26,6 +27,7 @@ from lm_eval_tandem.harness.ensemble_model import EnsembleLM
 from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, models_alone, read_ensemble
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.reports.report import report
+from lm_eval_tandem.training.reference_questions import collect_from_tasks
 
 
 def read(**given: Any) -> EnsembleSettings:
@@ -88,6 +90,19 @@ def test_strategies_that_need_whole_distributions_name_the_models_that_give_none
     (tmp_path / "x.gguf").write_bytes(b"")
     with pytest.raises(ArgumentError, match=r"only backend=hf gives, and not x.gguf \(llamacpp\)"):
         read(models=f"pair/mentor;{tmp_path / 'x.gguf'}", aggregation="average")
+
+
+def test_models_that_report_no_confidence_are_refused_before_any_is_loaded(tmp_path: Path) -> None:
+    """Both where a reference is used and where it is collected."""
+    (tmp_path / "x.gguf").write_bytes(b"no model")
+    models = f"pair/mentor;{tmp_path / 'x.gguf'}"
+    reference = tmp_path / "reference.json"
+    write_reference(reference, {name: Reference(2, 1, 1, 1, 5) for name in ("pair/mentor", "x.gguf")}, {})
+    lacking = "needs the probability of the most likely token .* which backend=llamacpp does not report; use models"
+    with pytest.raises(ArgumentError, match=f"^selection=zscore of x.gguf {lacking}"):
+        read(models=models, aggregation="vote", selection="zscore", reference=str(reference))
+    with pytest.raises(ArgumentError, match=f"^collect --reference of x.gguf {lacking}"):
+        collect_from_tasks({"models": models}, ["tandem_pair_math_train"], tmp_path / "out", ())
 
 
 def test_models_of_one_name_are_told_apart_and_have_their_own_arguments() -> None:
