@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.whole_files import replacing
 
 FORMAT = "tandem-reference/1"
 """Format of a reference file, in its entry `format`."""
@@ -117,11 +118,9 @@ def write_reference(path: Path, models: Mapping[str, Reference], description: Ma
         The file cannot be written.
     """
     content = {"format": FORMAT, **description, "models": {label: asdict(one) for label, one in models.items()}}
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ArgumentError(
             f"{path} cannot be written ({error.strerror}); give another file for the reference."

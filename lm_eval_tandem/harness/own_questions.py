@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_tandem.errors import ArgumentError, ContextError, TandemError, without_content
 from lm_eval_tandem.harness import toolkit_config
 from lm_eval_tandem.ledger import Record, rounded
+from lm_eval_tandem.whole_files import replacing
 
 if TYPE_CHECKING:
     from lm_eval_tandem.harness.answering import AnsweringLM
@@ -275,10 +276,10 @@ def check_output(output: Path, questions: Path) -> None:
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as JSON Lines, atomically."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
-        unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ArgumentError(
             f"--output {path} cannot be written ({error.strerror}); make room or give another file and the same store, "

@@ -10,7 +10,6 @@ thresholds`; judging does not read it. `repository` finds the folder within a mo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.judge.registry import Estimator, Tensors, to_tensors
 from lm_eval_tandem.judge.repository import HubRepository
 from lm_eval_tandem.judge.sufficiency import Sufficiency
+from lm_eval_tandem.whole_files import replacing
 
 __all__ = ["FORMAT_VERSION", "Sufficiency", "SufficiencyClassifier", "load", "save"]
 
@@ -126,14 +126,8 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files in their order, each to a temporary file that then takes the name in one step."""
     try:
         for name, content in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            try:
-                temporary.write_bytes(content)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(folder / name) as unfinished:
+                unfinished.write_bytes(content)
     except OSError as error:
         raise ClassifierError(
             f"The classifier cannot be written to {folder} ({error.strerror}); give a folder that can."

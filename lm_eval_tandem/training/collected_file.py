@@ -21,6 +21,7 @@ from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
 from lm_eval_tandem.training.costs import ROLES, CostUnit, choose_unit
 from lm_eval_tandem.training.dataset import Collected, concatenate
 from lm_eval_tandem.training.rows import Row
+from lm_eval_tandem.whole_files import replacing
 
 FORMAT = "tandem-collected/1"
 NAME = "collected.parquet"
@@ -55,9 +56,8 @@ def write(path: Path, rows: Sequence[Row], description: dict[str, Any]) -> Path:
         if name not in left_out
     }
     table = pyarrow.table(columns).replace_schema_metadata({"tandem": json.dumps(description)})
-    unfinished = path.with_name(path.name + ".unfinished")
-    pyarrow.parquet.write_table(table, unfinished, compression="zstd")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        pyarrow.parquet.write_table(table, unfinished, compression="zstd")
     return path
 
 
