@@ -34,7 +34,10 @@ DROPPED_SILENTLY = ("stream_options", "return_token_ids", "max_tokens", "stop")
 out needs no warning."""
 PUBLIC_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
 """Headers that the client library takes from the environment; only OpenAI's own servers get them, as with the key."""
-REFUSAL_WORDS = ("unsupported", "not support", "unrecognized", "unknown", "not permitted", "not allowed", "unexpected")
+REFUSAL_WORDS = (
+    *("unsupported", "not support", "unrecognized", "not recognized", "unknown", "not known", "not permitted"),
+    *("not allowed", "unexpected"),
+)
 """Words by which a server's error is recognised as the refusal of a parameter."""
 
 
