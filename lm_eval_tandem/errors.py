@@ -10,6 +10,7 @@ import re
 import sys
 from itertools import accumulate
 from types import TracebackType
+from typing import Any
 
 
 class TandemError(Exception):
@@ -36,7 +37,15 @@ class ContextError(TandemError):
 
 
 class EngineError(TandemError):
-    """An engine that cannot do what the run needs (score a prompt, batch this architecture, load this model)."""
+    """An engine that cannot do what the run needs (score a prompt, batch this architecture, load this model).
+
+    Attributes
+    ----------
+    role
+        Whose engine it was, "mentor" or "intern", where somebody has noted it; else "".
+    """
+
+    role = ""
 
 
 class CallError(EngineError):
@@ -85,6 +94,20 @@ def one_line(message: object, longest: int = LONGEST_REASON) -> str:
     return text[: word if word > 0 else longest - 1] + "…"
 
 
+def reason_of(error: Exception) -> str:
+    """Why another library failed, as one line, with the kind of an error whose words alone say too little.
+
+    Examples
+    --------
+    >>> reason_of(ValueError("no such folder")), reason_of(KeyError("weight")), reason_of(AssertionError())
+    ('no such folder', "KeyError: 'weight'", 'AssertionError')
+    """
+    said, kind = one_line(error), type(error).__name__
+    if isinstance(error, (OSError, ValueError, TypeError, ImportError, RuntimeError)) and said:
+        return said
+    return f"{kind}: {said}" if said else kind
+
+
 def without_content(error: Exception) -> str:
     """Why a YAML file cannot be read, without the lines of it that the parser quotes: a key may be in them."""
     mark = getattr(error, "problem_mark", None)
@@ -98,22 +121,29 @@ def install(extra: str) -> str:
     return f'pip install ".[{extra}]" in a checkout'
 
 
-def print_plainly() -> None:
+def print_plainly(model: str = "") -> None:
     """Make an uncaught `TandemError` print its sentence instead of a traceback, and Ctrl-C a sentence of its own.
 
     The exit code stays 1 for an error, and after Ctrl-C the process ends by the signal, which shells report as 130.
+
+    Parameters
+    ----------
+    model
+        The name of the model with which the sentences begin from now on; "" leaves it as it is, at first "tandem".
     """
-    if getattr(sys.excepthook, "_tandem", False):
+    installed: Any = sys.excepthook
+    if hasattr(installed, "of_model"):
+        installed.of_model = model or installed.of_model
         return
     former = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, TandemError):
-            print(f"tandem: error: {error}", file=sys.stderr)
+            print(f"{hook.of_model}: error: {error}", file=sys.stderr)  # type: ignore[attr-defined]
         elif isinstance(error, KeyboardInterrupt):
-            print(f"\ntandem: {INTERRUPTED}", file=sys.stderr)
+            print(f"\n{hook.of_model}: {INTERRUPTED}", file=sys.stderr)  # type: ignore[attr-defined]
         else:
             former(kind, error, trace)
 
-    hook._tandem = True  # type: ignore[attr-defined]
+    hook.of_model = model or "tandem"  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,9 @@ class Record:
         What each model of an ensemble did, by its name; empty in a tandem.
     selected
         In an ensemble the models that were selected for the question, in their order.
+    cached
+        Prompt tokens that were in a prefix cache, and so are in no other count: by "mentor", "intern" and "judge", in
+        an ensemble by the models' names; empty where they were not counted, as in ledgers of older versions.
     """
 
     task: str
@@ -169,6 +172,7 @@ class Record:
     segments: list[Segment] = field(default_factory=list)
     spent: dict[str, Spent] = field(default_factory=dict)
     selected: list[str] = field(default_factory=list)
+    cached: dict[str, int] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -279,9 +283,14 @@ def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"format": FORMAT, **run}) + "\n")
-        for record in sorted(unique(records), key=lambda record: record.key):
-            file.write(json.dumps(rounded(asdict(record))) + "\n")
+        for line in lines_of(records):
+            file.write(json.dumps(line) + "\n")
     unfinished.replace(path)
+
+
+def lines_of(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """The lines of a ledger's file after its header, each question once, in the order of their keys."""
+    return (rounded(asdict(record)) for record in sorted(unique(records), key=lambda record: record.key))
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +308,7 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
             if isinstance(values, list) and name not in ("answer_ids", "prompt_end")
         }
         judgements.append({**judgement, "seconds": round(judgement["seconds"], 6), **measurements})
-    for name in ("segments", "spent", "selected"):
+    for name in ("segments", "spent", "selected", "cached"):
         if not record[name]:
             del record[name]
     return {**record, **times, "stages": judgements}

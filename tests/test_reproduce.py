@@ -13,8 +13,12 @@ import pytest
 
 import command_line
 from lm_eval_tandem import _paths, cli, pair
-from lm_eval_tandem.reproduce import facts, recorded, rerun
-from lm_eval_tandem.reproduce.recorded import RecordedRun, argument_text
+from lm_eval_tandem.engines.identity import content_of
+from lm_eval_tandem.harness.run_report import checksum
+from lm_eval_tandem.reports.sources import recorded_runs
+from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
+from lm_eval_tandem.reproduce import data, facts, harness_command, rerun, versions
+from lm_eval_tandem.reproduce.harness_command import argument_text
 from tasks.in_process import lm_eval
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -42,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only(folder: Path) -> RecordedRun:
-    (found,) = recorded.read(folder)
+    (found,) = recorded_runs.read(folder.rglob("results_*.json"))
     return found
 
 
@@ -83,7 +87,7 @@ def test_a_run_comes_out_again(finished: Path, tmp_path: Path, capsys: pytest.Ca
     assert "tandem_pair_math: all 12 answers and all 8 scores are as they were." in printed
     now = only(tmp_path / "again")
     assert (now.file.parent.parent / "ledger.jsonl").is_file()
-    assert now.description["totals"].get("found_in_store") is None, "the store would give the old answers back"
+    assert now.totals.get("found_in_store") is None, "the store would give the old answers back"
 
     (file,) = finished.rglob("samples_*.jsonl")
     old = Path(shutil.copytree(finished, tmp_path / "old"))
@@ -118,7 +122,7 @@ def test_a_difference_ends_the_command_with_1(
     assert ended.value.code == 1
     assert "here: The classifier classifier has the thresholds" in told.out
     assert "mentor_tokens,none was" in told.out
-    assert "1 of 1 runs came out differently" in told.err
+    assert "of 1 runs 1 came out differently" in told.err
     assert (tmp_path / "runs-reproduced").is_dir()
     with pytest.raises(SystemExit):
         cli.main(["reproduce", str(folder), "--run"])
@@ -172,13 +176,13 @@ def test_changed_data_are_one_sentence(tmp_path: Path) -> None:
     tasks = ("--include_path", str(tmp_path / "tasks"))
     folder = run(tmp_path / "runs", "coins", tasks, policy="intern")
     assert differences(folder) == []
-    assert f"--include_path {tmp_path / 'tasks'}" in " ".join(only(folder).printed_command())
+    assert f"--include_path {tmp_path / 'tasks'}" in " ".join(harness_command.printed(only(folder)))
     rows = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(rows.replace("Ben", "Eva"))
-    facts.load_task.cache_clear()
+    data.load_task.cache_clear()
     assert differences(folder) == ["1 of the 3 documents of coins differ here, the first is number 1."]
     (tmp_path / "tasks" / "coins.yaml").unlink()
-    facts.load_task.cache_clear()
+    data.load_task.cache_clear()
     (told,) = differences(folder)
     assert told.startswith("The task coins cannot be loaded here (")
 
@@ -197,10 +201,10 @@ def test_a_changed_local_file_is_one_sentence(tmp_path: Path, monkeypatch: pytes
     assert str(tmp_path) not in json.dumps(described["data"])
     header = json.loads(ledger.read_text().splitlines()[0])
     assert header["data"] == described["data"]
-    facts.load_task.cache_clear()
+    data.load_task.cache_clear()
     assert differences(folder) == []
     file.write_text(file.read_text().replace("#### 2", "#### 3"))
-    facts.load_task.cache_clear()
+    data.load_task.cache_clear()
     (told,) = differences(folder)
     assert told.startswith("tandem_gsm8k.jsonl is not the file that tandem_gsm8k was read from: 1 of the 4 documents")
     next(folder.rglob("samples_*.jsonl")).unlink()
@@ -223,8 +227,8 @@ def test_a_changed_local_file_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 def test_another_version_is_one_sentence(
     finished: Path, tmp_path: Path, path: Sequence[str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = facts.installed
-    monkeypatch.setattr(facts, "installed", lambda package: None if package == "vllm" else original(package))
+    original = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda package: None if package == "vllm" else original(package))
     folder = Path(shutil.copytree(finished, tmp_path / "runs"))
 
     def older(content: dict[str, Any]) -> None:
@@ -255,11 +259,11 @@ def test_what_a_command_cannot_hold_is_left_out(finished: Path, tmp_path: Path) 
 
     edit_results(folder, planted)
     found = only(folder)
-    text = " ".join(found.printed_command())
+    text = " ".join(harness_command.printed(found))
     assert "base_url=http://host:8000/v1" in text
     assert "secret" not in text
     assert "me:pw" not in text
-    assert found.left_out == ["base_url", "hub_token"]
+    assert harness_command.left_out(found) == ["base_url", "hub_token"]
 
 
 def test_a_command_asks_the_same_documents_in_the_same_way(finished: Path, tmp_path: Path) -> None:
@@ -271,7 +275,7 @@ def test_a_command_asks_the_same_documents_in_the_same_way(finished: Path, tmp_p
         content |= {"chat_template_sha": "0", "system_instruction": "Think.", "fewshot_as_multiturn": False}
 
     edit_results(folder, asked)
-    options = only(folder).options("x")
+    options = harness_command.options(only(folder), "x")
     numbers = ",".join(map(str, range(QUESTIONS)))
     assert options[options.index("--samples") + 1] == f'{{"tandem_pair_math":[{numbers}]}}'
     assert json.loads(options[options.index("--gen_kwargs") + 1]) == {"max_gen_toks": 90, "until": ["."]}
@@ -350,8 +354,65 @@ def test_a_run_that_fails_is_told(finished: Path, tmp_path: Path, capsys: pytest
         cli.main(["reproduce", str(folder), "--run", "--output", str(tmp_path / "again")])
     told = capsys.readouterr()
     assert ended.value.code == 1
-    assert "could not be run again" in told.err
-    assert "No classifier at" in told.err
+    assert "of 1 runs 1 could not be run" in told.err
+    assert "could not be run again" in told.out
+    assert "No classifier at" in told.out
+
+
+def test_a_run_that_cannot_be_run_here_does_not_stop_the_others(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    for name in ("1-gone", "2-whole"):
+        shutil.copytree(finished, folder / name)
+
+    def elsewhere(content: dict[str, Any]) -> None:
+        content["config"]["model_args"]["intern"] = str(tmp_path / "gone")
+
+    edit_results(folder / "1-gone", elsewhere)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", str(folder), "--run", "--output", str(tmp_path / "again")])
+    told = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "tandem_pair_math: all 12 answers and all 8 scores are as they were." in told.out
+    at_end = told.out[told.out.index("1 of 2 runs could not be run here:") :]
+    assert "could not be run again" in at_end
+    assert str(tmp_path / "again") in at_end
+    assert "of 2 runs 1 could not be run" in told.err
+
+
+def save_adapter(folder: Path, seed: int) -> Path:
+    """Save a LoRA adapter of the bundled intern with random weights."""
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(pair.INTERN)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, config).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_has_a_checksum_and_a_changed_one_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = save_adapter(tmp_path / "adapter", 0)
+    folder = run(tmp_path / "runs", policy="intern", intern="pair", mentor="pair", intern_peft=adapter)
+    recorded = only(folder).description["intern"]
+    kept = recorded["adapters"]["peft"]
+    assert kept == {"name": str(adapter), "sha256": checksum(content_of(adapter))}
+    assert differences(folder) == []
+    cli.main(["reproduce", str(folder)])
+    assert f"intern peft {adapter}: {kept['sha256'][:12]}…" in capsys.readouterr().out
+    options = ["--organization", "Test Lab", "--relationship", "other", "--output", str(tmp_path / "out")]
+    cli.main(["submit", "every_eval_ever", str(folder), *options])
+    (exported,) = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*.json")]
+    details = exported["model_info"]["additional_details"]
+    assert (details["peft_name"], details["peft_sha256"]) == ("adapter", kept["sha256"])
+    save_adapter(adapter, 1)
+    assert differences(folder) == [f"The files of the adapter {adapter} are not those of the run."]
+    shutil.rmtree(adapter)
+    assert differences(folder) == [f"The adapter {adapter} is not here."]
 
 
 def test_output_needs_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -497,6 +497,7 @@ class Cascade:
             stages=run.judgements,
             dollars=run.dollars,
             refused_tokens=run.tokens.intern_new - intern_tokens,
+            cached={reader: meter.found for reader, meter in run.meters.items()},
         )
 
 

@@ -24,22 +24,27 @@ class Meter:
         The tokens that a prefix cache holds for the question.
     paid
         The same of the calls that are paid for: a prompt that is only measured is no part of the price.
+    found
+        How many prompt tokens of all calls were in the prefix cache, and so were not read.
     """
 
     prices: Prices | None = None
     cached: list[int] = field(default_factory=list)
     paid: list[int] = field(default_factory=list)
+    found: int = 0
 
     def read(self, ids: list[int], completion: Completion | None = None) -> int:
         """Count a call, whose prompt is `ids`: the number of its tokens that are not in the prefix cache.
 
         From now on they are, and so is what the call generated, if anything.
         """
-        new = len(ids) - common_prefix_length(self.cached, ids)
+        known = common_prefix_length(self.cached, ids)
         self.cached = ids if completion is None else ids + list(completion.token_ids)
         if completion is not None and completion.counted is not None:
+            self.found += completion.cached_tokens
             return completion.prompt_tokens - completion.cached_tokens  # as the server billed it
-        return new
+        self.found += known
+        return len(ids) - known
 
     def dollars(
         self, ids: list[int], completion: Completion | None = None, draft: tuple[int, ...] = ()

@@ -236,6 +236,7 @@ class EnsembleRun:
             segments=growing.segments,
             spent=self.spent,
             selected=[member.name for member in self.selected],
+            cached={member: meter.found for member, meter in self._meters.items()},
         )
         record.refused_tokens = max(0, record.length - in_answer)
         return record

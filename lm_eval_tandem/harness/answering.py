@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
@@ -33,6 +33,7 @@ from lm_eval_tandem.harness.distributed import Ranks
 from lm_eval_tandem.harness.questions import Answerer, Outcome, answer_all
 from lm_eval_tandem.harness.requests import Answer, ChatPrompt, tasks_of
 from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.ledger_checksums import checksums
 from lm_eval_tandem.store import Store
 
 if TYPE_CHECKING:
@@ -87,13 +88,15 @@ class AnsweringLM(LM):
         Finished calls; None without one.
     """
 
+    registered_name: ClassVar[str]
+    """The name of this model in `--model`."""
     settings: RunSettings
     store: Store | None
     _loop: EventLoopThread
 
     def _begin(self) -> None:
         """Set up what needs no model."""
-        errors.print_plainly()
+        errors.print_plainly(self.registered_name)
         self.ranks = Ranks()
         self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self.records: list[Record] = []
@@ -349,7 +352,9 @@ class AnsweringLM(LM):
 
     def totals(self) -> dict[str, Any]:
         """What the run did: the ledger's totals, and what the engines computed in all its processes."""
-        return run_report.totals(self.records, (self._computed_here(), *self._computed_elsewhere), self._seconds)
+        found = run_report.totals(self.records, (self._computed_here(), *self._computed_elsewhere), self._seconds)
+        written = {} if self.settings.ledger is None else {"ledger": checksums(ledger.lines_of(self.records))}
+        return found | written
 
     def _described(self) -> dict[str, Any]:
         """The description, with the data that it answered."""

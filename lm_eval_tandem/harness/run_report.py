@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import __version__, ledger
 from lm_eval_tandem.cascade.prompts import SETTING
-from lm_eval_tandem.engines import Engine, Role
+from lm_eval_tandem.engines import Engine, EngineWork, Role
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.identity import content_of
 from lm_eval_tandem.engines.rating import Scorer
@@ -35,11 +35,13 @@ Engines = Mapping[str, Engine | None]
 """The engine of each model by its name ("mentor" and "intern" in a tandem); None for one that is not needed."""
 
 ENGINE_FACTS = (
-    *("engine", "torch", "transformers", "vllm", "openai", "xllamacpp", "lm_eval"),
+    *("engine", "torch", "transformers", "peft", "vllm", "openai", "xllamacpp", "lm_eval"),
     *("resume", "entropy", "dtype", "device"),
 )
 """Entries of `Engine.identity` that results repeat, where an engine has them."""
-JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per")
+ADAPTERS = ("peft", "delta", "lora_local_path")
+"""Arguments of engines that name weights beside those of the model."""
+JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per", "adapter")
 """Entries of a classifier's configuration that results repeat, where it has them."""
 PACKAGES = ("numpy", "tokenizers", "scikit-learn", "math-verify", "sympy")
 """Packages whose version results name for the whole run, beside those that `ENGINE_FACTS` names for an engine."""
@@ -81,8 +83,28 @@ def model_facts(role: Role, engine: Engine) -> dict[str, Any]:
         "window": engine.window,
         **{key: identity[key] for key in ENGINE_FACTS if key in identity},
         **{name: value for name, value in content.items() if value},
+        **adapter_facts(role, identity),
         **({"prices": asdict(role.prices)} if role.prices is not None else {}),
     }
+
+
+def adapter_facts(role: Role, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry `adapters` of a model's facts: name and content of the weights that `ADAPTERS` name; {} without any.
+
+    Returns
+    -------
+    dict
+        {"adapters": {argument: {"name": ..., "sha256": ...}}}, with "commit" in place of "sha256" for one of a hub, and
+        neither where the content is not known.
+    """
+    identified, found = identity.get("arguments"), {}
+    for argument in ADAPTERS:
+        if role.arguments.get(argument):
+            content = identified.get(argument) if isinstance(identified, Mapping) else None
+            known = {"sha256": checksum(content), "commit": content[1] if isinstance(content, list) else None}
+            known = {name: value for name, value in known.items() if value}
+            found[argument] = {"name": str(role.arguments[argument]), **known}
+    return {"adapters": found} if found else {}
 
 
 def checksum(content: Any) -> str | None:
@@ -170,6 +192,22 @@ def setting(settings: Settings) -> dict[str, Any]:
     return dict(zip(SETTING, values, strict=True))
 
 
+def work_by_model(engines: Engines, called: Iterable[Engine]) -> dict[str, EngineWork]:
+    """What each model's engine has computed, by the model's name.
+
+    Models that decode together are one more engine, which has the names of all of them, joined by "+"; what they read
+    and generate is counted there once, in the first one's tokens.
+
+    Parameters
+    ----------
+    engines, called
+        As for `computed`.
+    """
+    found = {name: engine.work for name, engine in engines.items() if engine is not None}
+    together = [engine.work for engine in called if all(engine.work is not work for work in found.values())]
+    return found | {"+".join(found): work for work in together}
+
+
 def computed(engines: Engines, called: Iterable[Engine], store: Store | None) -> dict[str, Any]:
     """What the engines of this process computed, and what the store answered in their place.
 
@@ -182,9 +220,8 @@ def computed(engines: Engines, called: Iterable[Engine], store: Store | None) ->
     store
         The store; None without one.
     """
-    found: dict[str, Any] = {
-        "computed": {role: asdict(engine.work) for role, engine in engines.items() if engine is not None}
-    }
+    work = work_by_model(engines, called)
+    found: dict[str, Any] = {"computed": {name: asdict(one) for name, one in work.items()}}
     if store is not None:
         found["found_in_store"] = sum(engine.hits for engine in called if isinstance(engine, CachedEngine))
         found["refused_in_store"] = store.corrupted_rows

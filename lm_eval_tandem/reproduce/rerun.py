@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem.errors import ArgumentError, TandemError, one_line
 from lm_eval_tandem.reports.sources import harness_files
-from lm_eval_tandem.reproduce.recorded import RecordedRun, join_names
+from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
+from lm_eval_tandem.reproduce import harness_command
 
 LOG = "lm_eval.log"
 """What a run printed, in its folder."""
@@ -48,7 +49,7 @@ def run_again(run: RecordedRun, folder: Path) -> RecordedRun:
     log = folder / LOG
     with log.open("w", encoding="utf-8") as printed:
         ended = subprocess.run(  # noqa: S603 - this interpreter and this package, no shell; the user asked for it
-            run.command(folder), stdout=printed, stderr=subprocess.STDOUT, check=False
+            harness_command.runnable(run, folder), stdout=printed, stderr=subprocess.STDOUT, check=False
         )
     files = sorted(folder.rglob("results_*.json"))
     if ended.returncode or not files:
@@ -67,7 +68,7 @@ def last_line(log: Path) -> str:
 
 def compare(then: RecordedRun, now: RecordedRun) -> tuple[list[str], bool]:
     """Return a sentence for each task of a run, and whether everything is as it was."""
-    compared = [compare_task(then, now, task) for task in then.tasks]
+    compared = [compare_task(then, now, task) for task in sorted(then.task_names)]
     return [sentence for sentence, _ in compared], all(same for _, same in compared)
 
 
@@ -116,3 +117,11 @@ def is_same(then: float, now: float | None) -> bool:
 def text(value: float | None) -> str:
     """A score as a sentence has it."""
     return "missing" if value is None else f"{value:g}"
+
+
+def join_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names or numbers in a sentence; of more than `most` the first ones, and how many others there are."""
+    shown = [str(name) for name in names[:most]]
+    if len(names) > most:
+        return f"{', '.join(shown)} and {len(names) - most:,} others"
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

@@ -98,7 +98,7 @@ def files_of(
     from lm_eval_tandem.submissions.every_eval_ever_results import evaluation_id, results_file
     from lm_eval_tandem.submissions.every_eval_ever_samples import rows
 
-    for task in submitted.tasks:
+    for task in (*submitted.tasks, *submitted.groups):
         own_id = redaction.text(evaluation_id(submitted, task, model))
         place = PurePosixPath("data", collection, *model.id.split("/"))
         name = file_name(own_id, (submitted.results.get("task_hashes") or {}).get(task.name))
@@ -110,16 +110,18 @@ def files_of(
                     f"{file} is there already: the run {submitted.name} has been exported; give another folder as "
                     "--output, or remove it."
                 )
-        lines = rows(task, model, own_id, given.rows == "grade", redaction)
-        unfinished, checksum, count = write_rows(companion, lines)
-        yield [unfinished]
-        detailed = {
-            "format": "jsonl",
-            "file_path": samples.as_posix(),
-            "hash_algorithm": "sha256",
-            "checksum": checksum,
-            "total_rows": count,
-        }
+        detailed: dict[str, Any] | None = None  # a group has the samples of its tasks, each in the task's own file
+        if task.samples:
+            lines = rows(task, model, own_id, given.rows == "grade", redaction)
+            unfinished, checksum, count = write_rows(companion, lines)
+            yield [unfinished]
+            detailed = {
+                "format": "jsonl",
+                "file_path": samples.as_posix(),
+                "hash_algorithm": "sha256",
+                "checksum": checksum,
+                "total_rows": count,
+            }
         content = results_file(submitted, task, model, given.organization, given.relationship, time.time(), detailed)
         content = redaction(content) | {"evaluation_id": own_id}
         yield [write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")]
@@ -158,10 +160,10 @@ def write_text(target: Path, text: str) -> Path:
 
 
 def notes(submitted: SubmittedRun, model: Identity) -> list[str]:
-    """Return what an export of a run lacks, and why."""
+    """Return what was left out for a run, what of it was checked, and what its export lacks."""
     from lm_eval_tandem.submissions.every_eval_ever_results import unknown_bounds
 
-    found = []
+    found = [*submitted.notes, *submitted.unverified]
     if not any(task.records for task in submitted.tasks):
         found.append("without a ledger: rows have no tokens, times and prices")
     for task in submitted.tasks:

@@ -1,12 +1,12 @@
-"""The file of results of Every Eval Ever: one model on one task, with every metric, its interval, and its settings.
+"""The file of results of Every Eval Ever: one model on one task or group, with every metric and its interval.
 
 Field names are those of `eval.schema.json`, version 0.3.0. All `additional_details` and `details` map names to text.
+`every_eval_ever_settings` has what is known of the model and of the way it was run.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,37 +16,25 @@ from lm_eval_tandem import __version__, digits
 from lm_eval_tandem.reports.intervals import wilson
 from lm_eval_tandem.reports.sources import harness_files
 from lm_eval_tandem.reports.sources.runs import MEASURES
+from lm_eval_tandem.submissions.every_eval_ever_settings import (
+    generation_config,
+    model_info,
+    source_data,
+    totals,
+    versions,
+)
+from lm_eval_tandem.submissions.groups import BY_QUESTIONS
 from lm_eval_tandem.submissions.metrics import metric
-from lm_eval_tandem.submissions.models import PROJECT, UNKNOWN, Identity, Part, slug
-from lm_eval_tandem.submissions.redaction import short, shorts
-from lm_eval_tandem.submissions.sources import Score, SubmittedRun, TaskResults
+from lm_eval_tandem.submissions.models import PROJECT, UNKNOWN, Identity, slug
+from lm_eval_tandem.submissions.redaction import short
+from lm_eval_tandem.submissions.scores import Score
+from lm_eval_tandem.submissions.sources import SubmittedRun
+from lm_eval_tandem.submissions.task_results import TaskResults
 from lm_eval_tandem.training.bootstrap import RESAMPLES, Interval, central_interval, resampled_means
 
 LEVEL = 0.95
-SETTINGS = (
-    *("policy", "efforts", "insights", "guidance", "prompts", "thinking", "seed", "loglikelihood", "recipe"),
-    *("classifier", "thresholds", "selection", "aggregation"),
-)
-"""What a tandem or an ensemble recorded about itself that goes out as it is."""
-JUDGE = ("sha256", "schema", "model", "tasks", "labels", "per")
-"""The same of its classifier."""
-FACTS = ("parameters", "dtype", "window", "revision", "sha", "sha256", "commit", "resume", "entropy")
-"""The same of each model."""
-TOTALS = ("questions", "length", "tflops", "bill_tflops", "dollars_per_1000", "truncated", "refused_tokens")
-"""The same of a whole run's totals, beside those that are taken apart."""
-TYPED = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
-"""Generation arguments that have a field of their own, here and there."""
-LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""What the harness calls the longest answer, the first one counting most."""
-SHOWN_ARGUMENTS = (
-    *("mentor", "intern", "models", "pretrained", "model", "peft", "revision", "dtype", "backend", "mentor_backend"),
-    *("intern_backend", "policy", "efforts", "classifier", "thresholds", "insights", "guidance", "prompts", "thinking"),
-    *("loglikelihood", "seed", "selection", "aggregation", "count", "max_length", "enable_thinking", "quantization"),
-)
-"""Model arguments that the command shows."""
-NO_HUB_DATASETS = ("json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset", "imagefolder")
-"""Values of `dataset_path` that are readers of files."""
-DATASET = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?", re.ASCII)
+LONGEST_SETTING = 40
+"""Characters of a setting that may be part of an id."""
 
 
 def results_file(
@@ -107,7 +95,15 @@ def evaluation_id(submitted: SubmittedRun, task: TaskResults, model: Identity) -
     variant = "_".join(text for name in names if (text := short(description.get(name) or "")))
     if variant in ("mentor", "intern"):
         variant = ""
+    variant = "_".join(part for part in (variant, *map(way_to_ask, task.told_apart)) if part)
     return "/".join(part for part in (task.name, model.id, variant, timestamp(submitted) or UNKNOWN) if part)
+
+
+def way_to_ask(words: str) -> str:
+    """Return what tells how a run was asked as a part of an id; of anything but a short setting a checksum."""
+    if short(words) == words and len(words) <= LONGEST_SETTING:
+        return slug(words)
+    return f"asked-{harness_files.checksum(words)[:8]}"
 
 
 def timestamp(submitted: SubmittedRun) -> str:
@@ -149,15 +145,22 @@ def result(
         "evaluation_result_id": result_id(task.name, score),
         "evaluation_name": evaluation_name(task.name, score),
         "source_data": source_data(task),
-        "metric_config": metric_config(score),
+        "metric_config": metric_config(score, task.parts),
         "score_details": details,
         "generation_config": generation_config(submitted, task),
     }
 
 
-def metric_config(score: Score) -> dict[str, Any]:
-    """Return what a metric is; one without known bounds has no type of scores, as from the board's own converter."""
+def metric_config(score: Score, parts: Sequence[TaskResults]) -> dict[str, Any]:
+    """Return what a metric is, of a group also how it was aggregated over its tasks.
+
+    One without known bounds has no type of scores, as from the board's own converter.
+    """
     what = metric(score.metric)
+    details = {"harness_metric": score.metric}
+    if parts:
+        details |= {"aggregation": "mean", "weights": score.weights or BY_QUESTIONS}
+        details["tasks"] = ",".join(f"{part.name} ({len(part.run.questions)})" for part in parts)
     named = {
         "metric_id": what.id,
         "metric_name": what.name,
@@ -168,13 +171,13 @@ def metric_config(score: Score) -> dict[str, Any]:
     config: dict[str, Any] = {name: text for name, text in named.items() if text}
     config["lower_is_better"] = not score.higher_is_better
     if what.bounds is None:
-        return config | {"additional_details": {"bounds_status": UNKNOWN, "harness_metric": score.metric}}
+        return config | {"additional_details": {"bounds_status": UNKNOWN, **details}}
     low, high = (bound if math.isfinite(bound) else "Infinity" for bound in what.bounds)
     return config | {
         "score_type": "continuous",
         "min_score": low,
         "max_score": high,
-        "additional_details": {"harness_metric": score.metric},
+        "additional_details": details,
     }
 
 
@@ -207,154 +210,6 @@ def intervals(scores: Sequence[Score]) -> dict[int, Interval]:
         means = resampled_means(np.stack([values for _, values in resampled], axis=1))
         found |= {id(score): central_interval(means[:, place]) for place, (score, _) in enumerate(resampled)}
     return found
-
-
-def source_data(task: TaskResults) -> dict[str, Any]:
-    """Return which data set the questions are from, and which of its questions where they are not all."""
-    path = str(task.config.get("dataset_path") or "")
-    if not DATASET.fullmatch(path) or path in NO_HUB_DATASETS or "custom_dataset" in task.config:
-        return {"dataset_name": task.name, "source_type": "other"}
-    split = task.config.get("test_split") or task.config.get("validation_split")
-    found: dict[str, Any] = {"dataset_name": task.name, "source_type": "hf_dataset", "hf_repo": path}
-    if split and short(split):
-        found["hf_split"] = short(split)
-    if task.available is not None:
-        found["samples_number"] = int(task.available)
-        if task.available != len(task.run.questions):
-            found["sample_ids"] = [str(doc_id) for _, doc_id in task.run.questions]
-    subset = short(task.config.get("dataset_name") or "")
-    return found | ({"additional_details": {"config": subset}} if subset else {})
-
-
-def generation_config(submitted: SubmittedRun, task: TaskResults) -> dict[str, Any]:
-    """Return how answers were generated: arguments of the task, and over them those of the command line."""
-    arguments = dict(task.config.get("generation_kwargs") or {}) | given_arguments(submitted)
-    typed: dict[str, Any] = {
-        name: number for name, field in TYPED.items() if (number := number_of(arguments.get(field))) is not None
-    }
-    if "temperature" not in typed and str(arguments.get("do_sample")) == "False":
-        typed["temperature"] = 0.0
-    limit = next((number for name in LIMITS if (number := number_of(arguments.get(name))) is not None), None)
-    if limit is not None and limit >= 1:
-        typed["max_tokens"] = int(limit)
-    template = task.config.get("doc_to_text")
-    if isinstance(template, str) and not template.lstrip().startswith("def "):
-        typed["prompt_template"] = template
-    typed["execution_command"] = command(submitted, task)
-    others = {name: value for name, value in arguments.items() if name not in (*TYPED, *LIMITS)}
-    until = others.pop("until", None)
-    more = {
-        "do_sample": others.get("do_sample"),
-        "until": " | ".join(repr(text) for text in ([until] if isinstance(until, str) else until or [])) or None,
-        "num_fewshot": (submitted.results.get("n-shot") or {}).get(task.name, task.config.get("num_fewshot")),
-        "repeats": task.config.get("repeats"),
-        "output_type": task.config.get("output_type"),
-        "task_version": (submitted.results.get("versions") or {}).get(task.name),
-        "task_hash": (submitted.results.get("task_hashes") or {}).get(task.name),
-        "chat_template_sha": submitted.results.get("chat_template_sha"),
-        "system_instruction_sha": submitted.results.get("system_instruction_sha"),
-        **{name: submitted.config.get(name) for name in ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")},
-    }
-    texts = {name: str(value) for name, value in more.items() if value is not None and name == "until"}
-    return {"generation_args": typed, "additional_details": shorts({**more, "until": None}) | texts}
-
-
-def given_arguments(submitted: SubmittedRun) -> dict[str, Any]:
-    """Return the generation arguments of the command line (`--gen_kwargs`)."""
-    given = submitted.config.get("gen_kwargs") or {}
-    return harness_files.parse_arguments(given) if isinstance(given, str) else dict(given)
-
-
-def number_of(value: Any) -> float | None:
-    """Return a generation argument as a number; None if it is none."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) and not isinstance(value, bool) else None
-
-
-def command(submitted: SubmittedRun, task: TaskResults) -> str:
-    """Return the command of a run, with the arguments that say what ran, and none that says where."""
-    given = submitted.config.get("model_args")
-    arguments = harness_files.parse_arguments(given) if isinstance(given, str) else dict(given or {})
-    if submitted.description:
-        arguments.pop("model", None)  # the package adds it: the run's name
-    shown = shorts({name: arguments[name] for name in SHOWN_ARGUMENTS if name in arguments})
-    words = [f"lm_eval --model {short(submitted.config.get('model')) or UNKNOWN}"]
-    if shown:
-        words.append(f"--model_args {','.join(f'{name}={value}' for name, value in shown.items())}")
-    words.append(f"--tasks {task.name}")
-    shots = (submitted.results.get("n-shot") or {}).get(task.name)
-    if isinstance(shots, int):
-        words.append(f"--num_fewshot {shots}")
-    if submitted.results.get("chat_template_sha"):
-        words.append("--apply_chat_template")
-    given = {name: short(submitted.config.get(name)) for name in ("batch_size", "limit") if submitted.config.get(name)}
-    words += [f"--{name} {value}" for name, value in given.items() if value]
-    if generation := shorts(given_arguments(submitted)):
-        words.append(f"--gen_kwargs {','.join(f'{name}={value}' for name, value in generation.items())}")
-    return " ".join([*words, "--log_samples"])
-
-
-def model_info(submitted: SubmittedRun, model: Identity) -> dict[str, Any]:
-    """Return what is known of the model, or of the system and each of its models."""
-    details = {
-        "deployment_type": model.common("deployment", UNKNOWN),
-        "model_availability": model.common("availability", UNKNOWN),
-    }
-    for part in model.parts:
-        details |= part_details(part, model.is_system)
-    details |= shorts({name: submitted.description.get(name) for name in SETTINGS})
-    judge = submitted.description.get("judge") or {}
-    details |= shorts({f"classifier_{name}": judge.get(name) for name in JUDGE})
-    info: dict[str, Any] = {"name": model.name, "id": model.id, "developer": model.developer}
-    if platform := model.joined("platform"):
-        info["inference_platform"] = platform
-    if engine := model.joined("engine"):
-        version = model.joined("version")
-        info["inference_engine"] = {"name": engine, **({"version": version} if version else {})}
-    return info | {"additional_details": details}
-
-
-def part_details(part: Part, in_system: bool) -> dict[str, str]:
-    """Return what is known of one model, in a system under names that begin with its role."""
-    prefix = f"{slug(short(part.role) or 'model')}_" if in_system else ""
-    named = {name: part.facts.get(name) for name in FACTS}
-    prices = part.facts.get("prices") or {}
-    named |= {f"price_{kind}_usd_per_million_tokens": prices.get(kind) for kind in ("input", "cached", "output")}
-    found = shorts({f"{prefix}{name}": value for name, value in named.items()})
-    if not in_system:
-        return found
-    own = {
-        "model": f"{part.developer}/{part.name}" if part.developer else part.name,
-        "engine": part.engine,
-        "engine_version": part.version,
-        "platform": part.platform,
-        "deployment_type": part.deployment,
-        "model_availability": part.availability,
-    }
-    return {f"{prefix}{name}": text for name, text in own.items() if text} | found
-
-
-def totals(submitted: SubmittedRun) -> dict[str, str]:
-    """Return what the whole run did, on all its tasks, as the results file has it."""
-    recorded = (submitted.config.get("tandem") or {}).get("totals") or {}
-    plain = {f"total_{name}": recorded.get(name) for name in TOTALS}
-    plain |= {f"total_{name}": count for name, count in (recorded.get("tokens") or {}).items()}
-    plain |= {f"total_stage_share_{stage}": share for stage, share in (recorded.get("stage_share") or {}).items()}
-    for name, spent in (recorded.get("models") or {}).items():
-        plain |= {f"total_{slug(short(name) or 'model')}_{what}": value for what, value in spent.items()}
-    return {name: repr(value) for name, value in plain.items() if isinstance(value, (int, float))}
-
-
-def versions(submitted: SubmittedRun) -> dict[str, str]:
-    """Return the versions of what ran, besides the harness and the engines."""
-    description = submitted.description
-    recorded: Mapping[str, Any] = description.get("versions") or {}
-    found = {f"version_{name}": value for name, value in recorded.items()}
-    named = {"lm_eval_tandem": description.get("version"), "git_commit": submitted.results.get("git_hash")}
-    return shorts({**named, **found})
 
 
 def unknown_bounds(task: TaskResults) -> Sequence[str]:

@@ -19,7 +19,8 @@ from lm_eval_tandem.submissions.every_eval_ever_results import all_scores, evalu
 from lm_eval_tandem.submissions.metrics import metric
 from lm_eval_tandem.submissions.models import Identity, slug
 from lm_eval_tandem.submissions.redaction import Redaction, short
-from lm_eval_tandem.submissions.sources import Score, TaskResults
+from lm_eval_tandem.submissions.scores import Score
+from lm_eval_tandem.submissions.task_results import TaskResults
 
 JSON = Mapping[str, Any]
 CHOICES = ("multiple_choice", "multiple_choice_gpt2")
@@ -197,7 +198,8 @@ def evaluation(task: TaskResults, score: Score, place: int) -> dict[str, Any]:
 def token_usage(records: Sequence[JSON]) -> dict[str, int] | None:
     """Return the tokens of a question's calls, of all models together; None without a ledger.
 
-    Prompt tokens are those that were read: what a cache had is not among them, and no ledger counts it.
+    Input tokens are the prompt tokens that were read. What a prefix cache had is no part of them and has a field of its
+    own, which ledgers of older versions did not count.
     """
     if not records:
         return None
@@ -209,7 +211,10 @@ def token_usage(records: Sequence[JSON]) -> dict[str, int] | None:
         for spent in (record.get("spent") or {}).values():
             read += spent["prefill"] + spent["judged"]
             generated += spent["new"]
-    return {"input_tokens": read, "output_tokens": generated, "total_tokens": read + generated}
+    found = {"input_tokens": read, "output_tokens": generated, "total_tokens": read + generated}
+    if all(record.get("cached") for record in records):
+        found["input_tokens_cache_read"] = sum(sum(record["cached"].values()) for record in records)
+    return found
 
 
 def performance(records: Sequence[JSON]) -> dict[str, Any] | None:
@@ -240,6 +245,9 @@ def metadata(task: TaskResults, place: int, sample: JSON, name: str, records: Se
     counts: dict[str, float] = {}
     for record in records:
         for key, count in {**record["tokens"], "refused_tokens": record.get("refused_tokens", 0)}.items():
+            counts[key] = counts.get(key, 0) + count
+        for model, count in (record.get("cached") or {}).items():
+            key = f"{slug(short(model) or 'model')}_cached"
             counts[key] = counts.get(key, 0) + count
         for model, spent in (record.get("spent") or {}).items():
             name_of_model = slug(short(model) or "model")

@@ -125,6 +125,7 @@ def repository_files(
             f"{CONFIGURATION} leaves out {', '.join(left_out)}, which name something on this machine; the card says so."
         )
     lines += [f"the {role}, {name}, gets no base_model: it has no id on the Hub." for role, name in nameless(cascade)]
+    lines += cascade.notes
     if not hub_card.datasets(cascade):
         lines.append("the card names no data set: those of the tasks are not on the Hub.")
     return files, lines

@@ -20,7 +20,8 @@ from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.submissions import sources
 from lm_eval_tandem.submissions.models import BUNDLED, is_hub_id
-from lm_eval_tandem.submissions.sources import SubmittedRun, TaskResults
+from lm_eval_tandem.submissions.sources import SubmittedRun
+from lm_eval_tandem.submissions.task_results import TaskResults
 
 ROLES = ("mentor", "intern")
 LOCAL_ENGINES = ("hf", "vllm")
@@ -94,6 +95,12 @@ class PublishedCascade:
     def models(self) -> dict[str, Model]:
         """Both models by role."""
         return {"mentor": self.mentor, "intern": self.intern}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user is told: which runs were left out for repetitions, and what of the ledgers was checked."""
+        checked = dict.fromkeys(f"{run.name}: {run.checked}." for run, _ in self.runs if run.checked)
+        return [*[left.sentence() for left in self.data.left_out], *checked]
 
     @property
     def run(self) -> SubmittedRun:

@@ -15,7 +15,8 @@ from lm_eval_tandem.digits import mean, nearest_decimal
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.submissions.hub_cascade import PublishedCascade
 from lm_eval_tandem.submissions.hub_registry import GRADES, Benchmark, benchmark_of
-from lm_eval_tandem.submissions.sources import SubmittedRun, TaskResults
+from lm_eval_tandem.submissions.sources import SubmittedRun
+from lm_eval_tandem.submissions.task_results import TaskResults
 
 FOLDER = ".eval_results"
 

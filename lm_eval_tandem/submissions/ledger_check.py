@@ -1,7 +1,8 @@
-"""Whether a ledger is that of a results file: the same settings, questions, answers, policy, and the same totals.
+"""Which ledger is that of a results file, and whether it is as the run wrote it.
 
-A results file names no checksum of its ledger, so everything that both record is compared, and what follows from a
-record's own counts is computed again.
+A run with a ledger records checksums of its records (`ledger.checksums`), so a change of any field is noticed. Results
+of versions before that have none: there everything that both files have is compared, what follows from a record's own
+counts is computed again, and the user is told what that leaves out.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 
 from lm_eval_tandem import accounting, ledger
 from lm_eval_tandem.accounting import Spent, Tokens
+from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.reports.sources import ledgers
+from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.ledgers import Ledger
+from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
 from lm_eval_tandem.reports.sources.runs import Run, models_of
 
 SAME = 1e-9
@@ -23,38 +27,108 @@ SAME = 1e-9
 SAME_SECONDS = 6e-3
 """The same for seconds, of which packed ledgers keep three digits."""
 RECORD_FIELDS = {field.name for field in dataclasses.fields(Record)}
-NESTED = ("tokens", "spent", "stages", "segments")
+NESTED = ("tokens", "spent", "stages", "segments", "cached")
 """Fields of a record that are no plain values in the file."""
 
 Answers = Mapping[str, Sequence[Mapping[str, Any]]]
 """Lines of a samples file by filter."""
 
 
-def fault(found: Ledger, results: Mapping[str, Any], tasks: Sequence[tuple[Run, Answers]]) -> str | None:
-    """Return in a few words why a ledger is not that of a results file; None if it is.
+WHOLE = "its ledger is as the run wrote it: a checksum in the results covers every field of every record"
+PACKED = (
+    "its ledger was packed: a checksum in the results covers every field that packing keeps, seconds and features to "
+    "three digits, but not the scores that packing added to judgements of fixed stages"
+)
+COMPARED = (
+    "its results are from a version that recorded no checksum of the ledger: settings, questions, policy, tokens, "
+    "costs, stages, ends, refused tokens and seconds were compared with the results; reasons, judgements, and who "
+    "wrote what were not, since the results do not have them"
+)
+"""What was checked, as the user is told."""
+
+
+def find(
+    run: RecordedRun, tasks: Sequence[tuple[Run, Answers]], ledgers_found: Sequence[Ledger]
+) -> tuple[Ledger | None, str]:
+    """Return the ledger of a run, None where none was written, and what of it was checked.
+
+    Parameters
+    ----------
+    run
+        The run.
+    tasks
+        All its tasks: the runs on them as reports read them, and their samples.
+    ledgers_found
+        All ledgers below the folders that the user named.
+
+    Raises
+    ------
+    ArgumentError
+        The run wrote a ledger, which is missing or was changed.
+    """
+    if not run.description:
+        return None, ""
+    own = [ledger for ledger in ledgers_found if ledgers.same_system(ledger.description, run.description)]
+    named = run.arguments.get("ledger")
+    if not own:
+        if named:
+            raise ArgumentError(
+                f"{run.name} on {', '.join(task.domain for task, _ in tasks)} was run with a ledger, "
+                f"{model_name(str(named))}, but none of the folders holds it as it was written; add its folder."
+            )
+        return None, ""
+    faults = []
+    for ledger_found in reversed(own):
+        found = fault(ledger_found, run, tasks)
+        if found is None:
+            return ledger_found, checked(ledger_found, run)
+        faults.append(found)
+    raise ArgumentError(
+        f"the ledger of {run.name} is not that of the results {run.file.name}: {faults[0]}; "
+        "give both as the run wrote them."
+    )
+
+
+def checked(found: Ledger, run: RecordedRun) -> str:
+    """Return what was checked of a ledger without a fault."""
+    if run.totals.get("ledger") is None:
+        return COMPARED
+    return WHOLE if ledgers.is_whole(found, run.totals) else PACKED
+
+
+def fault(found: Ledger, run: RecordedRun, tasks: Sequence[tuple[Run, Answers]]) -> str | None:
+    """Return in a few words why a ledger is not that of a run; None if it is.
 
     Parameters
     ----------
     found
         A ledger whose header names the same models and settings.
-    results
-        The results file.
-    tasks
-        All tasks of the results file: their runs as reports read them, and their samples.
+    run, tasks
+        As for `find`.
     """
-    described = dict(results["config"].get("tandem") or {})
-    totals = described.pop("totals", None)
-    if dict(found.description) != described:
+    described = run.description
+    if dict(found.description) != dict(described):
         names = sorted(
             name for name in {*found.description, *described} if found.description.get(name) != described.get(name)
         )
         return f"they differ in {', '.join(names)}"
-    return (
-        questions_fault(found, tasks)
-        or records_fault(found, described)
-        or samples_fault(found, tasks)
-        or totals_fault(found, totals or {})
-    )
+    try:
+        return (
+            questions_fault(found, tasks)
+            or records_fault(found, described)
+            or samples_fault(found, tasks)
+            or totals_fault(found, run.totals)
+            or checksum_fault(found, run.totals)
+        )
+    except (TypeError, ValueError, KeyError, AttributeError):  # a list, a text or nothing where a number has to be
+        return "one of its records has fields of another form than a ledger's"
+
+
+def checksum_fault(found: Ledger, totals: Mapping[str, Any]) -> str | None:
+    """Return whether the records are others than those whose checksum the results have."""
+    if ledgers.has_checksum(found, totals):
+        return None
+    return "a field of a record is another than the run wrote (the checksum in the results differs)"
 
 
 def questions_fault(found: Ledger, tasks: Sequence[tuple[Run, Answers]]) -> str | None:
@@ -102,7 +176,7 @@ def samples_fault(found: Ledger, tasks: Sequence[tuple[Run, Answers]]) -> str | 
     for run, samples in tasks:
         records = ledgers.records_of(found, run)
         assert records is not None
-        if not ledgers.belongs(found, run, records):
+        if not ledgers.same_measures(run, records):
             return f"the samples of {run.domain} have other costs"
         for sample, repeats in zip(next(iter(samples.values())), records, strict=True):
             for response, record in zip(responses_of(sample), repeats, strict=False):

@@ -194,6 +194,11 @@ def parts_of(submitted: SubmittedRun, availability: str | None) -> tuple[Part, .
         "revision": submitted.config.get("model_revision"),
         "sha": submitted.config.get("model_sha"),
         "window": submitted.results.get("max_length"),
+        "adapters": {
+            name: {"name": arguments[name], "commit": submitted.config.get(f"{name}_sha") or None}
+            for name in ("peft", "delta")
+            if arguments.get(name)
+        },
     }
     return (part_of("", facts, named, str(submitted.config.get("model") or ""), arguments, availability),)
 

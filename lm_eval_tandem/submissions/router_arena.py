@@ -21,7 +21,8 @@ from lm_eval_tandem.errors import ArgumentError
 
 if TYPE_CHECKING:
     from lm_eval_tandem.submissions.router_arena_models import PricedModel
-    from lm_eval_tandem.submissions.sources import SubmittedRun, TaskResults
+    from lm_eval_tandem.submissions.sources import SubmittedRun
+    from lm_eval_tandem.submissions.task_results import TaskResults
 
 HELP = "files for a pull request to RouterArena, and its score"
 ROBUSTNESS = "_robustness"
@@ -107,6 +108,7 @@ def export(given: argparse.Namespace) -> list[str]:
     return [
         *(str(given.output / name) for name in files),
         *summary(figures, len(rows)),
+        *submitted.notes,
         *doubts(figures, models, len(rows), bool(rephrased), changed),
         *steps(router, models, len(rows)),
     ]
@@ -126,7 +128,7 @@ def only(found: Sequence[tuple[SubmittedRun, TaskResults]], what: str) -> tuple[
         raise ArgumentError(
             f"the results hold no run on {what} of RouterArena; run tandem_router_arena, or tandem_router_arena_full."
         )
-    names = ", ".join(sorted({f"{run.name} on {task.name}" for run, task in found}))
+    names = "; ".join(sorted({", ".join([f"{run.name} on {task.name}", *task.told_apart]) for run, task in found}))
     raise ArgumentError(
         f"the results hold {len(found)} runs on {what} of RouterArena ({names}); name one run's folder."
     )

@@ -12,7 +12,7 @@ from lm_eval_tandem.reports.sources.files import describe
 from lm_eval_tandem.submissions.ledger_check import responses_of
 from lm_eval_tandem.submissions.redaction import Redaction
 from lm_eval_tandem.submissions.router_arena_models import PricedModel
-from lm_eval_tandem.submissions.sources import TaskResults
+from lm_eval_tandem.submissions.task_results import TaskResults
 
 INDEX, PROMPT = "global index", "prompt_formatted"
 """The fields of a row in RouterArena's files of prompts."""

@@ -23,13 +23,12 @@ from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet
 from lm_eval_tandem.reports.report import report
 from lm_eval_tandem.reports.sections.same_questions import differences
-from lm_eval_tandem.reports.sources import harness_files
+from lm_eval_tandem.reports.sources import harness_files, reading
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.grouping import group
 from lm_eval_tandem.reports.sources.joining import join
 from lm_eval_tandem.reports.sources.other_models import GivenCosts
 from lm_eval_tandem.reports.sources.question_settings import NO_TEMPLATE, SERVERS_TEMPLATE, chat_template, generation
-from lm_eval_tandem.reports.sources.reading import read
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import NOT_KNOWN, Missing, Number, Report, Table
 from reports.world import World
@@ -74,6 +73,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run(name, asked, "--batch_size", "1", *more)
         assert server.generated > 0
     return base
+
+
+def read(folders: Sequence[Path], given: GivenCosts | None = None) -> list[Run]:
+    return reading.read(folders, given=given).runs
 
 
 def tables(made: Report) -> dict[str, Table]:

@@ -173,4 +173,4 @@ POLICIES = ("intern", "stage:1", "stage:2", "mentor", "cascade")
 
 def read(folders: Sequence[Path], metric: str | None = None, by: str | None = None) -> list[Run]:
     """Return the runs below the folders with their records, as a report reads them."""
-    return ledgers.join(reading.read(folders, metric, by), folders)
+    return ledgers.join(reading.read(folders, metric, by).runs, folders)

@@ -124,7 +124,12 @@ SAMPLE = {
     "evaluation!": {"score!": NUMBER, "is_correct!": TRUTH},
     "token_usage": (
         NOTHING,
-        {"input_tokens!": WHOLE, "output_tokens!": WHOLE, "total_tokens!": WHOLE},
+        {
+            "input_tokens!": WHOLE,
+            "output_tokens!": WHOLE,
+            "total_tokens!": WHOLE,
+            "input_tokens_cache_read": WHOLE,
+        },
     ),
     "performance": (
         NOTHING,
@@ -192,9 +197,17 @@ def check(folder: Path) -> dict[Path, tuple[dict[str, Any], list[dict[str, Any]]
         assert PLACE.fullmatch(file.relative_to(folder).as_posix()), file
         if file.suffix == ".json":
             found[file] = json.loads(file.read_text()), []
-    assert len(files) == 2 * len(found), "each results file has its samples"
+    with_samples = [results for results, _ in found.values() if "detailed_evaluation_results" in results]
+    assert len(files) == len(found) + len(with_samples), "each results file of a task has its samples"
     for file, (results, samples) in found.items():
         assert not list(faults(results, RESULTS)), file
+        is_group = all(
+            "aggregation" in result["metric_config"]["additional_details"] for result in results["evaluation_results"]
+        )
+        assert is_group == ("detailed_evaluation_results" not in results)
+        if is_group:
+            check_relations(results, samples)
+            continue
         detailed = results["detailed_evaluation_results"]
         companion = folder / detailed["file_path"]
         assert companion == file.with_name(f"{file.stem}_samples.jsonl")

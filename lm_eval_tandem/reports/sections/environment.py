@@ -1,4 +1,4 @@
-"""What a report ends with: models, engines, classifiers and versions of the runs."""
+"""What a report ends with: models, engines, classifiers and versions of the runs, and repeated runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "transformers", "vllm", "openai", "xllamacpp")
 
 
 def environment(data: ReportData) -> list[str]:
-    """Return one line per fact, sorted, each once."""
+    """Return one line per fact, sorted, each once, and one for each run that was left out for a repetition of it."""
     lines: set[str] = set()
     for run in data.runs:
         description = run.description
@@ -30,7 +30,7 @@ def environment(data: ReportData) -> list[str]:
             lines.add(f"efforts {efforts} mentor tokens; lm-eval-tandem {description['version']}")
         lines.add(f"commit {run.commit}")
         lines.add(f"{run.domain}: accuracy is the metric {run.metric}")
-    return sorted(lines)
+    return sorted(lines) + [left.sentence(names=True) for left in data.left_out]
 
 
 def classifier(description: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from lm_eval_tandem.reports.sources.joining import Joined
 from lm_eval_tandem.reports.sources.question_settings import (
     CHAT_TEMPLATE,
     NO_TEMPLATE,
+    SAMPLING_SEED,
     SERVERS_TEMPLATE,
     SHOT_SEED,
     SHOTS_AS_TURNS,
@@ -87,7 +88,11 @@ def settings_rows(run: Run, reference: Run) -> list[Row]:
     for task in common:
         own, theirs = run.settings[task], reference.settings[task]
         for name in dict.fromkeys([*own, *theirs]):
-            matters = name in own and name in theirs if name in (SHOT_SEED, SHOTS_AS_TURNS) else name != CHAT_TEMPLATE
+            matters = (
+                name in own and name in theirs
+                if name in (SHOT_SEED, SHOTS_AS_TURNS, SAMPLING_SEED)
+                else name != CHAT_TEMPLATE
+            )
             row = (name, own.get(name, "none"), theirs.get(name, "none"))
             if matters and row[1] != row[2]:
                 tasks.setdefault(row, []).append(task)

@@ -5,6 +5,8 @@ This is what almost every section of a report works on. `grouping` makes compari
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from lm_eval_tandem.digits import mean, subtract, without_last_bits
 from lm_eval_tandem.reports.sources.joining import Joined
 from lm_eval_tandem.reports.sources.labels import natural_order, run_label, slug
+from lm_eval_tandem.reports.sources.question_settings import CHAT_TEMPLATE, NO_TEMPLATE
 from lm_eval_tandem.reports.sources.runs import Floats, Run
 from lm_eval_tandem.reports.table import CostUnit, cost_unit
 from lm_eval_tandem.training.bootstrap import Interval, central_interval, resampled_means
@@ -71,6 +74,20 @@ class Comparison:
         """Number of questions that each run answered."""
         return len(self.runs[0].questions)
 
+    @cached_property
+    def usual(self) -> tuple[Run, ...]:
+        """The runs without repetitions that were asked in another way: of each system the run asked as most runs were.
+
+        Sections that need one run of each policy use these. Tables of all runs have the others as rows of their own.
+        """
+        ways = Counter(way_asked(run) for run in self.runs)
+        chosen: dict[str, Run] = {}
+        for run in self.runs:
+            before = chosen.get(run.system)
+            if before is None or ways[way_asked(run)] > ways[way_asked(before)]:
+                chosen[run.system] = run
+        return tuple(run for run in self.runs if chosen[run.system] is run)
+
     @property
     def intern(self) -> Run | None:
         """The run of the intern alone."""
@@ -84,12 +101,12 @@ class Comparison:
     @property
     def stages(self) -> dict[int, Run]:
         """Runs of fixed stages by stage; stage 0 is the intern alone."""
-        stages = {int(run.policy.partition(":")[2]): run for run in self.runs if run.policy.startswith("stage:")}
+        stages = {int(run.policy.partition(":")[2]): run for run in self.usual if run.policy.startswith("stage:")}
         intern = self._first_of("intern")
         return dict(sorted({**({0: intern} if intern else {}), **stages}.items()))
 
     def _first_of(self, policy: str) -> Run | None:
-        return next((run for run in self.runs if run.policy.partition(":")[0] == policy), None)
+        return next((run for run in self.usual if run.policy.partition(":")[0] == policy), None)
 
     @property
     def efforts(self) -> tuple[int, ...]:
@@ -113,7 +130,7 @@ class Comparison:
     @property
     def cascades(self) -> list[Run]:
         """The runs of the policy cascade: one per classifier."""
-        return [run for run in self.runs if run.policy == "cascade"]
+        return [run for run in self.usual if run.policy == "cascade"]
 
     @property
     def cascade(self) -> Run | None:
@@ -246,6 +263,15 @@ class Comparison:
     def subject_mask(self, subject: str) -> NDArray[np.bool_]:
         """Return which questions have a subject, bool (Q,)."""
         return np.array(self.runs[0].subjects) == subject
+
+
+def way_asked(run: Run) -> str:
+    """Return how a run was asked; mentor and intern may each have the chat template of their own model."""
+    ways = {
+        task: {**settings, CHAT_TEMPLATE: str(settings.get(CHAT_TEMPLATE) == NO_TEMPLATE)}
+        for task, settings in run.settings.items()
+    }
+    return json.dumps(ways, sort_keys=True)
 
 
 def _key(run: Run) -> str:

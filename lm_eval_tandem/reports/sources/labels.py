@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval_tandem.digits import colon_separated, nearest_decimal
-from lm_eval_tandem.reports.sources.question_settings import CHAT_TEMPLATE, FEW_SHOT, NO_TEMPLATE
-from lm_eval_tandem.reports.sources.runs import Run
+from lm_eval_tandem.reports.sources.question_settings import CHAT_TEMPLATE, FEW_SHOT, in_words, told_apart
+from lm_eval_tandem.reports.sources.runs import IDENTIFYING, Run
 
 
 def run_label(run: Run, others: Sequence[Run]) -> str:
@@ -25,10 +25,21 @@ def run_label(run: Run, others: Sequence[Run]) -> str:
     """
     if not run.policy:
         return _other_label(run, [other for other in others if other.name == run.name])
+    variants = [other for other in others if other.system == run.system]
+    words = told_apart([_settings(variant) for variant in variants])
+    own = next(told for told, variant in zip(words, variants, strict=True) if variant.identity == run.identity)
+    return ", ".join([_tandem_label(run, list({other.system: other for other in others}.values())), *own])
+
+
+def _tandem_label(run: Run, others: Sequence[Run]) -> str:
+    """Return the policy of a run with as much as tells it from other systems, of which `others` has one run each."""
     for label in (_policy, _with_classifier, _with_recipe, _with_thresholds):
         if len({label(other) for other in others}) == len(others):
             return label(run)
-    return f"{_with_thresholds(run)}, number {others.index(run) + 1}"
+    labels = {other.system: _with_settings(other, others) for other in others}
+    if len(set(labels.values())) == len(others):
+        return labels[run.system]
+    return f"{_with_thresholds(run)}, number {[other.system for other in others].index(run.system) + 1}"
 
 
 def _other_label(run: Run, namesakes: Sequence[Run]) -> str:
@@ -47,11 +58,19 @@ def _other_label(run: Run, namesakes: Sequence[Run]) -> str:
 
 def _told_apart_by(run: Run) -> dict[str, str]:
     """Return what may tell runs of one other model apart, the first thing first: how it was asked, its arguments."""
-    settings = {name: value for of_task in run.settings.values() for name, value in of_task.items()}
-    applied = "without" if settings.get(CHAT_TEMPLATE) == NO_TEMPLATE else "with"
-    facts = {FEW_SHOT: f"{settings.get(FEW_SHOT)}-shot", CHAT_TEMPLATE: f"{applied} chat template"}
-    facts |= {name: f"{name} {settings[name]}" for name in ("max_gen_toks", "sampling") if name in settings}
+    settings = _settings(run)
+    first = [name for name in (FEW_SHOT, CHAT_TEMPLATE, "max_gen_toks", "sampling") if name in settings]
+    facts = {name: in_words(name, settings[name]) for name in dict.fromkeys([*first, *settings])}
     return facts | {name: f"{name} {without_paths(value)}" for name, value in sorted(run.arguments.items())}
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """Return how a run was asked; where its tasks differ in a setting, all their values."""
+    names = dict.fromkeys(name for of_task in run.settings.values() for name in of_task)
+    return {
+        name: " or ".join(dict.fromkeys(of_task[name] for of_task in run.settings.values() if name in of_task))
+        for name in names
+    }
 
 
 def _policy(run: Run) -> str:
@@ -72,6 +91,17 @@ def _with_recipe(run: Run) -> str:
 
 def _with_thresholds(run: Run) -> str:
     return f"{run.policy} ({_classifier(run)}, {colon_separated(run.description.get('thresholds') or ())})"
+
+
+def _with_settings(run: Run, others: Sequence[Run]) -> str:
+    """Return the policy of a run, and the settings in which it differs from other runs of this policy."""
+    values = [
+        {name: other.description.get(name) for name in IDENTIFYING if name not in ("run", "policy")} for other in others
+    ]
+    differing = [name for name in values[0] if any(one[name] != values[0][name] for one in values)]
+    own = {name: run.description.get(name) for name in differing}
+    told = [f"{name} {without_paths(value)}" for name, value in own.items() if isinstance(value, (str, int, float))]
+    return ", ".join([run.policy, *told])
 
 
 def model_name(model: str) -> str:

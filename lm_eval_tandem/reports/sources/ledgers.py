@@ -13,6 +13,7 @@ import numpy as np
 from lm_eval_tandem.digits import mean
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import FORMAT
+from lm_eval_tandem.ledger_checksums import JUDGED_LATER, as_packed, checksum
 from lm_eval_tandem.reports.sources.files import describe, read_lines
 from lm_eval_tandem.reports.sources.runs import MEASURES, Floats, QuestionId, Run, identity
 
@@ -87,17 +88,70 @@ def records_of(ledger: Ledger, run: Run) -> list[list[dict[str, Any]]] | None:
 
 
 def belongs(ledger: Ledger, run: Run, records: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
-    """Whether a ledger is that of a run: same settings, and in the records the same numbers as in the samples."""
-    # `thinking` is a model argument that the header of a ledger does not have
-    ours, theirs = ({**description, "thinking": None} for description in (run.description, ledger.description))
-    if identity(theirs) != identity(ours):
+    """Whether a ledger is that of a run: same settings, and the numbers of the results and of the samples."""
+    totals = run.description.get("totals") or {}
+    if not same_system(ledger.description, run.description) or not has_checksum(ledger, totals):
         return False
+    return same_tokens(ledger, totals) and same_measures(run, records)
+
+
+def same_measures(run: Run, records: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether records have the same numbers as the samples of a run, where both have them."""
     recorded = measures_of(records)
     return all(
         np.allclose(run.measures[name], recorded[name], rtol=1e-9, atol=0)  # costs of tiny models are tiny
         for name in MEASURES
         if name in run.measures and name in recorded
     )
+
+
+def same_system(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a ledger's header and a run's description name the same models with the same settings."""
+    # `thinking` is a model argument that the header of a ledger does not have
+    first, second = ({**description, "thinking": None} for description in (one, other))
+    return identity(first) == identity(second)
+
+
+def has_checksum(ledger: Ledger, totals: Mapping[str, Any]) -> bool:
+    """Whether a ledger has the checksum that a run's totals have of it, or they have none, as those of older versions.
+
+    The checksum of packed records counts only for records that are packed.
+    """
+    recorded = totals.get("ledger")
+    if recorded is None:
+        return True
+    if is_whole(ledger, totals):
+        return True
+    own = records_in_order(ledger)
+    return all(map(is_as_packed, own)) and checksum(map(as_packed, own)) == recorded.get("packed")
+
+
+def is_whole(ledger: Ledger, totals: Mapping[str, Any]) -> bool:
+    """Whether every field of every record is as the run wrote it, by the checksum in its totals."""
+    return checksum(records_in_order(ledger)) == (totals.get("ledger") or {}).get("whole")
+
+
+def records_in_order(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the records of a ledger in the order of the file."""
+    return [record for repeats in ledger.records.values() for record in repeats]
+
+
+def is_as_packed(record: Mapping[str, Any]) -> bool:
+    """Whether a record has what a packed one has, and no more."""
+    judgements = record.get("stages")
+    if not isinstance(judgements, list) or not all(isinstance(one, dict) for one in judgements):
+        return False
+    packed = as_packed(record)
+    for judgement, kept in zip(judgements, packed["stages"], strict=True):
+        kept |= {name: judgement[name] for name in JUDGED_LATER if name in judgement}
+    return packed == {**record, "stages": judgements}
+
+
+def same_tokens(ledger: Ledger, totals: Mapping[str, Any]) -> bool:
+    """Whether the tokens of all records are those of a run's totals, where it has recorded them."""
+    recorded = totals.get("tokens") or {}
+    own = {name: sum(record["tokens"].get(name, 0) for record in records_in_order(ledger)) for name in recorded}
+    return own == dict(recorded)
 
 
 def measures_of(records: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Floats]:

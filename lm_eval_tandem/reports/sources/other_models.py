@@ -34,7 +34,7 @@ class OtherModel:
     name
         The model's name or folder.
     key
-        A string that is the same for two runs of the same model with the same arguments and templates.
+        A string that is the same for two runs of the same model with the same arguments.
     parameters
         Number of parameters; None if it is not known.
     tokenizer
@@ -171,14 +171,11 @@ def read(results: Mapping[str, Any], folder: str, arguments: Mapping[str, Any]) 
     kind, name = str(config.get("model") or ""), str(results.get("model_name") or folder)
     recorded = config.get("model_num_parameters")  # the harness's hf counts them
     given = {argument: value for argument, value in arguments.items() if argument not in WITHOUT_EFFECT}
-    templates = [
-        results.get(entry) for entry in ("chat_template_sha", "system_instruction_sha", "fewshot_as_multiturn")
-    ]
     cut_off = arguments.get(REASONING_CUT_OFF) not in (None, "", "None")
     return OtherModel(
         kind,
         name,
-        json.dumps([kind, name, given, config.get("gen_kwargs"), templates], sort_keys=True, default=str),
+        json.dumps([kind, name, given], sort_keys=True, default=str),
         recorded if isinstance(recorded, int) and recorded > 0 else None,
         uncounted=f"the harness cut its reasoning off ({REASONING_CUT_OFF})" if cut_off else "",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval_tandem.digits import nearest_decimal
@@ -16,11 +16,19 @@ CHAT_TEMPLATE = "chat template"
 SHOT_SEED = "seed of the few-shot examples"
 SHOTS_AS_TURNS = "few-shot examples as turns"
 """Names of settings that matter, and are known, only where there are few-shot examples."""
+ASKED = "questions asked"
+"""The name of a setting that only runs of one system have which were asked different questions of a task."""
+GRADE = "grade"
+"""The name of the setting that says how answers were graded, not how they were asked for."""
+SAMPLING_SEED = "seed of sampling"
+"""The name of a setting that other models than tandem's have where they sample: a tandem has a seed of its own."""
 NO_TEMPLATE = "not applied"
 SERVERS_TEMPLATE = "the server's own"
 """Values of `CHAT_TEMPLATE`; any other names the template by its checksum."""
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What the harness calls the longest answer, the first one counting most."""
+GREEDY = "greedy"
+"""The value of the setting `sampling` where every token is the most probable one."""
 SAMPLING = ("do_sample", "temperature")
 SAMPLING_DETAILS = ("top_p", "top_k", "min_p", "seed")
 """Generation arguments without a meaning where nothing is sampled."""
@@ -29,7 +37,11 @@ LONGEST = 60
 
 
 def settings_of(
-    results: Mapping[str, Any], task: str, task_config: Mapping[str, Any], arguments: Mapping[str, Any], metric: str
+    results: Mapping[str, Any],
+    task: str,
+    task_config: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    metric: str | None = None,
 ) -> dict[str, str]:
     """Return how a run asked the questions of a task: each setting with its value, as text.
 
@@ -42,13 +54,13 @@ def settings_of(
     arguments
         The run's model arguments.
     metric
-        Name of the metric that grades the answers.
+        Name of the metric that grades the answers; None leaves it out.
     """
     shots = (results.get("n-shot") or {}).get(task, task_config.get("num_fewshot"))
     template = chat_template(results)
     found = {
         "task version": text_of((results.get("versions") or {}).get(task)),
-        "grade": metric,
+        **({GRADE: metric} if metric is not None else {}),
         FEW_SHOT: text_of(shots or 0),
         CHAT_TEMPLATE: template,
         "system instruction": text_of(results.get("system_instruction")),
@@ -63,6 +75,8 @@ def settings_of(
             found[SHOTS_AS_TURNS] = text_of(bool(results.get("fewshot_as_multiturn")))
     if task_config.get("output_type", "generate_until") == "generate_until":
         found |= generation(task_config, arguments)
+        if found["sampling"] != GREEDY and not results["config"].get("tandem"):
+            found[SAMPLING_SEED] = text_of(results["config"].get("torch_seed"))
     return found
 
 
@@ -85,7 +99,7 @@ def generation(task_config: Mapping[str, Any], arguments: Mapping[str, Any]) -> 
     found = {
         "max_gen_toks": "not set" if limit is None else str(limit),
         "until": ", ".join(json.dumps(stop) for stop in ([until] if isinstance(until, str) else until)) or "none",
-        "sampling": "greedy" if greedy else f"temperature {temperature:g}",
+        "sampling": GREEDY if greedy else f"temperature {temperature:g}",
     }
     apart = {*TOKEN_LIMITS, "until", *SAMPLING, *(SAMPLING_DETAILS if greedy else ())}
     return found | {name: text_of(value) for name, value in given.items() if name not in apart}
@@ -120,3 +134,29 @@ def rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(one) for one in value]
     return nearest_decimal(value) if isinstance(value, float) else value
+
+
+def told_apart(ways: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Return for each of some ways to ask the words that tell it from the others: for each setting that differs, one.
+
+    Examples
+    --------
+    >>> told_apart([{"few-shot examples": "0", "until": "none"}, {"few-shot examples": "2", "until": "none"}])
+    [['0-shot'], ['2-shot']]
+    """
+    names = [name for name in dict.fromkeys(name for way in ways for name in way) if name != GRADE]
+    differing = [name for name in names if len({way.get(name) for way in ways}) > 1]
+    in_all = [name for name in differing if all(name in way for way in ways)]  # the seed of examples, if both have any
+    is_enough = len({tuple(way[name] for name in in_all) for way in ways}) == len(ways)
+    return [[in_words(name, way[name]) for name in (in_all if is_enough else differing) if name in way] for way in ways]
+
+
+def in_words(name: str, value: str) -> str:
+    """Return a setting as a part of a run's name."""
+    if name == FEW_SHOT:
+        return f"{value}-shot"
+    if name == CHAT_TEMPLATE:
+        return {NO_TEMPLATE: "without chat template", SERVERS_TEMPLATE: "with the server's chat template"}.get(
+            value, f"with chat template {value}"
+        )
+    return f"{name} {value}"

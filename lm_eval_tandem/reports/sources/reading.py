@@ -1,8 +1,9 @@
-"""Reading runs from results folders: one `Run` per policy or other model and domain, the newest of those repeated."""
+"""Reading runs from results folders: one `Run` for each policy or other model, way to ask, and domain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,37 @@ from typing import Any
 import numpy as np
 
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports.sources import answer_tokens, harness_files, other_models
-from lm_eval_tandem.reports.sources.other_models import GivenCosts, OtherModel
-from lm_eval_tandem.reports.sources.question_settings import FEW_SHOT, settings_of
-from lm_eval_tandem.reports.sources.runs import MEASURES, Floats, Run, identity
+from lm_eval_tandem.reports.sources import harness_files, recorded_runs, repeats, variants
+from lm_eval_tandem.reports.sources.other_models import GivenCosts
+from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
+from lm_eval_tandem.reports.sources.repeats import LeftOut
+from lm_eval_tandem.reports.sources.runs import MEASURES, Run, identity
+from lm_eval_tandem.reports.sources.task_runs import TaskRun, tasks_of
 
 SUBJECT_FIELDS = ("subject", "type")
 """Fields of a document that name its subject, unless the user names another one."""
 
 
 @dataclass(frozen=True)
-class TaskRun:
-    """A run on a single task, before tasks of a group are joined; `documents` has one entry per question."""
+class Found:
+    """The runs of some results files.
 
-    run: Run
-    documents: Sequence[Mapping[str, Any]]
+    Attributes
+    ----------
+    runs
+        Sorted by domain and name, without ledger records (see `ledgers.join`).
+    left_out
+        The runs in whose place another one was taken.
+    """
+
+    runs: list[Run]
+    left_out: list[LeftOut]
 
 
 def read(
     folders: Iterable[Path], metric: str | None = None, by: str | None = None, given: GivenCosts | None = None
-) -> list[Run]:
-    """Read every run below some folders; of a run that was repeated, the newest. Ledgers are joined later.
+) -> Found:
+    """Read every run below some folders, each once (`repeats`). Ledgers are joined later.
 
     Parameters
     ----------
@@ -43,52 +54,56 @@ def read(
     given
         What the command line says of models other than tandem's.
 
-    Returns
-    -------
-    list of Run
-        Sorted by domain and name, without ledger records (see `ledgers.join`).
-
     Raises
     ------
     ArgumentError
         A folder holds no readable results, or results without samples, no question has the field `by`, or no model a
         name in `given`.
     """
-    paths, given = list(folders), given or GivenCosts()
-    newest: dict[tuple[str, str, str], TaskRun] = {}
-    group_of: dict[str, str] = {}
-    files = [file for folder in paths for file in harness_files.find_results(folder)]
-    for file in sorted(files, key=lambda file: file.name):  # names end in a time stamp: the newest comes last
-        results = harness_files.load_results(file)
-        for group, tasks in (results.get("group_subtasks") or {}).items():
-            group_of |= dict.fromkeys(tasks, group)
-        for task_run in read_task_runs(file, results, metric, given):
-            run = task_run.run
-            newest[run.domain, run.identity, run.settings[run.domain][FEW_SHOT] if run.model else ""] = task_run
-    given.check_names([task_run.run.model for task_run in newest.values() if task_run.run.model])
+    given = given or GivenCosts()
+    recorded = recorded_runs.read(file for folder in folders for file in harness_files.find_results(folder))
+    kept, left_out = read_task_runs(recorded, metric, given)
+    given.check_names([task_run.run.model for task_run in kept if task_run.run.model])
     if by is not None:
-        check_field(by, newest.values())
+        check_field(by, kept)
+    group_of = groups(recorded)
     parts: dict[tuple[str, str], list[TaskRun]] = {}
-    for (task, _, _), task_run in sorted(with_own_identities(newest).items()):
-        parts.setdefault((group_of.get(task, task), task_run.run.identity), []).append(task_run)
+    for task_run in sorted(kept, key=lambda one: (one.run.domain, one.run.identity)):
+        domain = group_of.get(task_run.run.domain, task_run.run.domain)
+        parts.setdefault((domain, task_run.run.identity), []).append(task_run)
     runs = [join_tasks(domain, part, by) for (domain, _), part in sorted(merge_per_task_cascades(parts).items())]
-    return sorted(runs, key=lambda run: (run.domain, run.name, run.identity))
+    return Found(sorted(runs, key=order), left_out)
 
 
-def with_own_identities(task_runs: Mapping[tuple[str, str, str], TaskRun]) -> dict[tuple[str, str, str], TaskRun]:
-    """Return runs by task, identity and number of examples, with an identity of its own for each number of them.
+def order(run: Run) -> tuple[str, str, str, list[tuple[int, str]]]:
+    """Return a sorting key: by domain, name and system; of those, numbers in the way to ask by their size."""
+    parts = [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", run.variant)]
+    return run.domain, run.name, run.system, parts
 
-    One other model may have been run on a task with several numbers of few-shot examples.
+
+def read_task_runs(
+    recorded: Sequence[RecordedRun], metric: str | None, given: GivenCosts
+) -> tuple[list[TaskRun], list[LeftOut]]:
+    """Return what reports and submissions show of some results files: the runs on each task, and those left out.
+
+    Parameters
+    ----------
+    recorded
+        The results files, the oldest first.
+    metric, given
+        As for `read`.
     """
-    keys = [key[:2] for key in task_runs]
-    apart = {}
-    for key, task_run in task_runs.items():
-        task, run_identity, shots = key
-        if keys.count((task, run_identity)) > 1 and task_run.run.model is not None:
-            model = replace(task_run.run.model, key=f"{run_identity}, {shots} examples")
-            task_run = replace(task_run, run=replace(task_run.run, model=model))
-        apart[key] = task_run
-    return apart
+    kept, left_out = repeats.choose([part for run in recorded for part in tasks_of(run, metric, given)])
+    return variants.tell_apart(kept, groups(recorded)), left_out
+
+
+def groups(recorded: Iterable[RecordedRun]) -> dict[str, str]:
+    """Return the group of each task that some run asked for as part of one."""
+    group_of: dict[str, str] = {}
+    for run in recorded:
+        for group, tasks in (run.results.get("group_subtasks") or {}).items():
+            group_of |= dict.fromkeys(tasks, group)
+    return group_of
 
 
 def check_field(field: str, task_runs: Iterable[TaskRun]) -> None:
@@ -97,67 +112,6 @@ def check_field(field: str, task_runs: Iterable[TaskRun]) -> None:
         return
     known = sorted({name for task_run in task_runs for document in task_run.documents[:1] for name in document})
     raise ArgumentError(f"--by {field}: no question has this field; they have {', '.join(known)}.")
-
-
-def read_task_runs(file: Path, results: dict[str, Any], metric: str | None, given: GivenCosts) -> list[TaskRun]:
-    """Return the runs in one results file, one per task."""
-    config = results["config"]
-    arguments = harness_files.model_arguments(config.get("model_args"))
-    description = dict(config.get("tandem") or {})
-    if description:
-        description["thinking"] = str(arguments.get("thinking", "auto"))
-    other = None if description else given.complete(other_models.read(results, file.parent.name, arguments))
-    task_runs = []
-    for task, task_config in results["configs"].items():
-        samples, metric_name = harness_files.read_samples(file, task, task_config, metric)
-        model: OtherModel | None = None
-        counted: dict[str, Floats] = {}
-        if other is not None:
-            model, counted = answer_tokens.count(other, samples, task_config, arguments)
-        run = Run(
-            name=description.get("run", file.parent.name) if model is None else model.label,
-            policy=description.get("policy", ""),
-            domain=task,
-            description=description,
-            arguments=arguments,
-            flags=harness_files.command_flags(results),
-            commit=str(results.get("git_hash") or "unknown"),
-            metric=metric_name,
-            questions=tuple((task, int(sample["doc_id"])) for sample in samples),
-            subjects=(),
-            grades=numbers_of(samples, metric_name, task),
-            measures=counted
-            | {
-                name: numbers_of(samples, name, task)
-                for name in MEASURES
-                if all(sample.get(name) is not None for sample in samples)
-            },
-            model=model,
-            settings={task: settings_of(results, task, task_config, arguments, metric_name)},
-            documents=tuple(harness_files.document_checksum(sample) for sample in samples),
-            prompts=tuple(harness_files.prompt_checksum(sample) for sample in samples),
-        )
-        documents = [sample["doc"] if isinstance(sample.get("doc"), dict) else {} for sample in samples]
-        task_runs.append(TaskRun(run, documents))
-    return task_runs
-
-
-def numbers_of(samples: Sequence[Mapping[str, Any]], name: str, task: str) -> Floats:
-    """Return one number of every sample, float64 (Q,).
-
-    Raises
-    ------
-    ArgumentError
-        One of them is no number, as with metrics that are computed from all questions together.
-    """
-    try:
-        return np.array([float(sample[name]) for sample in samples])
-    except (TypeError, ValueError):
-        other = next(sample[name] for sample in samples if not isinstance(sample[name], (int, float)))
-        raise ArgumentError(
-            f"--metric {name}: {task} has {str(other)[:40]} for a question, where a report needs one number; "
-            "name a metric that grades every question."
-        ) from None
 
 
 def merge_per_task_cascades(parts: dict[tuple[str, str], list[TaskRun]]) -> dict[tuple[str, str], list[TaskRun]]:
@@ -181,7 +135,7 @@ def merge_per_task_cascades(parts: dict[tuple[str, str], list[TaskRun]]) -> dict
     candidates: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for (domain, run_identity), task_runs in parts.items():
         if len(task_runs) < len(tasks[domain]) and all(judged_by_own_classifier(part.run) for part in task_runs):
-            common = identity(per_task_description(task_runs[0].run))
+            common = f"{identity(per_task_description(task_runs[0].run))} {task_runs[0].run.variant}"
             candidates.setdefault((domain, common), []).append((domain, run_identity))
     merged = dict(parts)
     for (domain, common), keys in candidates.items():

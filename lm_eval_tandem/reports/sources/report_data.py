@@ -11,6 +11,7 @@ from lm_eval_tandem.reports.sources import classifiers, ledgers, reading
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.grouping import group
 from lm_eval_tandem.reports.sources.other_models import GivenCosts
+from lm_eval_tandem.reports.sources.repeats import LeftOut
 from lm_eval_tandem.reports.sources.runs import Run
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class ReportData:
         The folders that the user named.
     runs
         Every run below them, with the records of its ledger.
+    left_out
+        Runs in whose place another one was taken.
     comparisons
         The runs by domain and pair; at least one.
     classifier
@@ -42,6 +45,7 @@ class ReportData:
 
     folders: Sequence[Path]
     runs: Sequence[Run]
+    left_out: Sequence[LeftOut]
     comparisons: Sequence[Comparison]
     classifier: Sufficiency | None = None
     collected: Sequence[Path] = ()
@@ -57,11 +61,13 @@ def read(
     given: GivenCosts | None = None,
 ) -> ReportData:
     """Read the runs below some folders and what belongs to them; parameters as `report.report`."""
-    found = ledgers.join(reading.read(folders, metric, by, given), folders)
-    comparisons = group(found)
+    found = reading.read(folders, metric, by, given)
+    runs = ledgers.join(found.runs, folders)
+    comparisons = group(runs)
     return ReportData(
         folders=folders,
-        runs=found,
+        runs=runs,
+        left_out=found.left_out,
         comparisons=comparisons,
         classifier=classifiers.find(comparisons, folders) if classifier is None else classifiers.load(classifier),
         collected=[collected] if collected else sorted(f for folder in folders for f in folder.rglob(COLLECTED)),

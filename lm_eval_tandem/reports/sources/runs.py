@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ MEASURES = ("length", "mentor_tokens", "tflops", "bill", "seconds", "stage", "tr
 """Numbers that a run may have per question besides its grade: read from samples, or derived from ledger records."""
 PAIR_SETTINGS = (*SETTING, "thinking")
 """Settings that make two runs of the same models runs of two different pairs."""
+
+IDENTIFYING = (
+    *("run", "policy", "seed", "classifier", "recipe", "thresholds", "scorer", "reference", "options"),
+    *("loglikelihood", *PAIR_SETTINGS),
+)
+"""Settings in which two runs of the same models are runs of two systems."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +69,9 @@ class Run:
         For each task how its questions were asked (`question_settings`).
     documents, prompts
         Checksums of each question's document and prompt; "" where they are not known.
+    variant
+        What tells the run apart from those of the same system that were asked in another way (`variants`); "" where
+        there is none.
     """
 
     name: str
@@ -81,16 +91,22 @@ class Run:
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     documents: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    variant: str = ""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Which questions count as answered correctly: those graded 0.5 or higher."""
         return np.asarray(without_last_bits(self.grades) >= 0.5, dtype=np.bool_)
 
-    @property
-    def identity(self) -> str:
-        """A string that is the same for two runs of the same models with the same settings."""
+    @cached_property
+    def system(self) -> str:
+        """A string that is the same for two runs of the same models with the same settings, however they were asked."""
         return self.model.key if self.model else identity(self.description)
+
+    @cached_property
+    def identity(self) -> str:
+        """A string that is the same for two runs of the same models with the same settings, asked in the same way."""
+        return f"{self.system} {self.variant}" if self.variant else self.system
 
     @property
     def classifier_facts(self) -> Mapping[str, Any]:
@@ -113,8 +129,7 @@ def identity(description: Mapping[str, Any]) -> str:
     models = {
         name: [facts.get(key) for key in ("model", "parameters")] for name, facts in models_of(description).items()
     }
-    names = ("run", "policy", "seed", "classifier", "recipe", "thresholds", "scorer", "reference", *PAIR_SETTINGS)
-    settings = {name: description.get(name) for name in names}
+    settings = {name: description.get(name) for name in IDENTIFYING}
     settings["thresholds"] = (
         [nearest_decimal(value) for value in settings["thresholds"]] if settings["thresholds"] else None
     )
