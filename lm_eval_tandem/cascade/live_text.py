@@ -15,8 +15,8 @@ from lm_eval_tandem.cascade.watcher import SILENT, Watcher
 from lm_eval_tandem.engines import Engine, OnTokens
 from lm_eval_tandem.engines.settled import held_back, incomplete_character, settled_text
 
-INTERVAL = 0.03
-"""Seconds between two reports of a text, at least."""
+INTERVAL = 0.1
+"""Seconds between two reports of a text, at least: reports of many texts at once take time from the models."""
 DECODING_SHARE = 0.05
 """Largest share of the time that decoding takes: of a text that takes longer to decode, reports are rarer."""
 
@@ -75,7 +75,8 @@ class LiveText:
                 return
             self.show(text_of(tuple(ids)))
             now = time.perf_counter()
-            self._due = now + max(INTERVAL, (now - started) / DECODING_SHARE)
+            # What begins is shown at once, also where the first tokens of a text are not sure yet.
+            self._due = now + max(INTERVAL if self.shown else 0.0, (now - started) / DECODING_SHARE)
 
         return grew
 
@@ -169,7 +170,8 @@ class LiveInsight(LiveText):
     """What the mentor writes before the answer, up to the stage `stage`, without the tags around thoughts."""
 
     def __init__(self, watcher: Watcher = SILENT) -> None:
-        super().__init__(None if watcher is SILENT else lambda text: watcher.insight_grew(self.stage, text))
+        is_watched = watcher is not SILENT and watcher.watches_insights
+        super().__init__((lambda text: watcher.insight_grew(self.stage, text)) if is_watched else None)
         self.stage = 0
 
     def by(self, engine: Engine, begun: tuple[int, ...], before: str) -> OnTokens | None:

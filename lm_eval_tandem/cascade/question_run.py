@@ -34,6 +34,8 @@ class Task:
         The harness's task, the document's number in it, and the number of the repetition.
     copy
         Number of this task among those of a run that are equal to it, as where the harness fills up a process's share.
+    place
+        Where the question comes from, for messages; "" where task and doc_id say it.
     """
 
     question: Question
@@ -42,6 +44,12 @@ class Task:
     doc_id: int = 0
     repeat: int = 0
     copy: int = 0
+    place: str = ""
+
+    @property
+    def called(self) -> str:
+        """How messages call the question: by its place, or as "gsm8k #3"."""
+        return self.place or f"{self.task or 'request'} #{self.doc_id}"
 
     @property
     def key(self) -> tuple[str, int, int]:

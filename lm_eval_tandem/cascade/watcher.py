@@ -13,7 +13,15 @@ from lm_eval_tandem.ledger import Judgement
 
 
 class Watcher:
-    """Watches one question; this one does nothing, and a subclass overrides what it wants to know."""
+    """Watches one question; this one does nothing, and a subclass overrides what it wants to know.
+
+    Attributes
+    ----------
+    watches_insights
+        Whether `insight_grew` is wanted: insights are not decoded while they are written where it is not.
+    """
+
+    watches_insights = True
 
     def insight_grew(self, stage: int, text: str) -> None:
         """The mentor's insight so far, `text`, while it writes up to this stage; it only grows.

@@ -11,6 +11,7 @@ import jinja2
 
 from lm_eval_tandem.engines import Messages
 from lm_eval_tandem.engines.settled import incomplete_character
+from lm_eval_tandem.engines.token_bound import TokenBound
 from lm_eval_tandem.errors import EngineError
 
 Ids = TypeVar("Ids")
@@ -112,6 +113,11 @@ class LocalTokenizer:
     def encode(self, text: str) -> list[int]:
         """See `Engine.encode`. An empty text is the model's prefix token."""
         return list(self._encoded(text))
+
+    @cached_property
+    def token_bound(self) -> TokenBound | None:
+        """The fewest tokens of a text, which takes no time to know; None where the tokenizer has no such bound."""
+        return TokenBound.of(self.lm.tokenizer)
 
 
 def without_system_role(messages: Messages) -> Messages:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lm_eval_tandem import __version__
 from lm_eval_tandem.errors import TandemError
+from lm_eval_tandem.server.disclosure import Disclosure, without_keys
 from lm_eval_tandem.server.errors import RequestError, request_error_of
 from lm_eval_tandem.server.guard import ClientGone, Guard, GuardOptions, send_error
 from lm_eval_tandem.server.metrics import Metrics
@@ -30,6 +32,8 @@ from lm_eval_tandem.server.work import Work
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+Told = Callable[[Exception, Entry], RequestError]
+"""What a client is told of an error."""
 HEADERS_AFTER = 2.0
 """Seconds after which a stream's status is sent although nothing has happened; until then an error has its own."""
 
@@ -51,7 +55,7 @@ def make_app(service: Service, options: GuardOptions, request_log: RequestLog) -
     routes = Routes(service, metrics)
     app.add_exception_handler(HTTPException, on_http_exception)
     for method, path, endpoint in routes.table():
-        app.add_api_route(path, named(path, endpoint), methods=[method], response_model=None)
+        app.add_api_route(path, named(path, endpoint, routes.told), methods=[method], response_model=None)
     add_page(app, key_needed=bool(options.key))
 
     def report(entry: Entry) -> None:
@@ -61,7 +65,9 @@ def make_app(service: Service, options: GuardOptions, request_log: RequestLog) -
     return Guard(app, options, report)
 
 
-def named(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def named(
+    path: str, endpoint: Callable[[Request], Awaitable[Response]], told: Told
+) -> Callable[[Request], Awaitable[Response]]:
     """The endpoint of a path: the request's entry gets the path's name, and errors become replies."""
 
     async def answer(request: Request) -> Response:
@@ -72,8 +78,8 @@ def named(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Call
         except ClientGone:
             return Response(status_code=CLIENT_GONE)  # nobody gets it
         except Exception as error:
-            told = error_told(error, entry)
-            return json_response(told.body, told.status, told.headers)
+            reply = told(error, entry)
+            return json_response(reply.body, reply.status, reply.headers)
 
     return answer
 
@@ -92,17 +98,6 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return json_response(told.body, told.status, dict(error.headers or {}))
 
 
-def error_told(error: Exception, entry: Entry) -> RequestError:
-    """What the client is told of an error; what is no fault of the request is in the server's own log, too."""
-    told = request_error_of(error)
-    entry.error = told.code or told.kind
-    if not isinstance(error, TandemError):
-        log.error("A request failed.", exc_info=error)
-    elif told.status >= 500:
-        log.warning("A request failed: %s", error)
-    return told
-
-
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A reply of JSON."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -114,6 +109,7 @@ class Routes:
 
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self._service, self._metrics = service, metrics
+        self._disclosure = Disclosure(service.lm.engines)
         described = json.dumps(service.lm.description, sort_keys=True, default=str)
         self._fingerprint = "fp_" + hashlib.sha256(described.encode()).hexdigest()[:10]
 
@@ -126,6 +122,17 @@ class Routes:
         yield "GET", "/v1/tandem/info", self.info
         yield "GET", "/health", self.health
         yield "GET", "/metrics", self.figures
+
+    def told(self, error: Exception, entry: Entry) -> RequestError:
+        """What the client is told of an error; what is no fault of the request is in the server's own log, too."""
+        found = request_error_of(error, entry.id)
+        entry.error = found.code or found.kind
+        if not isinstance(error, TandemError):
+            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            log.error("Request %s failed.\n%s", entry.id, without_keys(trace))
+        elif found.status >= 500:
+            log.warning("Request %s failed: %s", entry.id, without_keys(str(error)))
+        return found.in_words(self._disclosure.sentence(str(found)))
 
     async def models(self, request: Request) -> Response:
         """The names that the server answers under."""
@@ -140,7 +147,8 @@ class Routes:
     async def info(self, request: Request) -> Response:
         """What is loaded, for the page."""
         service = self._service
-        known = {**service.lm.description, "default": service.offers.default, "policies": service.offers.descriptions}
+        described = self._disclosure.content(service.lm.description)
+        known = {**described, "default": service.offers.default, "policies": service.offers.descriptions}
         limits = {"max_tokens": service.limits.max_tokens, "max_requests": service.limits.max_requests}
         return json_response(known | limits)
 
@@ -168,11 +176,11 @@ class Routes:
         replies = Replies(asked.is_chat, asked.model, self._fingerprint)
         work = await self._service.begin(asked)
         if asked.stream:
-            return StreamedReply(self._service, work, replies, entry)
+            return StreamedReply(self._service, work, replies, entry, self.told)
         try:
             answers = await while_connected(work.answers(), request.receive)
         finally:
-            await asyncio.shield(self._service.end(work))
+            await self._service.end(work)
         entry.answered = answers
         return json_response(replies.whole(work, answers))
 
@@ -214,9 +222,9 @@ class StreamedReply(Response):
     Until the first event the status is open, so that an error gets its own; after that an error is the last event.
     """
 
-    def __init__(self, service: Service, work: Work, replies: Replies, entry: Entry) -> None:
+    def __init__(self, service: Service, work: Work, replies: Replies, entry: Entry, told: Told) -> None:
         super().__init__()
-        self._service, self._work, self._entry = service, work, entry
+        self._service, self._work, self._entry, self._told = service, work, entry, told
         self._stream = AnswerStream(work, replies)
         self._is_complete = False
 
@@ -228,7 +236,7 @@ class StreamedReply(Response):
             if not self._is_complete:  # uvicorn tells of a reply's end and of a client that hangs up in the same way
                 self._entry.status = CLIENT_GONE
         finally:
-            await asyncio.shield(self._service.end(self._work))
+            await self._service.end(self._work)
 
     async def _send_all(self, send: Send) -> None:
         begun = False
@@ -245,12 +253,12 @@ class StreamedReply(Response):
         except ClientGone:
             raise
         except Exception as error:
-            told = error_told(error, self._entry)
+            told = self._told(error, self._entry)
             if not begun:
                 self._is_complete = True
                 await send_error(told, send)
                 return
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
+            await send({"type": "http.response.body", "body": error_event(told), "more_body": True})
         answered = self._stream.answered
         self._entry.answered = [answered[index] for index in sorted(answered)]
         self._is_complete = True

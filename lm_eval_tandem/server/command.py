@@ -1,16 +1,17 @@
 """The command `lm-eval-tandem serve`: loads the models, and serves them until it is told to stop.
 
-SIGTERM and Ctrl-C let every accepted request end; nothing new is accepted meanwhile.
+SIGTERM and Ctrl-C let every accepted request end within `--drain-timeout`; nothing new is accepted meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -61,6 +62,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="answers under way at once; beyond them requests get status 429 (default: four batches)",
     )
     parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="after SIGTERM or Ctrl-C, accepted requests have so long to end; those that have not get status 503 "
+        "(default: 30)",
+    )
+    parser.add_argument(
         "--intern-if-mentor-fails",
         action="store_true",
         help="where the mentor cannot be reached or fails, the intern answers alone, and the reply says so",
@@ -101,7 +110,8 @@ def serve(given: argparse.Namespace) -> None:
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             print(f"serve: {', '.join(service.offers.names)} at {address}/v1", file=sys.stderr, flush=True)
-            run(make_app(service, guard, RequestLog()), listener, given.read_seconds)
+            app = make_app(service, guard, RequestLog())
+            run(app, listener, given.read_seconds, given.drain_timeout, service.break_off)
         finally:
             lm.close()
 
@@ -133,6 +143,8 @@ def read_model(given: argparse.Namespace) -> tuple[str, dict[str, Any], Mapping[
 
 def check_numbers(given: argparse.Namespace) -> None:
     """Refuse limits that would let nothing through."""
+    if not 0 <= given.drain_timeout < math.inf:
+        raise ArgumentError(f"--drain-timeout {given.drain_timeout} is no time; give a number of seconds from 0.")
     for name in ("max_body_bytes", "max_tokens", "max_requests", "read_seconds"):
         value = getattr(given, name)
         if value is not None and not value > 0:
@@ -194,11 +206,14 @@ def stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def run(app: Any, listener: socket.socket, read_seconds: float) -> None:
-    """Serve until SIGTERM or Ctrl-C, and then until every accepted request has ended."""
+def run(
+    app: Any, listener: socket.socket, read_seconds: float, drain_timeout: float, break_off: Callable[[], int]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, and then until every accepted request has ended, or was broken off."""
     import uvicorn
 
     from lm_eval_tandem.server.connections import Connection
+    from lm_eval_tandem.server.draining import DrainingServer
 
     config = uvicorn.Config(
         app,
@@ -213,4 +228,4 @@ def run(app: Any, listener: socket.socket, read_seconds: float) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         backlog=BACKLOG,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    DrainingServer(config, drain_timeout, break_off).run(sockets=[listener])

@@ -8,13 +8,13 @@ from lm_eval_tandem.errors import (
     ArgumentError,
     CallError,
     ContextError,
+    EngineError,
     TandemError,
     UnreachableError,
 )
 
 RETRY_AFTER = 1
 """Seconds after which a client that was turned away may try again."""
-INTERNAL = "the server failed at this request; its own log says why."
 
 
 class RequestError(TandemError):
@@ -45,6 +45,10 @@ class RequestError(TandemError):
         self.status, self.kind, self.code, self.param = status, kind, code, param
         self.headers = headers or {}
 
+    def in_words(self, message: str) -> RequestError:
+        """The same error with another sentence."""
+        return RequestError(self.status, message, self.kind, self.code, self.param, self.headers)
+
     @property
     def body(self) -> dict[str, Any]:
         """The reply's JSON object."""
@@ -62,6 +66,13 @@ def busy(message: str) -> RequestError:
     return RequestError(429, message, "rate_limit_error", "rate_limit_exceeded", headers=wait)
 
 
+def stopping() -> RequestError:
+    """A request that the server does not answer any more, because it has been told to end (503)."""
+    wait = {"Retry-After": str(RETRY_AFTER)}
+    message = "the server is being stopped, and the answer was not complete in time; ask again, or another server."
+    return RequestError(503, message, "server_error", "stopping", headers=wait)
+
+
 def in_words_of_requests(sentence: str) -> str:
     """A sentence about the harness's arguments, in the names of a request's fields.
 
@@ -76,19 +87,48 @@ def in_words_of_requests(sentence: str) -> str:
     return sentence
 
 
-def request_error_of(error: Exception) -> RequestError:
-    """What a client is told of an error that a question met."""
+def request_error_of(error: Exception, request: str) -> RequestError:
+    """What a client is told of an error that a question met.
+
+    Where the fault is not the client's, that is a sentence of ours alone: errors of models quote their servers, with
+    addresses, accounts and paths, which are for the log.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    request
+        The id of the request, under which the log says more.
+    """
     if isinstance(error, RequestError):
         return error
     if isinstance(error, ContextError):
         return refusal(in_words_of_requests(str(error)), code="context_length_exceeded")
     if isinstance(error, ArgumentError):
         return refusal(str(error))
+    more = f"the server's log says more under the request's id, {request}."
     if isinstance(error, UnreachableError):
+        what = f"{model_of(error)} cannot be reached, or refuses its service{status_of(error)}; try again later"
         wait = {"Retry-After": str(RETRY_AFTER)}
-        return RequestError(503, str(error), "server_error", "model_unreachable", headers=wait)
+        return RequestError(503, f"{what}; {more}", "server_error", "model_unreachable", headers=wait)
     if isinstance(error, CallError):
-        return RequestError(502, str(error), "server_error", "model_failed")
-    if isinstance(error, TandemError):
-        return RequestError(500, str(error), "server_error", "failed")
-    return RequestError(500, INTERNAL, "server_error", "internal_error")
+        what = f"{model_of(error)} failed at this request{status_of(error)}; try again"
+        return RequestError(502, f"{what}; {more}", "server_error", "model_failed")
+    code = "failed" if isinstance(error, TandemError) else "internal_error"
+    return RequestError(500, f"the server failed at this request; {more}", "server_error", code)
+
+
+def model_of(error: EngineError) -> str:
+    """The model whose engine failed, as a sentence names it."""
+    return f"the {error.role}" if error.role else "a model"
+
+
+def status_of(error: BaseException) -> str:
+    """The kind of status that a model's server replied with, in words for a sentence; "" where there was none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(cause, "status_code", None)
+        if isinstance(status, int) and 400 <= status < 600:
+            return f" (its own server replied with a status {status // 100}xx)"
+        cause = cause.__cause__ or cause.__context__
+    return ""

@@ -82,11 +82,21 @@ class Guard:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", entry.id.encode())]
+            is_late = False
+
+            def give_up() -> None:
+                nonlocal is_late
+                is_late = True
+                scope["state"][ABORT]()  # which ends the waiting; otherwise it would last until the client reads
+
+            # Not asyncio.wait_for: before Python 3.12 that makes a task for each piece.
+            timer = asyncio.get_running_loop().call_later(WRITE_SECONDS, give_up)
             try:
-                await asyncio.wait_for(send(message), WRITE_SECONDS)
-            except asyncio.TimeoutError as error:
-                scope["state"][ABORT]()  # otherwise the connection would wait for ever for the client to read
-                raise ClientGone from error
+                await send(message)
+            finally:
+                timer.cancel()
+            if is_late:
+                raise ClientGone
 
         try:
             self._check(scope)
@@ -100,7 +110,7 @@ class Guard:
             self._report(entry)
 
     async def _fail(self, error: Exception, entry: Entry, send: Send) -> None:
-        told = request_error_of(error)
+        told = request_error_of(error, entry.id)
         entry.error = told.code or told.kind
         if entry.status or not isinstance(error, RequestError):  # uvicorn logs it, and ends the connection
             raise error

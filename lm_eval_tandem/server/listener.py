@@ -41,6 +41,10 @@ class Listener(Watcher):
     ----------
     wake
         Called from the engines' event loop after something has happened.
+    watches_insights
+        Whether insights are wanted.
+    watches_stages
+        Whether judgements and the beginning of the answer are wanted; then insights are, too.
 
     Attributes
     ----------
@@ -48,9 +52,10 @@ class Listener(Watcher):
         The texts so far.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], watches_insights: bool = True, watches_stages: bool = True) -> None:
         self.insight = self.answer = ""
-        self._wake = wake
+        self.watches_insights = watches_insights or watches_stages
+        self._wake, self._watches_stages = wake, watches_stages
         self._lock = threading.Lock()
         self._events: list[Event] = []
 
@@ -67,11 +72,13 @@ class Listener(Watcher):
 
     def stage_judged(self, judgement: Judgement, passed: bool) -> None:
         """See `Watcher`."""
-        self._add(Event("judged", judgement.stage, judgement=judgement, passed=bool(passed)))
+        if self._watches_stages:
+            self._add(Event("judged", judgement.stage, judgement=judgement, passed=bool(passed)))
 
     def answer_begun(self, writer: str, stage: int) -> None:
         """See `Watcher`."""
-        self._add(Event("answer", stage, writer))
+        if self._watches_stages:
+            self._add(Event("answer", stage, writer))
 
     def answer_grew(self, text: str) -> None:
         """See `Watcher`."""

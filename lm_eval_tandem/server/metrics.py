@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lm_eval_tandem.engines.cached import CachedEngine
+from lm_eval_tandem.harness.run_report import work_by_model
 from lm_eval_tandem.server.replies import record_tokens
 from lm_eval_tandem.server.request_log import CLIENT_GONE, Entry
 from lm_eval_tandem.server.service import Service
@@ -81,8 +82,7 @@ class ServiceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The figures now."""
         service, lm = self._service, self._service.lm
-        loaded = {name: engine for name, engine in lm.engines.items() if engine is not None}
-        batch = max(engine.max_concurrency for engine in loaded.values())
+        batch = max(engine.max_concurrency for engine in lm.engines.values() if engine is not None)
         under_way = service.under_way
         yield GaugeMetricFamily("tandem_answers_under_way", "Answers that are being made", under_way)
         waiting = max(0, under_way - batch)
@@ -92,9 +92,9 @@ class ServiceCollector(Collector):
         computed = CounterMetricFamily(
             "tandem_computed_tokens", "Tokens that the models really read and generated", labels=["model", "kind"]
         )
-        for name, engine in loaded.items():
-            computed.add_metric([name, "read"], engine.work.prefill_tokens)
-            computed.add_metric([name, "generated"], engine.work.decode_tokens)
+        for name, work in work_by_model(lm.engines, lm.called).items():
+            computed.add_metric([name, "read"], work.prefill_tokens)
+            computed.add_metric([name, "generated"], work.decode_tokens)
         yield computed
         hits = sum(engine.hits for engine in lm.called if isinstance(engine, CachedEngine))
         yield CounterMetricFamily("tandem_store_hits", "Calls that the store answered", hits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from lm_eval_tandem.cascade.policies import POLICIES, Policy
@@ -22,8 +23,11 @@ from lm_eval_tandem.harness.questions import Answerer
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.server.errors import RequestError
 from lm_eval_tandem.server.measuring import MeasuringEngine
+from lm_eval_tandem.server.role_engine import RoleEngine
 
 TANDEM, ENSEMBLE = "tandem", "ensemble"
+REMEMBERED = 64
+"""Number of names whose offer is remembered."""
 LONGEST_POLICY = 80
 """Largest number of characters of a policy in a name; a number of thousands of digits is no policy."""
 
@@ -83,6 +87,7 @@ class Offers:
 
     def __init__(self, lm: AnsweringLM) -> None:
         self._lm = lm
+        self.find = lru_cache(REMEMBERED)(self._find)
         self.default = TANDEM if isinstance(lm, TandemLM) else ENSEMBLE
         self.names = [self.default]
         self.descriptions: list[dict[str, str]] = []
@@ -96,8 +101,8 @@ class Offers:
                 {"name": name, "description": POLICIES[name.partition(":")[0]].description} for name in described
             ]
 
-    def find(self, name: str) -> Offer:
-        """What answers under a name.
+    def _find(self, name: str) -> Offer:
+        """What answers under a name; called as `find`, which remembers it.
 
         Raises
         ------
@@ -144,8 +149,14 @@ class Offers:
         needed = {"mentor": policy.needs_mentor, "intern": policy.needs_intern}
         engines = {role: engine if needed[role] else None for role, engine in lm.engines.items()}
         settings = replace(lm.settings, policy=policy)
+
+        def named(engine: Engine | None, role: str) -> Any:
+            return None if engine is None else RoleEngine(engine, role)
+
         cascade = replace(
             lm.cascade,
+            mentor=named(lm.cascade.mentor, "mentor"),
+            intern=named(lm.cascade.intern, "intern"),
             policy=policy,
             prompts=policy.prompts(lm.settings.prompts),
             efforts=policy.efforts(lm.settings.efforts),

@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.engines import Engine, Prompt
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
+from lm_eval_tandem.errors import ContextError
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.own_questions import chat_prompt_of
 from lm_eval_tandem.harness.requests import question_of
@@ -15,6 +16,8 @@ from lm_eval_tandem.server.errors import refusal
 from lm_eval_tandem.server.measuring import REPLACEMENT
 from lm_eval_tandem.server.protocol import TokenIds, Turns
 
+TURN = 16
+"""Characters as which `characters` counts a turn beside its text: about as many a template adds."""
 FIRST_TOKENS = 8
 """Leading tokens of a prompt of ids, of which some have to be the tokens of their own text."""
 
@@ -73,6 +76,33 @@ def prompt_to_score(prompt: str | TokenIds, reader: Engine) -> Prompt:
         "every text, send that, too (add_bos_token=True of lm-eval), or send the prompt as text.",
         "prompt",
     )
+
+
+def characters(prompts: Sequence[Turns | str | TokenIds]) -> int:
+    """The size of prompts in characters; a token counts as one, a turn as a few beside its text."""
+    return sum(
+        sum(TURN + len(turn["content"]) for turn in prompt) if isinstance(prompt, list) else len(prompt)
+        for prompt in prompts
+    )
+
+
+def check_size(text: str, reader: Engine) -> int:
+    """The number of tokens of a prompt's text, which is counted only where it may fit into the window.
+
+    Raises
+    ------
+    ContextError
+        It does not.
+    """
+    bound = reader.token_bound if isinstance(reader, LocalTokenizer) else None
+    fewest = 0 if bound is None else bound.fewest(text)
+    size = fewest if fewest > reader.window else len(reader.encode(text))
+    if size > reader.window:
+        raise ContextError(
+            f"the prompt does not fit into the window of {reader.name}, {reader.window} tokens: it has at least "
+            f"{size}; send a shorter one."
+        )
+    return size
 
 
 def tokenizer_of(reader: Engine, ids: Sequence[int]) -> LocalTokenizer:

@@ -7,10 +7,11 @@ Requests are handled in the server's event loop, questions are answered in that 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,12 @@ from lm_eval_tandem.cascade.prompts import prompt_of
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.cascade.watcher import SILENT, Watcher
 from lm_eval_tandem.engines import Prompt, Sampling, ScoringView
+from lm_eval_tandem.engines.tokenizer import LONG_PROMPT, LocalTokenizer
 from lm_eval_tandem.errors import CallError, EngineError, UnreachableError
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.requests import sampling_of
 from lm_eval_tandem.server import prompts
-from lm_eval_tandem.server.errors import busy, refusal
+from lm_eval_tandem.server.errors import busy, refusal, stopping
 from lm_eval_tandem.server.listener import Listener
 from lm_eval_tandem.server.measuring import measured_tokens
 from lm_eval_tandem.server.offers import Offer, Offers
@@ -31,6 +33,8 @@ from lm_eval_tandem.server.work import Answered, Job, Limits, Work
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names by which a configuration's gen_kwargs may give the length of answers."""
+SHORT = 2_000
+"""Characters of prompts that are tokenized in the server's event loop itself: it takes about a millisecond."""
 CONFIDENT = ScoringView(confidence=True)
 
 
@@ -74,6 +78,16 @@ class Service:
         self._system = system
         self._fallback = self.offers.find("tandem/intern") if falls_back else None
         self._numbers = itertools.count()
+        self._has_quick_tokenizers = all(
+            isinstance(engine, LocalTokenizer) and getattr(engine.lm.tokenizer, "is_fast", False)
+            for engine in lm.engines.values()
+            if engine is not None
+        )
+        self._open: set[Work] = set()
+        self._is_stopping = False
+        self._preparing = 0
+        """Number of requests that are prepared in threads, which hold the tokenizers meanwhile."""
+        self._long_prompts = asyncio.Semaphore(1)
 
     async def begin(self, asked: Asked) -> Work:
         """Start the answers of a request; whoever gets them calls `end` afterwards.
@@ -85,14 +99,19 @@ class Service:
         TandemError
             It does not fit into a window, or cannot be rendered.
         """
+        if self._is_stopping:
+            raise stopping()
         offer = self.offers.find(asked.model)
         self._check(asked, offer)
         if self.under_way + asked.answers > self.limits.max_requests:
             raise busy(f"{self.under_way} answers are under way, and no more at once; try again in a moment.")
         self.under_way += asked.answers
         work = Work(asked, offer, secrets.randbits(31) if asked.seed is None else asked.seed)
+        self._open.add(work)
         try:
-            work.jobs = await asyncio.to_thread(self._jobs, work)
+            work.jobs = await self._prepared(work)
+            if self._is_stopping:
+                raise stopping()
             for job in work.jobs:
                 self._start(work, job)
         except BaseException:
@@ -100,13 +119,48 @@ class Service:
             raise
         return work
 
+    async def _prepared(self, work: Work) -> list[Job]:
+        """The answers to make. Tokenizing a short prompt takes less time than a thread for it, a long one far more.
+
+        Of long prompts, which hold the tokenizers for long, one at a time is prepared, so that short ones come between.
+        """
+        size = prompts.characters(work.asked.prompts)
+        if size <= SHORT and self._has_quick_tokenizers and not self._preparing:
+            return self._jobs(work)
+        self._preparing += 1
+        try:
+            async with self._long_prompts if size > LONG_PROMPT else nullcontext():
+                return await asyncio.to_thread(self._jobs, work)
+        finally:
+            self._preparing -= 1
+
     async def end(self, work: Work) -> None:
-        """Cancel what still runs of a request, wait until nothing does, and make room for others; once."""
-        work.cancel()
-        await asyncio.gather(*(asyncio.wrap_future(one.ended) for one in work.running), return_exceptions=True)
+        """Cancel what still runs of a request, wait until nothing does, and make room for others; once.
+
+        All of that happens even where the caller is cancelled meanwhile.
+        """
+        left = work.cancel()
+        if left:
+            await asyncio.shield(self._end_later(work, left))
+        else:
+            self._make_room(work)
+
+    async def _end_later(self, work: Work, left: Sequence[concurrent.futures.Future[Answered]]) -> None:
+        await asyncio.gather(*map(asyncio.wrap_future, left), return_exceptions=True)
+        self._make_room(work)
+
+    def _make_room(self, work: Work) -> None:
         if not work.has_ended:
             work.has_ended = True
             self.under_way -= work.asked.answers
+            self._open.discard(work)
+
+    def break_off(self) -> int:
+        """Let every request that is not complete fail, and all later ones; returns the number of the former."""
+        self._is_stopping = True
+        for work in self._open:
+            work.break_off(stopping())
+        return len(self._open)
 
     def _check(self, asked: Asked, offer: Offer) -> None:
         longest, most = self.limits.max_tokens, self.limits.max_requests
@@ -131,7 +185,7 @@ class Service:
         return replace(self._sampling, **asked.sampling)
 
     def _jobs(self, work: Work) -> list[Job]:
-        """The answers to make; in a thread, since tokenizers take their time with long prompts."""
+        """The answers to make. Tokenizers take their time with long prompts."""
         try:
             return [job for prompt in work.asked.prompts for job in self._jobs_of(work, prompt)]
         except EngineError as error:  # a model's chat template does not accept the conversation
@@ -142,14 +196,13 @@ class Service:
         question = prompts.question(prompt, self.lm, offer.reader, self._system)
         sampling = replace(self._sampling_of(asked), seed=work.seed)
         task = Task(question, sampling)
-        size = len(offer.reader.encode(prompt_of(offer.reader, question)))
+        size = prompts.check_size(prompt_of(offer.reader, question), offer.reader)
         scored = None
         if asked.echo and asked.logprobs is not None:
             scored = prompts.prompt_to_score(prompt, offer.reader)
-            room = offer.reader.window - size
-        else:
-            room = offer.longest_answer(task)
-        length = asked.max_tokens or (self._sampling.max_tokens if self._has_length else room)
+        length = asked.max_tokens or (self._sampling.max_tokens if self._has_length else 0)
+        if not length:
+            length = offer.longest_answer(task) if scored is None else offer.reader.window - size
         length = min(length, self.limits.max_tokens or length)
         task = replace(task, sampling=replace(sampling, max_tokens=max(1, length)))
         if scored is None:
@@ -163,18 +216,14 @@ class Service:
         ]
 
     def _start(self, work: Work, job: Job) -> None:
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed, because the server was stopped at once
-                loop.call_soon_threadsafe(work.news.set)
-
-        listens = work.asked.stream or work.asked.insights
-        listener = Listener(wake if work.asked.stream else lambda: None) if listens else None
+        asked, listener = work.asked, None
+        if asked.stream or asked.insights:
+            listener = Listener(work.news.tell if asked.stream else lambda: None, asked.insights, asked.events)
         running = self.lm.submit(self._answer(work, job, listener))
         work.listeners.append(listener)
         work.running.append(running)
-        running.ended.add_done_callback(lambda _: wake())
+        if asked.stream:
+            running.ended.add_done_callback(lambda _: work.news.tell())
 
     # In the event loop of the engines
 

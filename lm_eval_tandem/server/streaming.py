@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from lm_eval_tandem.server.errors import RequestError, request_error_of
+from lm_eval_tandem.server.errors import RequestError
 from lm_eval_tandem.server.listener import Event
 from lm_eval_tandem.server.replies import Replies, event_entries, usage
 from lm_eval_tandem.server.work import Answered, Work
@@ -52,12 +51,9 @@ class AnswerStream:
         asked, replies = self._work.asked, self._replies
         more: dict[str, Any] = {"usage": None} if asked.include_usage else {}
         while len(self.answered) < len(self._work.running):
-            try:
-                await asyncio.wait_for(self._work.news.wait(), HEARTBEAT)
-            except asyncio.TimeoutError:
+            if not await self._work.news.wait(HEARTBEAT):
                 yield COMMENT
                 continue
-            self._work.news.clear()
             for index, running in enumerate(self._work.running):
                 if index in self.answered:
                     continue
@@ -67,7 +63,7 @@ class AnswerStream:
                     for chunk in self._chunks_of(index, happened):
                         yield event(chunk | more)
                 if ended:
-                    answered = await asyncio.wrap_future(running.ended)
+                    answered = await self._work.answer(index)
                     for choice in self._end(index, answered):
                         yield event(replies.chunk([choice]) | more)
         if asked.include_usage:
@@ -119,6 +115,6 @@ class AnswerStream:
         return [*rest, self._replies.last(index, answered)]
 
 
-def error_event(error: Exception) -> bytes:
+def error_event(told: RequestError) -> bytes:
     """The event that ends a stream whose answer failed."""
-    return event(request_error_of(error).body)
+    return event(told.body)

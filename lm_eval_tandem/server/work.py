@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Prompt
+from lm_eval_tandem.errors import TandemError
 from lm_eval_tandem.event_loop import Submitted
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.server.listener import Listener
@@ -88,7 +92,48 @@ class Job:
     scored: Prompt | None = None
 
 
-@dataclass
+class News:
+    """Wakes the one coroutine that waits for something to happen in other threads.
+
+    What happens several times before the coroutine looks wakes it once. Made in the event loop of that coroutine.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[bool] | None = None
+        self._lock = threading.Lock()
+        self._told = False
+
+    def tell(self) -> None:
+        """Something has happened; may be called from any thread."""
+        with self._lock:
+            if self._told:
+                return
+            self._told = True
+        with suppress(RuntimeError):  # the loop is closed, because the server was stopped at once
+            self._loop.call_soon_threadsafe(self._settle, True)
+
+    def _settle(self, happened: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(happened)
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether anything has happened since the last call; False after so many seconds without."""
+        if not self._told:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(seconds, self._settle, False)
+            try:
+                if not await self._waiter:
+                    return False
+            finally:
+                timer.cancel()
+                self._waiter = None
+        with self._lock:
+            self._told = False
+        return True
+
+
+@dataclass(eq=False)
 class Work:
     """The answers of one request while they are made.
 
@@ -97,9 +142,11 @@ class Work:
     asked, offer, seed
         The request, what answers it, and the seed of its sampling.
     news
-        Is set when an answer has grown or ended.
+        Is told when an answer that is streamed has grown or ended.
     has_ended
         Whether it takes no room any more.
+    broken_off
+        Why the server itself has ended it; None where it has not.
     jobs, listeners, running
         Of each answer: what is to be made, what it tells (None where nobody listens), and its making.
     """
@@ -107,29 +154,43 @@ class Work:
     asked: Asked
     offer: Offer
     seed: int
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    news: News = field(default_factory=News)
     has_ended: bool = False
+    broken_off: TandemError | None = None
     jobs: list[Job] = field(default_factory=list)
     listeners: list[Listener | None] = field(default_factory=list)
     running: list[Submitted[Answered]] = field(default_factory=list)
 
     async def answers(self) -> list[Answered]:
         """All answers, once all of them have ended; of those that failed, the first one's error is raised."""
-        ended = await asyncio.gather(*map(self._ended, self.running), return_exceptions=True)
+        ended = await asyncio.gather(*map(self.answer, range(len(self.running))), return_exceptions=True)
         failed = [one for one in ended if isinstance(one, BaseException)]
         if failed:
             raise failed[0]
         return [one for one in ended if isinstance(one, Answered)]
 
-    @staticmethod
-    async def _ended(running: Submitted[Answered]) -> Answered:
-        return await asyncio.wrap_future(running.ended)
+    async def answer(self, index: int) -> Answered:
+        """One answer, once it has ended; raises its error, or `broken_off`."""
+        ended = self.running[index].ended
+        try:
+            return await asyncio.wrap_future(ended)
+        except asyncio.CancelledError:
+            if self.broken_off is None or not ended.done():
+                raise
+            raise self.broken_off from None
+
+    def break_off(self, why: TandemError) -> None:
+        """End it: answers that are not complete fail for this reason."""
+        self.broken_off = why
+        self.cancel()
 
     def echoed(self, index: int) -> str:
         """The text that stands before an answer; "" for none."""
         return self.jobs[index].echoed or ""
 
-    def cancel(self) -> None:
-        """Let both engines stop working on it."""
-        for running in self.running:
+    def cancel(self) -> list[concurrent.futures.Future[Answered]]:
+        """Let both engines stop working on it; returns what ends only once they have."""
+        left = [running for running in self.running if not running.ended.done()]
+        for running in left:
             running.cancel()
+        return [running.ended for running in left]

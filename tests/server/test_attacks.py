@@ -271,6 +271,7 @@ def test_without_a_key_only_this_machine_s_names_are_answered() -> None:
         (["--api-key-env", "TANDEM_NO_SUCH_VARIABLE"], "is empty"),
         (["--port", "70000"], "is no port"),
         (["--max-requests", "0"], "lets nothing through"),
+        (["--drain-timeout", "-1"], "is no time"),
         (["--model_args", "ledger=l.jsonl"], "has no effect under serve"),
         (["--config", "nothing.yaml"], "cannot be read"),
         (["--config", "nothing.yaml", "--model_args", "policy=intern"], "both given"),

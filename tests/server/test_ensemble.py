@@ -74,6 +74,16 @@ def test_metrics_name_the_models_of_an_ensemble(server: Served) -> None:
     assert server.metric("tandem_answers_total", policy="ensemble") >= 1
 
 
+def test_tokens_of_models_that_decode_together_are_counted() -> None:
+    with serving(["--model", "ensemble", "--model_args", "aggregation=average"]) as together:
+        reply = together.complete(ROWS[0], "ensemble", max_tokens=20)
+        size = reply["usage"]["prompt_tokens"]
+        assert together.metric("tandem_computed_tokens_total", model="mentor+intern", kind="read") == size
+        # the first token comes with the prompt
+        assert together.metric("tandem_computed_tokens_total", model="mentor+intern", kind="generated") >= 19
+        assert together.metric("tandem_computed_tokens_total", model="mentor", kind="generated") == 0
+
+
 def test_it_has_no_intern_to_fall_back_to(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from lm_eval_tandem.cli import main
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,56 @@ def test_sigterm_lets_every_accepted_request_end() -> None:
             server.ask("GET", "/health")
 
 
+@pytest.fixture
+def mentor() -> Iterator[ModelServer]:
+    """The bundled mentor behind a server."""
+    found = ModelServer(pair.MENTOR)
+    yield found
+    found.close()
+
+
+def with_mentor_at(mentor: ModelServer) -> list[str]:
+    arguments = (
+        f"mentor=tiny,mentor_backend=openai,mentor_base_url={mentor.url},mentor_parameters=884480,mentor_give_up=0,"
+        "mentor_retries=0,intern=pair,policy=stage:1,batch_size=16"
+    )
+    return ["--model_args", arguments]
+
+
+def test_a_mentor_that_never_answers_does_not_hold_the_end(mentor: ModelServer) -> None:
+    """What ends within --drain-timeout is answered; the rest gets 503, or an error as the last event of a stream."""
+    with serving(["--drain-timeout", "8", *with_mentor_at(mentor)]) as server:
+        mentor.behaviour.seconds_per_token = 1e6
+        whole = server.complete(EASY, "tandem/intern", max_tokens=30)
+        body = {"model": "tandem", "max_tokens": 30}
+        fields = {"messages": [{"role": "user", "content": EASY}], "tandem": {"events": True}, "stream": True}
+
+        def hangs(asked: dict[str, Any]) -> tuple[int, Any]:
+            path = "/v1/chat/completions" if "messages" in asked else "/v1/completions"
+            return server.ask("POST", path, body | asked)[:2]
+
+        with ThreadPoolExecutor(12) as pool:
+            held = [pool.submit(hangs, asked) for asked in ({"prompt": EASY}, {"prompt": EASY, "stream": True}, fields)]
+            while server.metric("tandem_answers_under_way") < 3:
+                time.sleep(0.02)
+            time.sleep(2.5)  # the streams have sent their status by then
+            ended = [pool.submit(server.complete, EASY, "tandem/intern", max_tokens=30) for _ in range(8)]
+            while server.metric("tandem_answers_under_way") - 3 + sum(one.done() for one in ended) < 8:
+                time.sleep(0.02)
+            os.kill(server.process.pid, signal.SIGTERM)
+            assert [one.result()["choices"] for one in ended] == [whole["choices"]] * 8
+            (status, reply), *streams = [one.result() for one in held]
+        assert status == 503
+        assert error_of(reply)["code"] == "stopping"
+        for status, text in streams:
+            assert status == 200
+            *_, last = [line for line in text.split("\n\n") if line]
+            assert error_of(json.loads(last.removeprefix("data: ")))["code"] == "stopping"
+        assert server.process.wait(command_line.PATIENCE) == 0, server.process.complained()
+        assert "3 requests were not complete 8 seconds after the signal" in server.process.complained()
+        assert sum(line.get("error") == "stopping" for line in server.lines) == 3
+
+
 def test_sigterm_while_the_models_load_is_an_orderly_end_too(tmp_path: Path) -> None:
     program = ["-m", "lm_eval_tandem.cli", "serve", "--port", "0"]
     process = forked.Process(program, tmp_path, command_line.ENVIRONMENT, tmp_path)
@@ -92,18 +144,13 @@ def answer_or_none(server: Served, question: str) -> str | None:
         return None
 
 
-def test_a_mentor_that_is_down() -> None:
+def test_a_mentor_that_is_down(mentor: ModelServer) -> None:
     """503, or the intern's own answer where that was asked for, marked as such; never for who names the mentor."""
-    mentor = ModelServer(pair.MENTOR)
-    arguments = (
-        f"mentor=tiny,mentor_backend=openai,mentor_base_url={mentor.url},mentor_parameters=884480,mentor_give_up=0,"
-        "mentor_retries=0,intern=pair,policy=stage:1,batch_size=16"
-    )
-    given = ["--model_args", arguments]
+    given = with_mentor_at(mentor)
     body = {"model": "tandem", "messages": [{"role": "user", "content": EASY}], "max_tokens": 60}
     with serving(given) as strict, serving([*given, "--intern-if-mentor-fails"]) as lenient:
         assert strict.chat(EASY, max_tokens=60)["usage"]["tandem"]["tokens"]["mentor_new"] > 0
-        mentor.close()
+        mentor.go_away()
         for stream in (False, True):
             status, reply, headers = strict.ask("POST", "/v1/chat/completions", body | {"stream": stream})
             assert status == 503
