@@ -48,6 +48,10 @@ class EngineError(TandemError):
     role = ""
 
 
+class ViewError(EngineError):
+    """A call to score a prompt that requests more than token statistics of an engine that reports only those."""
+
+
 class CallError(EngineError):
     """A call that failed after all retries: an error of its question alone; other questions continue."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from lm_eval_tandem.errors import one_line
@@ -28,3 +31,12 @@ def test_a_long_reason_ends_with_a_sentence_a_line_or_a_word(message: str, shown
 
 def test_a_reason_of_usual_length_is_whole() -> None:
     assert one_line("a word " * 40) == ("a word " * 40).strip()
+
+
+def test_a_sentence_begins_with_the_name_of_the_model_that_was_asked_for() -> None:
+    """Also where a task, which names no model, is loaded afterwards."""
+    lines = "from lm_eval_tandem.errors import ArgumentError, print_plainly as plainly"
+    for calls, begins in (("plainly()", "tandem"), ("plainly(); plainly('ensemble'); plainly()", "ensemble")):
+        program = f"{lines}; {calls}; raise ArgumentError('it is so.')"
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (ended.stderr, ended.returncode) == (f"{begins}: error: it is so.\n", 1)

@@ -46,6 +46,14 @@ class Argument:
             "rating": f"N from {self.minimum} to 9",
         }[self.field]
 
+    def demanded(self, stages: int) -> str:
+        """What N has to be, as the end of a sentence, for a cascade of `stages` efforts."""
+        return {
+            "stage": f"a whole number from {self.minimum} to {stages}, the number of efforts",
+            "entropy": "a number of 0 or more, as in 0.5",
+            "rating": f"a whole number from {self.minimum} to 9",
+        }.get(self.field, f"a whole number of {self.minimum} or more")
+
     def read(self, text: str, stages: int) -> float | None:
         """The number, an int but for nats; None if it is not allowed."""
         if self.field == "entropy":
@@ -92,6 +100,11 @@ class PolicyKind:
     def syntax(self) -> str:
         """How the policy is written, with N for its number."""
         return self.name if self.argument is None else f"{self.name}:N"
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether both models write the answer, and who writes is decided step by step."""
+        return self.argument is not None and self.argument.field in ("entropy", "rating")
 
 
 POLICIES: dict[str, PolicyKind] = {
@@ -227,6 +240,11 @@ class Policy:
             value: Any = kind.argument.read(number, stages)
             if value is not None:
                 return cls(name, **{kind.argument.field: value})
+            raise ArgumentError(
+                f"policy={text} cannot work: N of {kind.syntax} has to be {kind.argument.demanded(stages)}."
+            )
+        if kind is not None:
+            raise ArgumentError(f"policy={text} cannot work: {name} takes no number; write policy={name}.")
         *first, last = (
             other.syntax if other.argument is None else f"{other.syntax} with {other.argument.allowed(stages)}"
             for other in POLICIES.values()
@@ -258,8 +276,8 @@ class Policy:
 
     @property
     def is_stepwise(self) -> bool:
-        """Whether both models write the answer, and who writes is decided step by step."""
-        return self.entropy is not None or self.rating is not None
+        """See `PolicyKind.is_stepwise`."""
+        return self.kind.is_stepwise
 
     @property
     def needs_intern(self) -> bool:

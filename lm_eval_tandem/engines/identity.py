@@ -57,6 +57,8 @@ def model_identity(model: str, arguments: Mapping[str, Any], config: Any, **fact
         What else can change an output, as JSON values.
     """
     packages = ["lm_eval", "torch", "transformers", *(["peft"] if arguments.get("peft") else [])]
+    if arguments.get("load_in_4bit") or arguments.get("load_in_8bit"):
+        packages.append("bitsandbytes")
     return {
         **{name: version(name) for name in packages},
         **facts,

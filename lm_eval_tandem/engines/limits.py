@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, ScoringView, TokenStats
-from lm_eval_tandem.errors import CallError, ContextError, EngineError
+from lm_eval_tandem.errors import CallError, ContextError, ViewError
 
 
 def check_window(name: str, window: int, prompt_tokens: int, new_tokens: int) -> None:
@@ -16,11 +16,19 @@ def check_window(name: str, window: int, prompt_tokens: int, new_tokens: int) ->
     ContextError
         `prompt_tokens` and `new_tokens` are together more than `window`.
     """
-    if prompt_tokens + new_tokens > window:
-        raise ContextError(
-            f"a prompt of {prompt_tokens} tokens and {new_tokens} tokens to generate exceed the window of {name}, "
-            f"{window} tokens; lower max_gen_toks (or the efforts of a tandem), or use a model with a longer window."
-        )
+    left = window - prompt_tokens
+    if new_tokens <= left:
+        return
+    exceeds = f"and {new_tokens} tokens to generate exceed" if new_tokens else "exceeds"
+    if left < 1:
+        cause, advice = "which the prompt alone fills", "shorten it (in a tandem, also by lower efforts)"
+    else:
+        cause = f"of which the prompt leaves {left}"
+        advice = "lower max_gen_toks (or the efforts of a tandem)"
+    raise ContextError(
+        f"a prompt of {prompt_tokens} tokens {exceeds} the window of {name}, {window} tokens, {cause}; {advice}, or "
+        "use a model with a longer window."
+    )
 
 
 def require_default_view(view: ScoringView, name: str) -> None:
@@ -28,11 +36,11 @@ def require_default_view(view: ScoringView, name: str) -> None:
 
     Raises
     ------
-    EngineError
-        The view requests a hidden state or an adapter.
+    ViewError
+        The view requests a hidden state, an adapter or the likeliest tokens.
     """
     if view != DEFAULT_VIEW:
-        raise EngineError(
+        raise ViewError(
             f"{name} runs in an engine that reports no hidden states and loads no adapters; run the intern with "
             "intern_backend=hf, or use a classifier fitted with other --inputs than hidden or lora."
         )

@@ -7,18 +7,20 @@ that can be refused before a model is loaded is refused here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView
 from lm_eval_tandem.engines.http.options import IGNORED, Options
 from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
-from lm_eval_tandem.errors import ArgumentError, ClassifierError, install
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, EngineError, TandemError, install, reason_of
 
 BACKENDS = ("hf", "vllm", "openai", "llamacpp")
 SCORING_VIEW_BACKENDS = ("hf",)
 """Backends whose engines support other views of a prompt than the default one: hidden states, adapters, confidence."""
+THOUGHT_HAS_TO_END = ("hf", "vllm")
+"""Backends that have to be told how a model's thought ends, where it is switched on."""
 FROM_PRETRAINED = (
     "attn_implementation",
     "device_map",
@@ -74,6 +76,40 @@ def vllm_arguments() -> set[str]:
     return names()
 
 
+def check(roles: Mapping[str, Role | None]) -> None:
+    """Refuse what can be known of the models' arguments before the first of them is loaded.
+
+    Parameters
+    ----------
+    roles
+        The models by name; None for one that the run does not use.
+
+    Raises
+    ------
+    ArgumentError
+        A value is not known, or lacks another one that it needs.
+    """
+    for name, role in roles.items():
+        if role is None:
+            continue
+        if role.backend in THOUGHT_HAS_TO_END and role.arguments.get("enable_thinking"):
+            check_think_end(name, role)
+        if role.backend == "hf":
+            from lm_eval_tandem.engines.hf.loading import check_arguments
+
+            check_arguments(role.arguments, name)
+
+
+def check_think_end(name: str, role: Role) -> None:
+    """Refuse a model that is to think, and of which nobody has said how its thought ends."""
+    if role.arguments.get("think_end_token") is None:
+        raise ArgumentError(
+            f"{name} is to think (enable_thinking), and with backend={role.backend} nothing tells where its thought "
+            "ends and its answer begins; give think_end_token=… in --model_args too, such as think_end_token=</think>, "
+            "or in a file of the authors' toolkit think_end_token beside the model's path."
+        )
+
+
 def load(role: Role) -> Engine:
     """The engine of a role, with its model loaded.
 
@@ -88,6 +124,16 @@ def load(role: Role) -> Engine:
     --------
     >>> engine = load(Role("Qwen/Qwen3-0.6B", "hf", {"dtype": "bfloat16"}, label="Qwen3-0.6B"))
     """
+    try:
+        return engine_of(role)
+    except TandemError:
+        raise
+    except Exception as error:  # the libraries below raise exceptions of any kind; the user gets one sentence
+        raise EngineError(f"the model {role.model} could not be loaded: {reason_of(error)}") from error
+
+
+def engine_of(role: Role) -> Engine:
+    """The engine of a role, by its backend."""
     if role.backend == "vllm":
         from lm_eval_tandem.engines.vllm.engine import VLLMEngine
 

@@ -21,6 +21,10 @@ LONG_PROMPT = 32_768
 """Characters beyond which only `LONG_PROMPTS` are remembered, so that no number of long prompts fills the memory."""
 
 
+TOLD_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+"""Name under which tokenizers of transformers note that they have warned of a text longer than the window."""
+
+
 def remembered(encode: Callable[..., Ids]) -> Callable[..., Ids]:
     """The same function of a text, whose results for the last texts are remembered: of many short ones, of few long."""
     of_short, of_long = lru_cache(ENCODED_PROMPTS)(encode), lru_cache(LONG_PROMPTS)(encode)
@@ -51,6 +55,7 @@ class LocalTokenizer:
 
     def __init__(self, lm: Any, tokenize: Callable[[str], Sequence[int]]) -> None:
         require_end_token(lm.tokenizer.name_or_path, lm.tokenizer)
+        getattr(lm.tokenizer, "deprecation_warnings", {})[TOLD_TOO_LONG] = True  # engines check the window themselves
         self.lm = lm
         self._tokenizer_lock = lock = threading.RLock()
 

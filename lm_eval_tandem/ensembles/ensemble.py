@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lm_eval_tandem.cascade.question_run import Task
@@ -29,6 +29,30 @@ class Aggregation(Protocol):
         ...
 
 
+@dataclass
+class Replies:
+    """How many questions the models were asked about themselves, and for how many of them none would say Yes or No."""
+
+    questions: int = 0
+    unsaid: int = 0
+
+    def add(self, found: Sequence[selection.SelfAssessment]) -> None:
+        """Count one question, with what each model says of it."""
+        self.questions += 1
+        self.unsaid += all(one.is_unsaid for one in found)
+
+    @property
+    def warning(self) -> str:
+        """What to warn of, as a sentence; "" for nothing."""
+        if not self.unsaid:
+            return ""
+        return (
+            f"selection=self_assessment: for {self.unsaid} of {self.questions} questions no model gives Yes and No "
+            f"together a probability of {selection.UNSAID:g}, so which model was selected there means nothing; use "
+            "another selection for these models."
+        )
+
+
 @dataclass(frozen=True)
 class Selector:
     """Selects the models of a question.
@@ -41,11 +65,14 @@ class Selector:
         Number of models; None for the strategy's own.
     reference
         What is usual for each model, by its name.
+    replies
+        Of "self_assessment": what the questions so far have shown of it.
     """
 
     kind: Literal["all", "random", "zscore", "self_assessment"] = "all"
     count: int | None = None
     reference: Mapping[str, Reference] | None = None
+    replies: Replies = field(default_factory=Replies, compare=False)
 
     async def select(self, run: EnsembleRun) -> list[Member]:
         """The members that answer a question; what they read for it is counted."""
@@ -78,6 +105,7 @@ class Selector:
             *(selection.assess(member.engine, prompt, session) for member, prompt in zip(members, prompts, strict=True))
         )
         count_texts(run, members, found)
+        self.replies.add(found)
         assessed = {member.name: one.value for member, one in zip(members, found, strict=True)}
         return [selection.select_by_assessment(assessed, self.reference)]
 

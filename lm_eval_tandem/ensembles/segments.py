@@ -16,6 +16,8 @@ from lm_eval_tandem.ensembles.responses import highest
 from lm_eval_tandem.ensembles.run import EnsembleRun, Member, Writing
 from lm_eval_tandem.ensembles.selection import select_random
 
+BELOW = "below score_threshold"
+"""Reason of an answer that ends because no proposal has reached `score_threshold`."""
 REPEATED = 3
 """Equal segments in a row after which an answer ends."""
 
@@ -57,7 +59,7 @@ class Segments:
         for number in range(self.max_rounds):
             writing, score = await self._next(run, number)
             if score is not None and self.score_threshold is not None and score < self.score_threshold:
-                return self._cut(run, "below score_threshold")
+                return self._cut(run, BELOW)
             texts.append(run.take(writing, score))
             if growing.finish_reason:
                 return growing.graded, "ended" if growing.finish_reason == "stop" else "length"

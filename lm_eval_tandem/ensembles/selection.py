@@ -30,6 +30,8 @@ ASSESSMENT = (
 """Asks a model after the question whether it can solve it."""
 ANSWERS = (" Yes", " No")
 """The two replies; without the blank where the prompt already ends with a blank or line break."""
+UNSAID = 0.01
+"""Probability of both replies together below which what a model makes of them is taken for no reply."""
 MANY_UNSURE = 0.9
 """Share of models with a perplexity above their mean from which three instead of two models are selected."""
 
@@ -63,10 +65,18 @@ class SelfAssessment:
         P(yes) - P(no), from -1 to 1.
     texts
         The prompts that were read, in their order, for their costs.
+    probability
+        P(yes) + P(no). Below `UNSAID` the model would say neither, and its value tells nothing.
     """
 
     value: float
     texts: tuple[str, ...]
+    probability: float
+
+    @property
+    def is_unsaid(self) -> bool:
+        """Whether the model would say neither Yes nor No."""
+        return self.probability < UNSAID
 
 
 async def measure(engine: Engine, text: str, session: str | None) -> Measurement:
@@ -146,7 +156,7 @@ async def assess(engine: Engine, prompt_text: str, session: str | None) -> SelfA
                 "not known; give the server's tokenizer=, or use another selection."
             )
         probabilities.append(math.exp(digits.total(stats.logprob[shared:])))
-    return SelfAssessment(probabilities[0] - probabilities[1], texts)
+    return SelfAssessment(probabilities[0] - probabilities[1], texts, sum(probabilities))
 
 
 # Who is selected

@@ -41,6 +41,8 @@ def to_models(name: str, value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [value]
     models = value if isinstance(value, list) else [part.strip() for part in str(value).split(";")]
+    if models == [PAIR]:
+        return list(BUNDLED)
     if not all(isinstance(model, (str, dict)) and model for model in models):
         # without its values, among which a key may be
         given = f"{name}={value}" if isinstance(value, str) else f"{name} is a list with an entry that names none, and"
@@ -95,7 +97,7 @@ ARGUMENTS = (
         "models",
         to_models,
         "folders, hub ids, GGUF files or names at a server with semicolons between them; `pair/mentor` and "
-        "`pair/intern` for the bundled ones",
+        "`pair/intern` for the bundled ones, `pair` alone for both",
         "The models, in an order that decides ties. In a YAML file each may be a mapping: `model`, and its own `name`, "
         "`backend` and arguments.",
         otherwise="the bundled pair",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +16,7 @@ from lm_eval_tandem.ensembles import scorers, selection
 from lm_eval_tandem.ensembles.ensemble import Aggregation, Ensemble, Selector
 from lm_eval_tandem.ensembles.responses import BestOf, One, Vote, extractor
 from lm_eval_tandem.ensembles.run import Member
-from lm_eval_tandem.ensembles.segments import Segments
+from lm_eval_tandem.ensembles.segments import BELOW, Segments
 from lm_eval_tandem.ensembles.tokens import Tokens
 from lm_eval_tandem.errors import ContextError
 from lm_eval_tandem.event_loop import EventLoopThread
@@ -23,6 +24,11 @@ from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness import ensemble_arguments, run_report
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, read_ensemble
+from lm_eval_tandem.harness.questions import Outcome
+from lm_eval_tandem.harness.windows import prompt_too_long, too_little_room
+from lm_eval_tandem.ledger import Record
+
+log = logging.getLogger(__name__)
 
 
 class EnsembleLM(AnsweringLM):
@@ -38,6 +44,7 @@ class EnsembleLM(AnsweringLM):
         In one sentence, before a model is loaded where that is possible.
     """
 
+    registered_name = "ensemble"
     settings: EnsembleSettings
 
     def __init__(self, **arguments: Any) -> None:
@@ -48,6 +55,7 @@ class EnsembleLM(AnsweringLM):
         if chosen.ledger is not None:
             labels = {name: role.label for name, role in chosen.roles.items()}
             ledger.check_replaceable(chosen.ledger, chosen.policy, chosen.pair_name, labels)
+        registry.check(chosen.roles)
         self.scorer: Scorer | None = None
         with self.ranks.failing_together(), ExitStack() as opened:  # closed again where a later step fails
             self._open_store(opened)
@@ -145,16 +153,42 @@ class EnsembleLM(AnsweringLM):
             sizes.append(len(engine.encode(prompt_of(engine, task.question))))
             if assessed and len(engine.encode(selection.assessment_prompt(engine, task.question))) >= engine.window:
                 raise ContextError(
-                    f"{task.task or 'request'} #{task.doc_id} and the question whether {name} can solve it do not fit "
+                    f"{task.called} and the question whether {name} can solve it do not fit "
                     f"into its window, {engine.window} tokens; use a model with a longer window, or another selection."
                 )
+            if sizes[-1] >= engine.window:
+                raise prompt_too_long(task.called, name, engine.window, sizes[-1])
             if sizes[-1] + task.sampling.max_tokens > engine.window:
-                raise ContextError(
-                    f"{task.task or 'request'} #{task.doc_id} does not fit into the window of {name}, {engine.window} "
-                    f"tokens: the prompt has {sizes[-1]} tokens, and max_gen_toks={task.sampling.max_tokens} for the "
-                    "answer; lower max_gen_toks (--gen_kwargs), or use a model with a longer window."
+                longest = self.longest_answer(task)
+                advice = [f"lower max_gen_toks (--gen_kwargs) to at most {longest}"] * (longest > 0)
+                needed = [f"max_gen_toks={task.sampling.max_tokens} for the answer"]
+                raise too_little_room(
+                    task.called, name, engine.window, sizes[-1], needed, advice or ["shorten the prompt"]
                 )
         return sizes[0]
+
+    def answer_tasks(
+        self,
+        tasks: Sequence[Task],
+        sizes: Sequence[int],
+        take: Callable[[int, str, Record], None],
+        disable_tqdm: bool = False,
+    ) -> Outcome:
+        """See `AnsweringLM.answer_tasks`; warns of what the answers alone do not show."""
+        former = len(self.records)
+        outcome = super().answer_tasks(tasks, sizes, take, disable_tqdm)
+        new = self.records[former:]
+        empty = sum(record.reason == BELOW and not record.segments for record in new)
+        if empty:
+            log.warning(
+                "%d of %d answers are empty, because no first segment reached score_threshold=%g; lower it.",
+                empty,
+                len(new),
+                self.settings.options["score_threshold"],
+            )
+        if unsaid := self.ensemble.selector.replies.warning:
+            log.warning("%s", unsaid)
+        return outcome
 
     def longest_answer(self, task: Task) -> int:
         """The largest `max_tokens` with which a question fits into every window; below 1 where none is small enough."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from lm_eval_tandem.errors import ArgumentError, without_content
 from lm_eval_tandem.harness.arguments import PAIR, format_numbers
 from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS, BUNDLED, unused
 from lm_eval_tandem.harness.settings import (
+    LOCAL_BACKENDS,
     PRICED_BACKENDS,
     Given,
     accepts,
@@ -45,6 +47,13 @@ OF_STRATEGIES = (
     *("segment_tokens", "segment_end", "max_rounds", "extract"),
 )
 """Arguments that belong to some of the strategies."""
+OF_MODELS = ("model", "name", "backend")
+"""What the mapping of a model takes beside the arguments of its backend."""
+LACKING = {
+    "reference": "collect it with `lm-eval-tandem collect --reference` and give its file as reference=FILE (in a file "
+    "of the authors' toolkit as model_stats: {stats_file: FILE})"
+}
+"""What to do where a strategy lacks an option, by its name; for others they are simply given."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +230,11 @@ def roles_of(
                 f"models holds an entry with {', '.join(spec) or 'nothing'}, and without `model`; give the folder, hub "
                 "id or name of the model there."
             )
-        if spec["model"].startswith(f"{PAIR}/") and spec["model"] not in BUNDLED:
-            raise ArgumentError(f"models={spec['model']} is not bundled; use {' or '.join(BUNDLED)}.")
     backends = [
         backend_for(spec["model"], spec.pop("backend", None), "backend" in own, own["backend"]) for spec in specs
     ]
+    for spec, backend in zip(specs, backends, strict=True):
+        check_name(spec["model"], backend)
     taken = {backend: engine_arguments(backend) for backend in backends}
     check_known(shared, taken)
     roles: dict[str, Role] = {}
@@ -234,7 +243,7 @@ def roles_of(
         label = model if model in BUNDLED else str(model)
         model = str(BUNDLED.get(model, model))
         name = unused(str(spec.pop("name", "") or Path(model).name), roles)
-        check_known(spec, {backend: taken[backend]}, f"of {name} ")
+        check_known(spec, {backend: taken[backend]}, name)
         check_batch_sizes(spec)
         arguments = {key: value for key, value in shared.items() if accepts(taken[backend], key)} | spec
         prices = Prices.read(arguments)
@@ -245,21 +254,46 @@ def roles_of(
     return roles
 
 
+def check_name(model: str, backend: str) -> None:
+    """Refuse the name of a model that can be none, because it names several or a bundled one that does not exist."""
+    if ":" in model and backend in LOCAL_BACKENDS and not re.match(r"[A-Za-z]:\\", model) and not Path(model).exists():
+        raise ArgumentError(
+            f"models={model} names one model, with a colon in its name; put semicolons between models, as in a;b;c."
+        )
+    if model == PAIR or (model.startswith(f"{PAIR}/") and model not in BUNDLED):
+        raise ArgumentError(f"models={model} is no bundled model; use {' or '.join(BUNDLED)}.")
+
+
 def check_known(arguments: Mapping[str, Any], taken: Mapping[str, Collection[str] | None], whose: str = "") -> None:
-    """Refuse arguments that no backend takes, and secrets."""
+    """Refuse arguments that no backend takes, and secrets.
+
+    Parameters
+    ----------
+    arguments
+        By name.
+    taken
+        By backend, the names that it takes; None for any.
+    whose
+        The model in whose mapping the arguments stand; "" for arguments of all models.
+    """
+    own = OF_MODELS if whose else tuple(one.name for one in ARGUMENTS)
     for name, value in arguments.items():
         refuse_secret(name, name, value)
         if name in OF_TANDEM:
             raise ArgumentError(f"{name} is an argument of --model tandem; --model ensemble takes models=…")
         if name == "pretrained" or not any(accepts(names, name) for names in taken.values()):
-            known = sorted(
-                {*(one.name for one in ARGUMENTS), *(name for names in taken.values() for name in names or ())}
-            )
-            close = get_close_matches(name, known, n=1) or ["models=…"]
+            if whose and any(name == one.name for one in ARGUMENTS):
+                raise ArgumentError(
+                    f"{name} is an argument of the whole ensemble; write it beside models, not in the mapping of "
+                    f"{whose}."
+                )
+            known = sorted({*own, *(name for names in taken.values() for name in names or ())})
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "leave it out."
+            takes = "A model's mapping takes" if whose else "Its own arguments are"
             raise ArgumentError(
-                f"the argument {name!r} {whose}is not known to ensemble; did you mean {close[0]}? "
-                f"Its own arguments are {', '.join(one.name for one in ARGUMENTS)}; those of the backend "
-                "(--model hf, …) are taken too."
+                f"the argument {name!r} {f'of {whose} ' if whose else ''}is not known to ensemble; {hint} "
+                f"{takes} {', '.join(own)}; those of the backend (--model hf, …) are taken too."
             )
 
 
@@ -273,9 +307,14 @@ def strategies_of(own: Given, models: int) -> tuple[Strategy, Strategy]:
     leaves_one = leaves_one or (selection.name == "random" and count is None)
     chosen = own["aggregation"] or ("one" if leaves_one else None)
     if chosen is None:
+        in_step = selection.name == "all"
+        possible = [
+            one.name for one in AGGREGATIONS.values() if one.name != "one" and (in_step or one.level != "token")
+        ]
+        lacking = "".join(f" It also needs {name}: {LACKING[name]}." for name in selection.required if name not in own)
         raise ArgumentError(
             f"selection={selection.name} may leave several models, so aggregation=… has to say how what they write "
-            f"becomes one answer; use one of {', '.join(name for name in AGGREGATIONS if name != 'one')}."
+            f"becomes one answer; use one of {', '.join(possible)}.{lacking}"
         )
     if chosen == "one" and (count or 1) > 1:
         raise ArgumentError(f"aggregation=one takes the answer of one model, but count={count} selects more; drop one.")
@@ -303,10 +342,7 @@ def check_options(
     for kind, strategy in (("selection", selection), ("aggregation", aggregation)):
         for name in strategy.required:
             if name not in options:
-                hint = (
-                    "collect it with `lm-eval-tandem collect --reference`" if name == "reference" else f"give {name}=…"
-                )
-                raise ArgumentError(f"{kind}={strategy.name} needs {name}; {hint}.")
+                raise ArgumentError(f"{kind}={strategy.name} needs {name}; {LACKING.get(name, f'give {name}=…')}.")
     if "weights" in options and len(options["weights"]) != len(roles):
         raise ArgumentError(
             f"weights={format_numbers(options['weights'])} holds {len(options['weights'])} numbers for "

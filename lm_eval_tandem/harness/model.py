@@ -18,9 +18,11 @@ from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness import run_report
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.requests import check_fits
-from lm_eval_tandem.harness.settings import Settings, read_settings
+from lm_eval_tandem.harness.settings import Settings, check_one_policy, read_settings
 
 if TYPE_CHECKING:
+    from typing import Self  # Python 3.10 has none
+
     from lm_eval_tandem.judge.artefact import Sufficiency
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,14 @@ class TandemLM(AnsweringLM):
         In one sentence, before a model is loaded where that is possible.
     """
 
+    registered_name = "tandem"
     settings: Settings
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Make the model as the harness does, for a run of one policy; see `AnsweringLM.create_from_arg_obj`."""
+        check_one_policy(arg_dict)
+        return super().create_from_arg_obj(arg_dict, additional_config)
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
@@ -53,6 +62,7 @@ class TandemLM(AnsweringLM):
         view = DEFAULT_VIEW if self.judge is None else self.judge.view
         if self.judge is not None and chosen.intern is not None:
             registry.check_view(view, chosen.intern.backend, f"classifier={chosen.classifier}")
+        registry.check(chosen.roles)
         with self.ranks.failing_together(), ExitStack() as opened:  # closed again where a later step fails
             self._open_store(opened)
             self._mentor = self._load_engine(chosen.mentor, opened) if chosen.mentor is not None else None

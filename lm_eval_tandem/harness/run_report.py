@@ -35,7 +35,7 @@ Engines = Mapping[str, Engine | None]
 """The engine of each model by its name ("mentor" and "intern" in a tandem); None for one that is not needed."""
 
 ENGINE_FACTS = (
-    *("engine", "torch", "transformers", "peft", "vllm", "openai", "xllamacpp", "lm_eval"),
+    *("engine", "torch", "transformers", "peft", "bitsandbytes", "vllm", "openai", "xllamacpp", "lm_eval"),
     *("resume", "entropy", "dtype", "device"),
 )
 """Entries of `Engine.identity` that results repeat, where an engine has them."""

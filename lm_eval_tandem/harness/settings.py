@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.accounting import PRICES, Prices
-from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.policies import POLICIES, Policy
 from lm_eval_tandem.cascade.prompts import HANDOFF, WORDINGS, Guidance, Prompts, Wording
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
@@ -131,7 +131,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         efforts=efforts,
         prompts=prompts_of(own, PAIR if profile else "gpra", guidance_of(own, backends, bool(profile))),
         classifier=classifier_of(own, bundled),
-        thresholds=thresholds_of(own, len(efforts)),
+        thresholds=thresholds_of(own, len(efforts), policy),
         loglikelihood=loglikelihood_of(own, policy, roles),
         store=own["store"],
         ledger=own["ledger"],
@@ -164,11 +164,34 @@ def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(f"{name}={value} has to be a whole number from 1, or auto.")
 
 
-def thresholds_of(own: Given, efforts: int) -> tuple[float, ...] | None:
+def check_one_policy(given: Mapping[str, Any]) -> None:
+    """Refuse, in a run that stays with one policy, what has an effect on other policies alone.
+
+    A collection or a server goes on from one policy to others, so that what is given there may be for any of them.
+
+    Raises
+    ------
+    ArgumentError
+        `step_end` is given for a policy that does not write step by step.
+    """
+    policy = str(given.get("policy") or BY_NAME["policy"].default)
+    kind = POLICIES.get(policy.partition(":")[0])
+    if given.get("step_end") is not None and kind is not None and not kind.is_stepwise:
+        stepwise = " and ".join(one.syntax for one in POLICIES.values() if one.is_stepwise)
+        raise ArgumentError(f"step_end has no effect with policy={policy}; it is for {stepwise}, so leave it out.")
+
+
+def thresholds_of(own: Given, efforts: int, policy: Policy) -> tuple[float, ...] | None:
     """The thresholds that replace the classifier's: one per stage, stage 0 included; None where none are given."""
     thresholds: tuple[float, ...] | None = own["thresholds"]
     if thresholds is None:
         return None
+    if not policy.needs_judge:
+        judged = ", ".join(kind.syntax for kind in POLICIES.values() if "judge" in kind.needs)
+        raise ArgumentError(
+            f"thresholds has no effect with policy={policy}, under which no classifier decides; it is for {judged}, so "
+            "leave it out."
+        )
     outside = [value for value in thresholds if not 0 <= value <= 1]
     if outside:
         raise ArgumentError(f"thresholds holds {outside[0]:g}, which is not from 0 to 1; give scores, as in 0.8:0.5.")

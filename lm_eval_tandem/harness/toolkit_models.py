@@ -16,7 +16,11 @@ from lm_eval_tandem.harness.ensemble_arguments import BUNDLED, to_number, unused
 Model = dict[str, Any]
 """A model with its `backend` and arguments, as `models` of `--model ensemble` takes it."""
 
-SPEC = ("path", "engine", "device", "max_memory", "quantization", "enable_thinking", "num_gpus", "padding_side")
+SPEC = (
+    *("path", "engine", "device", "max_memory", "quantization", "enable_thinking", "num_gpus", "padding_side"),
+    "think_end_token",
+)
+"""Keys of a model; the last is no key of theirs, but what the engines here need where a model is to think."""
 BACKENDS = {"hf": "hf", "vllm": "vllm", "api": "openai"}
 """What their engines are called here."""
 QUANTIZATION: Mapping[str, Model] = {"none": {}, "8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True}}
@@ -149,6 +153,8 @@ def model_of(
     model |= {name: value for name, value in common.items() if name != "quantization"}
     if "enable_thinking" in spec:
         model["enable_thinking"] = to_bool(f"{where}.enable_thinking", spec["enable_thinking"])
+    if "think_end_token" in spec:
+        model["think_end_token"] = str(spec["think_end_token"])
     bits = choice(f"{where}.quantization", spec.get("quantization", common.get("quantization", "none")), QUANTIZATION)
     if bits != "none" and engine != "hf":
         raise ArgumentError(f"{where}.quantization={bits} is only for engine: hf; name a model that is quantised.")

@@ -21,7 +21,7 @@ from lm_eval_tandem import digits
 from lm_eval_tandem.cascade.prompts import Question, prompt_of
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.ensembles.reference_file import Reference, write_reference
-from lm_eval_tandem.ensembles.selection import assess, assessment_prompt, measure
+from lm_eval_tandem.ensembles.selection import UNSAID, assess, assessment_prompt, measure
 from lm_eval_tandem.errors import ENDS_THE_RUN, ArgumentError, TandemError
 from lm_eval_tandem.event_loop import EventLoopThread
 
@@ -41,13 +41,14 @@ class Reading:
     ----------
     perplexity, confidence
         See `selection.measure`.
-    assessment
-        See `selection.assess`; None where the model was not asked.
+    assessment, said
+        Value and probability of `selection.assess`; None where the model was not asked.
     """
 
     perplexity: float
     confidence: float
     assessment: float | None
+    said: float | None = None
 
 
 def collect_reference(
@@ -116,8 +117,23 @@ def collect_reference(
             found[label] = statistics([row[column] for row in kept])
         except ArgumentError as error:
             raise ArgumentError(f"{label} cannot be given a reference: {error}") from None
+    warn_of_unsaid({label: [row[column] for row in kept] for column, label in enumerate(engines)})
     write_reference(path, found, description)
     return found
+
+
+def warn_of_unsaid(readings: Mapping[str, Sequence[Reading]]) -> None:
+    """Warn of models, by label, that give Yes and No together next to no probability (`selection.UNSAID`)."""
+    for label, ones in readings.items():
+        said = [one.said for one in ones if one.said is not None]
+        mean = digits.mean(said) if said else 1.0
+        if mean < UNSAID:
+            log.warning(
+                "%s gives Yes and No together a probability of %.1g when it is asked whether it can solve a question, "
+                "so its assessment_mean means nothing; use another selection than self_assessment for it.",
+                label,
+                mean,
+            )
 
 
 def statistics(readings: Sequence[Reading]) -> Reference:
@@ -180,4 +196,6 @@ async def _read(engine: Engine, question: Question, session: str, assessed: bool
         said = await assess(engine, assessment_prompt(engine, question), session) if assessed else None
     finally:
         engine.release(session)
-    return Reading(*measured.values, None if said is None else said.value)
+    if said is None:
+        return Reading(*measured.values, None)
+    return Reading(*measured.values, said.value, said.probability)

@@ -64,12 +64,30 @@ def read(**given: Any) -> EnsembleSettings:
         ({"aggregation": "loop", "scorer_step_separator": "x"}, "scorer_step_separator has no effect without scorer"),
         ({"aggregation": "loop", "segment_tokens": "0"}, "segment_tokens=0 has to be 1 or more"),
         ({"aggregation": "vote", "extract": "("}, "extract=( is no regular expression"),
-        ({"selection": "zscore", "aggregation": "vote"}, "selection=zscore needs reference; collect it with"),
+        (
+            {"selection": "zscore", "aggregation": "vote"},
+            "selection=zscore needs reference; collect it with `lm-eval-tandem collect --reference` and give its file "
+            "as reference=FILE (in a file of the authors' toolkit as model_stats: {stats_file: FILE}).",
+        ),
+        (
+            {"selection": "zscore"},
+            "use one of vote, best_of, loop, random, reward_based. It also needs reference: collect it with",
+        ),
+        ({"aggregation": "vote", "models": "pair/mentor:pair/intern"}, "put semicolons between models, as in a;b;c."),
+        ({"aggregation": "vote", "models": "pair;org/x"}, "models=pair is no bundled model; use pair/mentor or pair/"),
+        (
+            {"aggregation": "vote", "models": [{"model": "pair/mentor", "nam": "x"}]},
+            "'nam' of mentor is not known to ensemble; did you mean name? A model's mapping takes model, name,",
+        ),
+        (
+            {"aggregation": "vote", "models": [{"model": "pair/mentor", "count": 1}]},
+            "count is an argument of the whole ensemble; write it beside models, not in the mapping of mentor.",
+        ),
         ({"selection": "random", "count": "3"}, "count=3 is more than the 2 models"),
         ({"selection": "random", "count": "2"}, "may leave several models"),
         ({"selection": "all", "count": "1", "aggregation": "loop"}, "count has no effect with selection=all"),
         ({"aggregation": "vote", "loglikelihood": "x"}, "loglikelihood=x names no model; use one of mentor, intern"),
-        ({"aggregation": "vote", "models": "pair/nope;pair/mentor"}, "models=pair/nope is not bundled"),
+        ({"aggregation": "vote", "models": "pair/nope;pair/mentor"}, "models=pair/nope is no bundled model"),
         ({"aggregation": "vote", "models": [{"model": " "}]}, "and without `model`"),
         ({"aggregation": "vote", "models": [{"name": "a", "api_key": "secret"}]}, "with name, api_key, and without"),
         ({"aggregation": "vote", "models": [{"model": "a", "api_key": "secret"}, None]}, "has to name models"),
@@ -143,6 +161,7 @@ def test_a_policy_says_in_one_line_what_differs_and_no_name_is_too_long_for_a_fo
     assert len(read(models=many, aggregation="vote").run_name) < 150
     assert read(models=[{"model": "pair/mentor", "name": "scorer"}]).members == ("scorer-2",)
     assert read(models="pair/mentor;pair/intern", aggregation="vote").pair_name == "pair"
+    assert read(models="pair", aggregation="vote").roles == read(aggregation="vote").roles
 
 
 def test_the_same_run_replaces_its_ledger_and_no_other(tmp_path: Path) -> None:
@@ -236,6 +255,35 @@ def loaded_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         close()
 
 
+def test_a_run_warns_once_of_answers_that_no_segment_was_good_enough_for(caplog: pytest.LogCaptureFixture) -> None:
+    given = {**COMMON, "models": "pair", "aggregation": "reward_based", "scorer": "logprob:mentor"}
+    for threshold, sentences in (
+        (0.5, ["3 of 3 answers are empty, because no first segment reached score_threshold=0.5; lower it."]),
+        (-100, []),
+    ):
+        caplog.clear()
+        lm = EnsembleLM(**given, score_threshold=threshold)
+        answers = lm.generate_until(instances(3, max_gen_toks=6), disable_tqdm=True)
+        lm.close()
+        assert [record.message for record in caplog.records if "score_threshold" in record.message] == sentences
+        assert [answer == "" for answer in answers] == [bool(sentences)] * 3
+
+
+def test_models_that_say_neither_yes_nor_no_are_warned_of_when_measured_and_when_selected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bundled models have learned no such reply."""
+    lm = EnsembleLM(**COMMON, selection="self_assessment")
+    lm.generate_until(instances(3, max_gen_toks=4), disable_tqdm=True)
+    lm.close()
+    (sentence,) = [record.message for record in caplog.records if "self_assessment" in record.message]
+    assert "for 3 of 3 questions no model gives Yes and No together a probability of 0.01" in sentence
+    caplog.clear()
+    collect_from_tasks({**COMMON, "models": "pair/mentor"}, ["tandem_pair_math_train"], tmp_path, (), limit=4)
+    (sentence,) = [record.message for record in caplog.records if "Yes and No" in record.message]
+    assert sentence.startswith("pair/mentor gives Yes and No together a probability of ")
+
+
 @pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("kind", ["pair", "two families"])
 def test_neither_the_batch_size_nor_a_run_that_was_broken_off_changes_a_string(
@@ -309,7 +357,8 @@ def test_a_killed_run_goes_on_and_stands_in_the_report_beside_the_pair_s_policie
 
 
 POLICIES: list[dict[str, Any]] = [
-    {"policy": policy, "step_end": "."} for policy in ("handoff:12", "outline:12", "steps:0.05", "verify:4")
+    *({"policy": policy} for policy in ("handoff:12", "outline:12")),
+    *({"policy": policy, "step_end": "."} for policy in ("steps:0.05", "verify:4")),
 ]
 RUNS = [("ensemble", one) for one in STRATEGIES + ONE_VOCABULARY] + [("tandem", one) for one in POLICIES]
 

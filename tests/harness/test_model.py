@@ -127,7 +127,7 @@ def test_a_context_that_cannot_fit_is_refused_before_anything_runs(tmp_path: Pat
     lm = TandemLM(policy="stage:3", store=str(tmp_path / "s"), **COMMON)
     asked = instances(3)
     asked[2].arguments = ("word " * 600, asked[2].args[1])
-    with pytest.raises(ContextError, match=r"t #2 does not fit into the window .* 512 tokens.*lower max_gen_toks"):
+    with pytest.raises(ContextError, match=r"t #2 does not fit into the window .* 512 tokens.*shorten the prompt"):
         lm.generate_until(asked, disable_tqdm=True)
     assert lm.store is not None
     assert len(lm.store) == 0

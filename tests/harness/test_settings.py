@@ -13,6 +13,7 @@ from lm_eval_tandem.accounting import Prices
 from lm_eval_tandem.cascade.prompts import GPRA
 from lm_eval_tandem.engines import registry
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.settings import Settings, read_settings
 
 ENGINE = {"pretrained", "dtype", "device", "batch_size", "peft", "enable_thinking"}
@@ -148,8 +149,14 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"mentor_dtpe": "float16"}, r"'mentor_dtpe' is not known.*did you mean mentor_dtype"),
         ({"pretrained": "org/x"}, r"'pretrained' is not known"),
         ({"policy": "both"}, r"policy=both is not known; use cascade, intern, mentor, stage:N with N from 0 to 3"),
-        ({"policy": "stage:4"}, r"policy=stage:4 is not known"),
-        ({"policy": "stage:²"}, r"policy=stage:² is not known"),
+        ({"policy": "stage:4"}, r"policy=stage:4 .*: N of stage:N has to be a whole number from 0 to 3, the number of"),
+        ({"policy": "stage:²"}, r"policy=stage:² cannot work"),
+        ({"policy": "stage"}, r"policy=stage cannot work: N of stage:N has to be"),
+        ({"policy": "handoff:0"}, r"^policy=handoff:0 .*: N of handoff:N has to be a whole number of 1 or more\.$"),
+        ({"policy": "budget_forcing:1.5"}, r"N of budget_forcing:N has to be a whole number of 1 or more\.$"),
+        ({"policy": "steps:x"}, r"N of steps:N has to be a number of 0 or more"),
+        ({"policy": "verify:10"}, r"N of verify:N has to be a whole number from 0 to 9"),
+        ({"policy": "mentor:3"}, r"mentor takes no number; write policy=mentor\."),
         ({"mentor_backend": ""}, r"mentor_backend= has no value"),
         ({"classifier": ""}, r"classifier= has no value"),
         ({"store": ""}, r"store= has no value"),
@@ -173,6 +180,10 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"efforts": "a:b"}, r"efforts=a:b has to be numbers"),
         ({"thresholds": "0.5:0.5"}, r"thresholds=0.5:0.5 holds 2 values, but has to hold 4"),
         ({"thresholds": "0.5:0.5:0.5:1.5"}, r"thresholds holds 1.5, which is not from 0 to 1"),
+        (
+            {"thresholds": "0:0:0:0", "policy": "stage:2"},
+            r"thresholds has no effect with policy=stage:2, .* it is for cascade, llm_cascade, escalate, so",
+        ),
         ({"backend": "tpu"}, r"backend=tpu is not known"),
         ({"insights": "stage"}, r"insights=stage is not known; use one of cutoff, staged"),
         ({"insights": "staged"}, r"insights=staged needs a wording"),
@@ -195,3 +206,17 @@ def test_a_wrong_argument_is_one_sentence(arguments: dict[str, Any], sentence: s
 def test_a_classifier_is_a_name_or_a_folder(tmp_path: Path) -> None:
     assert read(classifier=str(tmp_path)).classifier == tmp_path
     assert read(**FOREIGN, classifier="mine").classifier == Path("mine")
+
+
+@pytest.mark.parametrize("policy", ["handoff:20", "cascade", "mentor", None])
+def test_an_end_of_steps_is_refused_where_a_run_has_no_steps(policy: str | None) -> None:
+    given = {"step_end": ".", "policy": policy} if policy else {"step_end": "."}
+    sentence = rf"^step_end has no effect with policy={policy or 'cascade'}; it is for steps:N and verify:N"
+    with pytest.raises(ArgumentError, match=sentence):
+        TandemLM.create_from_arg_obj(given)
+
+
+@pytest.mark.parametrize("policy", ["intern", "mentor", "stage:1", "handoff:20", "steps:0.5", "cascade", "llm_cascade"])
+def test_what_a_comparison_of_policies_gives_to_all_of_them_is_taken_by_each(policy: str) -> None:
+    """A loop over policies has one classifier, the same efforts and the same words; a server one end of steps too."""
+    read(policy=policy, classifier="pair", efforts="18:24:40", guidance="guided", prompts="pair", step_end=".")

@@ -64,6 +64,11 @@ JOINT = {"models": MODELS, "selection": "all"}
         (theirs(debug={"enable_thinking": False}), both(enable_thinking=False), ""),
         (spec(enable_thinking=True), first(enable_thinking=True), ""),
         (
+            spec(enable_thinking=True, think_end_token="</think>"),
+            first(enable_thinking=True, think_end_token="</think>"),
+            "",
+        ),
+        (
             spec(enable_thinking=True) | {"debug": {"enable_thinking": False}},
             LOOP | {"models": [MODELS[0] | {"enable_thinking": True}, MODELS[1] | {"enable_thinking": False}]},
             "",
@@ -251,6 +256,7 @@ def test_a_file_becomes_arguments_and_what_has_no_effect_is_named(
         (theirs(engine_options={"hf": {"use_8bit": True, "use_4bit": True}}), "are both true; keep one"),
         (theirs(engine_options={"tgi": {}}), "the key engine_options.tgi is not known"),
         (theirs(engine_options={"api": {"retries": 1}}), "did you mean max_retries?"),
+        (ensemble("simple"), "simple stands in their README, but not in their code; of what is here the nearest are"),
         (ensemble("lop"), "output_aggregation_method=lop is not known; did you mean loop?"),
         (ensemble("loop", {"outline_max_tokens": 5}), "has no effect with loop, only with progressive"),
         (ensemble("loop", {"max_round": 5}), "max_round is not known; did you mean max_rounds?"),

@@ -27,7 +27,7 @@ from lm_eval_tandem.training.policy_comparison import (
     judged_policies,
 )
 from lm_eval_tandem.training.thresholds import Objective, parse_objective
-from lm_eval_tandem.training.tradeoff import format_points, thresholds
+from lm_eval_tandem.training.tradeoff import format_points, thresholds, with_intervals
 
 OTHERS = ["budget_forcing:60", "handoff:20", "steps:0.3", "verify:5"]
 QUESTIONS, TASK = 16, "tandem_pair_math_train"
@@ -210,10 +210,22 @@ def test_the_advice_has_intervals_and_names_what_is_cheaper_and_not_worse() -> N
     assert "against the mentor alone +10.0 points" in alone
 
 
+def test_the_advice_claims_no_certainty_where_all_questions_are_alike() -> None:
+    goal = Objective("accuracy", 0.0)
+    same = advice([outcome("intern", 10, 1, 10), outcome("mentor", 10, 9, 10)], goal, "TFLOPs")
+    assert same.startswith("Use policy=intern: 100.0 % [69.2, 100.0] of these 10 questions")
+    assert "against the mentor alone +0.0 points [-30.8, +30.8]" in same
+    opposite = advice([outcome("intern", 0, 1, 10), outcome("mentor", 10, 9, 10)], goal, "TFLOPs")
+    assert "against the intern alone +100.0 points [+38.3, +100.0]" in opposite
+    (point,) = with_intervals([("intern", None, np.ones(10), np.arange(10.0))], "TFLOPs")
+    assert point.accuracy == pytest.approx((1, 0.025**0.1, 1))
+    assert point.cost[1] < 4.5 < point.cost[2]
+
+
 @pytest.mark.parametrize(
     ("policies", "sentence"),
     [
-        ("budget_forcing:many", "policy=budget_forcing:many is not known"),
+        ("budget_forcing:many", "policy=budget_forcing:many cannot work: N of budget_forcing:N has to be"),
         ("steps:0.5,stage:1", "--policies stage:1 is collected anyway"),
         ("cascade", "--policies cascade is what a classifier is fitted for"),
     ],

@@ -70,7 +70,7 @@ class HFEngine(LocalTokenizer):
         self.name = str(arguments["pretrained"])
         lm = load_hflm(arguments)
         super().__init__(lm, lambda text: lm.tok_batch_encode([text])[0][0].long().tolist())
-        self.parameters = sum(p.numel() for p in self.lm.model.parameters())
+        self.parameters = count_parameters(self.lm.model)
         self.window = int(self.lm.max_length)
         # Answers of stores of version 0.1 end with a stop string in the thinking.
         stop = {} if self.lm.think_end_token is None else {"stop": "after thinking"}
@@ -180,3 +180,10 @@ class HFEngine(LocalTokenizer):
     def _job(self, prompt: Prompt) -> Job:
         ids = self.encode(prompt.text) + list(prompt.continued)
         return Job(prompt, ids, asyncio.get_running_loop().create_future(), time.perf_counter())
+
+
+def count_parameters(model: Any) -> int:
+    """Number of a model's parameters; of weights that were packed into fewer numbers while loading, as before that."""
+    if getattr(model, "is_loaded_in_4bit", False):  # two weights in each byte
+        return int(model.num_parameters())
+    return sum(parameter.numel() for parameter in model.parameters())

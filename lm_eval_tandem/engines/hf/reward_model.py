@@ -34,14 +34,12 @@ from lm_eval_tandem.engines.hf.worker import CPU, is_out_of_memory
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import undefined_logits
 from lm_eval_tandem.engines.rating import Candidate, RewardKind, Score, reward_kind
-from lm_eval_tandem.errors import ArgumentError, EngineError, TandemError, one_line
+from lm_eval_tandem.errors import ArgumentError, EngineError, TandemError, reason_of
 
 MODEL_CLASSES = {"process": AutoModelForTokenClassification, "outcome": AutoModelForSequenceClassification}
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 UNLIMITED = 1e9
 """From here on a tokenizer's model_max_length says that there is no limit."""
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError)
-"""What transformers raises for a model that it cannot load."""
 
 
 @dataclass(eq=False)
@@ -244,8 +242,10 @@ def load(path: str, dtype: str, device: str) -> tuple[RewardKind, Any, Any]:
             path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
         model.to(device)
-    except LOADING_ERRORS as error:
-        raise EngineError(f"the reward model {path} could not be loaded: {one_line(error)}") from error
+    except TandemError:
+        raise
+    except Exception as error:  # transformers and torch raise exceptions of any kind
+        raise EngineError(f"the reward model {path} could not be loaded: {reason_of(error)}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])[0]
         raise EngineError(f"the reward model {path} has no weights for {missing}; use one that was saved whole.")
