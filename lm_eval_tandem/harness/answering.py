@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
@@ -35,9 +35,6 @@ from lm_eval_tandem.harness.requests import Answer, ChatPrompt, tasks_of
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.ledger_checksums import checksums
 from lm_eval_tandem.store import Store
-
-if TYPE_CHECKING:
-    from typing import Self  # Python 3.10 has none
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

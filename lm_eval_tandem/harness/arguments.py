@@ -243,7 +243,8 @@ ARGUMENTS = (
         "thinking",
         to_choice(*THINKING),
         words(*THINKING),
-        "Which models think: `enable_thinking` of their chat templates. `auto` leaves it to the templates.",
+        "Which models think: `enable_thinking` of their chat templates. `auto` leaves it to the templates. With `hf` "
+        "and `vllm` a model that is to think needs `think_end_token` too, such as `</think>`.",
         default="auto",
     ),
     Argument(

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from lm_eval_tandem.cascade.policies import Policy
-from lm_eval_tandem.cascade.prompts import Prompts, Question
+from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.cascade.question_run import Task
-from lm_eval_tandem.cascade.steps import RATING_TOKENS
 from lm_eval_tandem.engines import Engine, Sampling
-from lm_eval_tandem.errors import ArgumentError, ContextError
+from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.settings import Settings
+from lm_eval_tandem.harness.windows import largest_calls, refusal
 
 GENERATION = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "until", "max_gen_toks")
 """Generation arguments that have a meaning here; with num_beams=1 also that one."""
@@ -182,15 +181,10 @@ def check_fits(task: Task, settings: Settings, engines: Mapping[str, Engine | No
     longer fails alone.
     """
     size = 0
-    for engine, text, insights, answer in _largest_calls(task, settings, engines):
-        size = len(engine.encode(text))
-        if size + insights + answer > engine.window:
-            raise ContextError(
-                f"{task.task or 'request'} #{task.doc_id} does not fit into the window of {engine.name}, "
-                f"{engine.window} tokens: the prompt has {size} tokens, up to {insights} of insights and "
-                f"max_gen_toks={answer} for the answer; lower max_gen_toks (--gen_kwargs) or the efforts, or use a "
-                "model with a longer window."
-            )
+    for call in largest_calls(task, settings, engines):
+        size = len(call.engine.encode(call.text))
+        if size + call.new_tokens > call.engine.window:
+            raise refusal(call, size, task, settings, engines, longest_answer(task, settings, engines))
     return size
 
 
@@ -206,51 +200,23 @@ def longest_answer(task: Task, settings: Settings, engines: Mapping[str, Engine 
     settings, engines
         As for `check_fits`.
     """
-    windows = [engine.window for engine in engines.values() if engine is not None]
-    longest = max(windows)
+    longest = max(engine.window for engine in engines.values() if engine is not None)
     widest = replace(task, sampling=replace(task.sampling, max_tokens=longest))
     reserve = 1 if _count_alike(task.question.text, engines) else OTHER_TOKENS
-    for engine, text, insights, answer in _largest_calls(widest, settings, engines):
-        if answer:  # the calls without one have the same size for every answer
-            needed = len(engine.encode(text)) + insights * reserve + answer
-            longest = min(longest, max(windows) - (needed - engine.window))
+    hands_off = settings.policy.prompts(settings.prompts).hands_off
+    for call in largest_calls(widest, settings, engines):
+        room = call.engine.window - len(call.engine.encode(call.text))
+        if hands_off and call.mentor_tokens:  # of the answer itself
+            in_tokens = 1 if call.engine is engines["mentor"] else reserve
+            by_mentor = min(call.mentor_tokens, room // in_tokens)
+            rest = room - by_mentor * in_tokens
+            is_mentors_part = call.engine is engines["mentor"] and by_mentor == call.mentor_tokens
+            longest = longest if is_mentors_part else min(longest, by_mentor + rest)
+        elif call.answer_tokens:  # the calls without an answer have the same size for every one
+            longest = min(longest, room - call.mentor_tokens * reserve - call.rating_tokens)
     return longest
 
 
 def _count_alike(text: str, engines: Mapping[str, Engine | None]) -> bool:
     """Whether all models read a text as the same tokens."""
     return len({tuple(engine.encode(text)) for engine in engines.values() if engine is not None}) <= 1
-
-
-def _largest_calls(
-    task: Task, settings: Settings, engines: Mapping[str, Engine | None]
-) -> Iterator[tuple[Engine, str, int, int]]:
-    """Per kind of call: the engine, the prompt, and the largest numbers of tokens of insights and answer to follow."""
-    policy = settings.policy
-    prompts, efforts = policy.prompts(settings.prompts), policy.efforts(settings.efforts)
-    mentor, intern = engines["mentor"], engines["intern"]
-    if policy.is_stepwise:
-        assert mentor is not None
-        assert intern is not None
-        yield mentor, prompts.rating(mentor, task.question, ""), 0, task.sampling.max_tokens + RATING_TOKENS
-        yield intern, prompts.alone(intern, task.question), 0, task.sampling.max_tokens
-        return
-    insights = efforts[-1 if policy.stage is None else policy.stage - 1]
-    answer = task.sampling.max_tokens
-    if prompts.hands_off:  # both write parts of one answer
-        insights = min(insights, answer)
-    if mentor is not None and policy.mentor_may_answer:
-        yield mentor, prompts.alone(mentor, task.question) + _text_of_forcing(policy, prompts, answer), 0, answer
-    if mentor is not None and not policy.mentor_alone:
-        passes = (" ",) * ((policy.stage or len(efforts)) - 1) if prompts.insights == "staged" else ()
-        yield mentor, prompts.mentor(mentor, task.question, passes), insights, 0
-    if intern is not None and not policy.needs_mentor:
-        yield intern, prompts.alone(intern, task.question), 0, answer
-    elif intern is not None:
-        rest = answer - insights if prompts.hands_off else answer
-        yield intern, prompts.intern(intern, task.question, " "), insights, rest
-
-
-def _text_of_forcing(policy: Policy, prompts: Prompts, answer: int) -> str:
-    """What `budget_forcing` may add to the mentor's own text; "" where the answer ends within the budget anyway."""
-    return prompts.end_of_thinking("<think>") if policy.budget is not None and policy.budget < answer else ""

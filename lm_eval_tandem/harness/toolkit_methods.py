@@ -78,6 +78,12 @@ GENERATION_KEYS = (*GENERATION, *STOPS, "extract_after", "seed", *PENALTIES)
 def method_of(ensemble: Mapping[str, Any]) -> str:
     """Their output aggregation method."""
     where = "ensemble.output_aggregation_method"
+    if ensemble.get("output_aggregation_method") == "simple":
+        raise ArgumentError(
+            f"{where}: simple stands in their README, but not in their code; of what is here the nearest are "
+            "aggregation: one (the first model answers alone) and aggregation: vote in this package's layout, or one "
+            f"of {', '.join(AGGREGATIONS)} in theirs."
+        )
     return choice(where, ensemble.get("output_aggregation_method", "loop"), AGGREGATIONS)
 
 

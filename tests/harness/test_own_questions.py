@@ -11,7 +11,7 @@ import pytest
 import tiny
 from bundled import COMMON, instances
 from lm_eval_tandem.cli import main
-from lm_eval_tandem.harness import own_questions
+from lm_eval_tandem.harness import answers_file, question_rows
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.pair import problems
 
@@ -22,14 +22,20 @@ TEMPLATE = (
 )
 
 
-def run(folder: Path, rows: list[Any], config: dict[str, Any] | None = None, *more: str) -> list[dict[str, Any]]:
-    """The lines of the output; the command ends as `main` does."""
+def run(
+    folder: Path, rows: list[Any], config: dict[str, Any] | None = None, *more: str, fails: bool = False
+) -> list[dict[str, Any]]:
+    """The rows of the output; the command ends as `main` does, unless `fails` says that some question fails."""
     (folder / "config.yaml").write_text(json.dumps(SETTINGS if config is None else config))
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "in.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
     files = ["--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl")]
-    main(["run", str(folder / "config.yaml"), *files, *more])
-    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    if fails:
+        with pytest.raises(SystemExit, match="1"):
+            main(["run", str(folder / "config.yaml"), *files, *more])
+    else:
+        main(["run", str(folder / "config.yaml"), *files, *more])
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().rstrip("\n").split("\n")]
 
 
 def test_rows_of_every_shape_come_back_in_their_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,12 +56,22 @@ def test_rows_of_every_shape_come_back_in_their_places(tmp_path: Path, capsys: p
     lm.close()
     assert [row["answer"] for row in rows] == expected
     assert rows[0]["id"] == "a"
+    assert rows[1]["input_answer"] == "what a data set says"
     for number, row in enumerate(rows):
         assert row["tandem"]["stage"] == records[number].stage
         assert row["tandem"]["tflops"] == pytest.approx(records[number].tflops)
         assert row["tandem"]["tokens"]["mentor_new"] == records[number].tokens.mentor_new
-    again = run(tmp_path, [row | {"error": "of an earlier run"} for row in rows])
-    assert [row | {"tandem": 0} for row in again] == [row | {"tandem": 0} for row in rows]
+
+
+def test_every_field_of_the_input_comes_back(tmp_path: Path) -> None:
+    mine = {"answer": "#### 2", "tandem": [1], "error": None, "segments": "s", "id": 7, "text": "a\u2028b\x85c"}
+    rows = run(tmp_path, [{"question": QUESTIONS[0]} | mine, {"question": "1 + " * 2000} | mine], fails=True)
+    names = ("answer", "tandem", "error")
+    expected = {f"input_{name}" if name in names else name: value for name, value in mine.items()}
+    for row, added in zip(rows, ({"answer", "tandem"}, {"error"}), strict=True):
+        assert {name: row[name] for name in row if name != "question" and name not in added} == expected
+        assert added <= row.keys()
+    assert rows[0]["answer"] != "#### 2"
 
 
 def test_a_run_goes_on_from_what_is_stored(tmp_path: Path) -> None:
@@ -69,12 +85,29 @@ def test_a_run_goes_on_from_what_is_stored(tmp_path: Path) -> None:
 
 
 def test_a_question_that_fails_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="1"):
-        run(tmp_path, [{"prompt": QUESTIONS[0]}, {"prompt": "1 + " * 2000}, {"prompt": QUESTIONS[1]}])
+    asked = [{"prompt": QUESTIONS[0]}, "", {"prompt": "1 + " * 2000, "id": "b"}, {"prompt": QUESTIONS[1]}]
+    rows = run(tmp_path, asked, fails=True)
     assert "1 question(s) failed" in capsys.readouterr().err
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert ["answer" in row for row in rows] == [True, False, True]
-    assert "does not fit into the window" in rows[1]["error"]
+    assert rows[1]["error"].startswith("line 3 (id b) does not fit into the window of ")
+    again = run(tmp_path, asked, fails=True)
+    assert [row.get("answer") for row in again] == [row.get("answer") for row in rows]
+
+
+def test_a_conversation_that_no_template_accepts_fails_alone(tmp_path: Path) -> None:
+    models = {role: str(tiny.save(tmp_path / role, "llama", seed)) for seed, role in enumerate(["mentor", "intern"])}
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    for folder in models.values():
+        (Path(folder) / "chat_template.jinja").write_text(strict)
+    config = {
+        "model_args": {**COMMON, **models, "policy": "handoff:5"},
+        "apply_chat_template": True,
+        "gen_kwargs": {"max_gen_toks": 12},
+    }
+    wrong = {"messages": [{"role": "tool", "content": "Two."}, {"role": "user", "content": "One?"}]}
+    rows = run(tmp_path, [wrong, {"prompt": "One?"}], config, fails=True)
+    assert "does not accept a conversation of the turns tool, user" in rows[0]["error"]
+    assert "answer" in rows[1]
 
 
 def test_conversations_are_rendered_and_both_writers_named(tmp_path: Path) -> None:
@@ -97,14 +130,59 @@ def test_conversations_are_rendered_and_both_writers_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("rows", "config", "more", "sentence"),
     [
-        (["no JSON"], None, (), "line 1 holds no question"),
-        ([{"prompt": "a"}, {"text": "b"}], None, (), "line 2 holds no question; give an object with messages"),
-        ([{"messages": [{"role": "user"}]}], None, (), "line 1 holds no question"),
+        (["no JSON"], None, (), "in.jsonl: line 1 is not JSON (Expecting value at character 1); give"),
+        ([{"prompt": "a"}, {"text": "b"}], None, (), "line 2 has none of messages, prompt, question and instruction"),
+        ([{"messages": [{"role": "user"}]}], None, (), "line 1 has messages of which number 1 lacks role or content"),
+        ([{"messages": [{"role": "user", "content": " "}]}], None, (), "line 1 has messages without any text"),
+        ([{"messages": "a"}], None, (), "line 1 has messages that are no list"),
+        (["[1]"], None, (), "line 1 holds no object"),
+        (["[" * 100_000], None, (), "line 1 cannot be read as JSON"),
+        ([{"question": 5}], None, (), "line 1 has a question that is no text"),
+        ([{"instruction": "a", "input": 5}], None, (), "line 1 has an instruction that is no text"),
+        ([{"prompt": ""}], None, (), "line 1 has prompt without any text"),
+        ([{"prompt": " \n "}], None, (), "line 1 has prompt without any text"),
+        (['{"prompt": "a", "id": "\\ud800"}'], None, (), "line 1 holds half of a character"),
+        (
+            [{"prompt": "a"}, "x", "", "y", {"prompt": ""}, {"prompt": "b"}, "z"],
+            None,
+            (),
+            "4 of 6 lines hold no question: line 2 is not JSON (Expecting value at character 1), line 4 is not JSON "
+            "(Expecting value at character 1), line 5 has prompt without any text, and 1 more; give",
+        ),
+        (
+            [{"prompt": "a", "answer": "1"}, {"prompt": "b", "input_answer": "2"}],
+            None,
+            (),
+            "line 1 holds answer, which comes back as input_answer, and line 2 holds input_answer itself; rename one",
+        ),
         ([""], None, (), "holds no questions"),
         ([{"prompt": "a"}], {"tasks": []}, (), "has no model_args"),
         ([{"prompt": "a"}], {"model": "hf", "model_args": {"x": 1}}, (), "is for model: hf"),
         ([{"prompt": "a"}], None, ("--limit", "0"), "--limit 0 selects no questions"),
-        ([{"prompt": "a"}], SETTINGS | {"system_instruction": "Be brief."}, (), "add apply_chat_template: true"),
+        (
+            [{"prompt": "a", "id": 9}],
+            SETTINGS | {"system_instruction": "Be brief."},
+            (),
+            "line 1 (id 9) has 2 turns, the system_instruction among them, and several turns need",
+        ),
+        ([{"prompt": "a"}], SETTINGS | {"gen_kwargs": {"max_gen_tok": 9}}, (), "max_gen_tok are not known"),
+        ([{"prompt": "a"}], SETTINGS | {"gen_kwarg": {}}, (), "gen_kwarg is not known (did you mean gen_kwargs?)"),
+        ([{"prompt": "a"}], SETTINGS | {"batchsize": 2}, (), "batchsize is not known (did you mean batch_size?)"),
+        (
+            [{"prompt": "a"}],
+            SETTINGS | {"polcy": "intern", "max_gen_tok": 9},
+            (),
+            "did you mean policy in model_args or max_gen_toks in gen_kwargs?",
+        ),
+        ([{"prompt": "a"}], SETTINGS | {"qqqq": 1}, (), "qqqq is not known; use model, model_args"),
+        ([{"prompt": "a"}], SETTINGS | {"seed": 3}, (), "seed has no effect here: it is of tasks"),
+        ([{"prompt": "a"}], SETTINGS | {"limit": 3}, (), "give --limit to run"),
+        (
+            [{"prompt": "a"}],
+            {"model_specs": [], "batchsize": 2},
+            (),
+            "batchsize is not known; did you mean batch_size?",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(
@@ -126,13 +204,31 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path: Path) -> None:
+    marked, plain = tmp_path / "marked.jsonl", tmp_path / "plain.jsonl"
+    text = json.dumps({"prompt": QUESTIONS[0]}) + "\r\n"
+    marked.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    plain.write_bytes(text.encode())
+    assert question_rows.read_rows(marked) == question_rows.read_rows(plain)
+    marked.write_bytes(text.encode("utf-16"))
+    with pytest.raises(question_rows.ArgumentError, match=r"marked\.jsonl cannot be read .* in UTF-8\.$"):
+        question_rows.read_rows(marked)
+
+
+def test_the_first_shape_that_is_not_null_is_asked() -> None:
+    (turn,) = question_rows.conversation_of({"messages": None, "prompt": None, "question": "a", "instruction": "b"})
+    assert turn == {"role": "user", "content": "a"}
+
+
 def test_neither_the_input_nor_a_folder_is_written_over(tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
-    with pytest.raises(own_questions.ArgumentError, match="is the input"):
-        own_questions.check_output(file, file)
-    for output in (tmp_path, tmp_path / "nowhere" / "out.jsonl"):
-        with pytest.raises(own_questions.ArgumentError, match="cannot be written"):
-            own_questions.check_output(output, file)
+    with pytest.raises(answers_file.ArgumentError, match="is the input"):
+        answers_file.check_output(file, file)
+    for output in (tmp_path, tmp_path / "nowhere" / "out.jsonl", Path("/dev/null")):
+        with pytest.raises(answers_file.ArgumentError, match="cannot be written"):
+            answers_file.check_output(output, file)
+    with pytest.raises(answers_file.ArgumentError, match="is also the run's store or ledger"):
+        answers_file.check_output(tmp_path / "a", file, (None, tmp_path / "a"))
 
 
 @pytest.mark.parametrize(
