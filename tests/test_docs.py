@@ -17,7 +17,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from command_line import command, results, run
+from lm_eval_tandem import ledger
+from lm_eval_tandem.accounting import Spent, Tokens
 from lm_eval_tandem.cascade.prompts import Prompts, Question, Wording
+from lm_eval_tandem.ledger import Judgement, Record, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "docs" / "outputs.py"
@@ -93,6 +96,32 @@ def test_the_wording_on_the_page_makes_the_prompt_on_the_page(tmp_path: Path) ->
     read = prompts.as_read("3 boxes\n3 x 12 = 36\nSo it is", cut_off=True)
     asked = Question("How many are 3 boxes of 12 eggs?")
     assert prompts.intern(None, asked, read) == prompt  # type: ignore[arg-type]  # plain text needs no engine
+
+
+def test_every_field_of_a_ledger_is_explained() -> None:
+    """The rows are the fields that `ledger.lines_of` writes, no more and no fewer."""
+    record = Record(
+        **{"task": "t", "doc_id": 0, "repeat": 0, "policy": "all", "stage": 0, "reason": "", "finish_reason": "stop"},
+        **{"mentor_finish_reason": None, "mentor_stages": 0, "tokens": Tokens(), "tflops": 0.0, "bill": 0.0},
+        **{"judge_seconds": 0.0, "generate_seconds": 0.0, "stages": [Judgement(0, None, None, 0, 0, 0.0)]},
+        **{"segments": [Segment("a", 1, 1)], "spent": {"NAME": Spent()}, "selected": ["a"], "cached": {"a": 1}},
+    )
+    (line,) = ledger.lines_of([record])
+    written = set()
+    for name, value in line.items():
+        if name == "tokens":
+            written |= {f"tokens.{inner}" for inner in value}
+        elif name == "spent":
+            written |= {f"spent.NAME.{inner}" for inner in value["NAME"]}
+        elif name in ("stages", "segments"):
+            written |= {f"{name}[].{inner}" for inner in value[0]}
+        else:
+            written.add(name)
+    section = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8").split("## In the ledger")[1].split("\n## ")[0]
+    first = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    explained = [name for cell in first for name in re.findall("`([^`]+)`", cell)]
+    assert len(explained) == len(set(explained))
+    assert set(explained) == written
 
 
 ROWS = {

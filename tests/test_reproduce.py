@@ -148,7 +148,8 @@ def change_weights(classifier: Path) -> None:
     [
         (change_thresholds, "The classifier classifier has the thresholds [1.0, 1.0, 1.0, 1.0] here and had"),
         (change_weights, "The classifier classifier has other weights here than in the run."),
-        (shutil.rmtree, "The classifier classifier cannot be read here"),
+        (lambda folder: (folder / "config.json").write_text("{"), "The classifier classifier cannot be read here"),
+        (shutil.rmtree, "The classifier classifier (SHA-256 of its weights: "),
     ],
 )
 def test_a_changed_classifier_is_one_sentence(tmp_path: Path, change: Callable[[Path], None], sentence: str) -> None:
@@ -158,6 +159,20 @@ def test_a_changed_classifier_is_one_sentence(tmp_path: Path, change: Callable[[
     change(classifier)
     (told,) = differences(folder)
     assert told.startswith(sentence)
+    assert "Errno" not in told
+    if not classifier.is_dir():
+        assert f") is not here: there is no {classifier}. Put a copy of it there, or fit it again." in told
+        assert "It was fitted on tandem_pair_math_train" in told
+        assert told.endswith("lm-eval-tandem collect and fit make one.")
+
+
+def test_a_classifier_of_the_committed_results_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["reproduce", str(RESULTS / "pair" / "tandem-mentor+intern-32-cascade")])
+    printed = capsys.readouterr().out
+    assert "Errno" not in printed
+    if not (RESULTS.parent / "build" / "results" / "classifiers").is_dir():
+        assert "is not here: there is no build/results/classifiers/" in printed
+        assert "make fits, or collect and fit, make one." in printed
 
 
 def test_a_changed_model_is_one_sentence(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from lm_eval_tandem.digits import mean, subtract, without_last_bits
-from lm_eval_tandem.training.bootstrap import Interval, central_interval, resampled_means
+from lm_eval_tandem.training.bootstrap import Interval, central_interval, difference_interval, resampled_means
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +48,8 @@ def wilson(correct: float, n: int) -> Interval:
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
+    if correct == n:
+        return n / (n + Z**2), 1.0  # what the formula below is then, without the last bits of its sum
     proportion = correct / n
     centre = (proportion + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(proportion * (1 - proportion) / n + Z**2 / (4 * n**2))
@@ -55,9 +57,9 @@ def wilson(correct: float, n: int) -> Interval:
 
 
 def difference(a: Floats, b: Floats) -> Interval:
-    """Return the 95 % interval of mean(a) - mean(b), for two figures (Q,) of the same questions."""
+    """Return the 95 % interval of mean(a) - mean(b), for two grades (Q,) of the same questions."""
     means = resampled_means(np.stack([a, b], axis=1))
-    return central_interval(subtract(means[:, 0], means[:, 1]))
+    return difference_interval(a, b, subtract(means[:, 0], means[:, 1]))
 
 
 def ratio(a: Floats, b: Floats) -> Interval:

@@ -98,8 +98,9 @@ SECTIONS: tuple[SectionSpec, ...] = (
         "compared",
         "The cascade against every other policy",
         "Paper, Table 6. Both policies answer the same questions, so every comparison is paired. Intervals of "
-        "differences and ratios are by bootstrap over questions (10,000 resamples). For accuracy, McNemar's exact test "
-        "(two-sided p) uses the questions that only one of the two answers correctly.",
+        "differences and ratios are by bootstrap over questions (10,000 resamples); where a difference in accuracy is "
+        "the same at every question, by the exact binomial bound on the share of questions that may differ. For "
+        "accuracy, McNemar's exact test (two-sided p) uses the questions that only one of the two answers correctly.",
         cascade_vs_others.paired,
     ),
     SectionSpec(

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_eval_tandem import _paths
-from lm_eval_tandem.reports.sources import harness_files
+from lm_eval_tandem.reports.sources import harness_files, task_files
 from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
 
 PLACE = "FOLDER"
@@ -87,13 +86,8 @@ def left_out(run: RecordedRun) -> list[str]:
 
 def include_path(run: RecordedRun) -> Path | None:
     """Return the folder of the run's task files, where they are neither this package's nor the harness's."""
-    for config in run.results["configs"].values():
-        source = Path(str((config.get("metadata") or {}).get("config_source") or ""))
-        ours = _paths.task_configs() / source.parent.name / source.name
-        of_harness = ("lm_eval", "tasks") in zip(source.parts, source.parts[1:], strict=False)
-        if source.suffix in (".yaml", ".yml") and not ours.is_file() and not of_harness:
-            return source.parent
-    return None
+    own = (config for config in run.results["configs"].values() if task_files.origin(config) == task_files.OWN)
+    return next((task_files.source(config).parent for config in own), None)
 
 
 def documents(run: RecordedRun) -> list[str]:

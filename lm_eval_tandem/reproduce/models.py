@@ -21,6 +21,8 @@ from lm_eval_tandem.reproduce.fact import Fact
 
 BUNDLED = {f"{PAIR}/mentor": pair.MENTOR, f"{PAIR}/intern": pair.INTERN}
 """The folders of the bundled models by the names that results have for them."""
+FITS = "build/results/classifiers/"
+"""Where the repository's `make fits` puts the classifiers of the committed results."""
 ADAPTERS_OF_HARNESS = ("peft", "delta")
 """Arguments of the harness's hf that name weights beside the model's; it records their commits."""
 
@@ -101,6 +103,8 @@ def classifier(run: RecordedRun) -> list[Fact]:
     try:
         folder = classifier_folder(run.arguments.get("classifier"))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [Fact(label, then, None, missing_classifier(run, name, then))]
     except (TandemError, OSError, ValueError) as error:
         return [Fact(label, then, None, f"The classifier {name} cannot be read here ({one_line(error)}).")]
     now = checksum(content_of(folder / "model.safetensors"))
@@ -114,6 +118,19 @@ def classifier(run: RecordedRun) -> list[Fact]:
         sentence = f"The classifier {name} has the thresholds {thresholds} here and had {described.get('thresholds')}."
         return [Fact(label, then, now, sentence)]
     return [Fact(label, then, now)]
+
+
+def missing_classifier(run: RecordedRun, name: str, checksum_then: str | None) -> str:
+    """Return that a classifier is not here, which one it was, and how it comes here."""
+    place = str(run.arguments.get("classifier") or PAIR)
+    which = f" (SHA-256 of its weights: {checksum_then})" if checksum_then else ""
+    tasks = ",".join((run.description.get("judge") or {}).get("tasks") or ())
+    fitted = f"It was fitted on {tasks}; " if tasks else "With the same training questions "
+    makers = "make fits, or collect and fit, make" if FITS in place else "lm-eval-tandem collect and fit make"
+    return (
+        f"The classifier {name}{which} is not here: there is no {place}. Put a copy of it there, or fit it again. "
+        f"{fitted}{makers} one."
+    )
 
 
 def classifier_folder(argument: Any) -> Path:

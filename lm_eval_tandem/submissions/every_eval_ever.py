@@ -28,6 +28,8 @@ SCHEMA_VERSION = "0.3.0"
 RELATIONSHIPS = ("first_party", "third_party", "collaborative", "other")
 DATASTORE = "evaleval/EEE_datastore"
 ROWS = ("all", "grade")
+LARGE = 100e6
+"""Bytes from which on the command says how the files become smaller."""
 UNFINISHED = ".unfinished"
 """Ending of a file that is being written."""
 
@@ -61,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def export(given: argparse.Namespace) -> list[str]:
     """Write the files and return what they are and how they are handed in."""
+    from lm_eval_tandem.reports.sources import recorded_runs
     from lm_eval_tandem.submissions import sources
     from lm_eval_tandem.submissions.models import identify, slug
     from lm_eval_tandem.submissions.redaction import Redaction
@@ -68,6 +71,8 @@ def export(given: argparse.Namespace) -> list[str]:
     if not given.organization.strip():
         raise ArgumentError("--organization is empty; give the name of who ran the evaluation.")
     collection, redaction = slug(given.collection), Redaction()
+    for run in recorded_runs.read(sources.results_files(given.results)):
+        identify(run, given.organization, given.developer, given.availability)  # before samples and ledgers are read
     written: list[Path] = []
     lines: list[str] = []
     try:
@@ -81,6 +86,7 @@ def export(given: argparse.Namespace) -> list[str]:
         for file in written:
             file.unlink(missing_ok=True)
         raise
+    size = sum(file.stat().st_size for file in written)
     for file in written:
         file.rename(file.with_name(file.name.removesuffix(UNFINISHED)))
     if redaction.replaced:
@@ -88,7 +94,12 @@ def export(given: argparse.Namespace) -> list[str]:
             f"{redaction.replaced:,} texts held a key, or a path or name of a machine, which was replaced; see [key], "
             "[host] and … in the files."
         )
-    return [*lines, "", *next_steps(given.output, collection, len(written))]
+    if size >= LARGE and given.rows == "all":
+        lines.append(
+            f"The files have {size / 1e6:,.0f} MB, since the samples have a row per question and metric, as the board "
+            "asks; with --rows grade they have a row per question."
+        )
+    return [*lines, "", *next_steps(given.output, collection, len(written), size)]
 
 
 def files_of(
@@ -170,6 +181,8 @@ def notes(submitted: SubmittedRun, model: Identity) -> list[str]:
         sample = next(iter(task.samples.values()))[0]
         if "doc" not in sample and not sample.get("arguments"):
             found.append(f"the samples of {task.name} have no questions: rows have empty inputs and no hash")
+        if task.asked:
+            found.append(f"{task.name}: {task.asked}, and the files say so")
         unknown = unknown_bounds(task)
         if unknown:
             found.append(f"{task.name}: the bounds of {', '.join(unknown)} are not known")
@@ -178,11 +191,11 @@ def notes(submitted: SubmittedRun, model: Identity) -> list[str]:
     return [f"  {note}" for note in found]
 
 
-def next_steps(output: Path, collection: str, files: int) -> list[str]:
-    """Return how the files are checked and handed in."""
+def next_steps(output: Path, collection: str, files: int, size: int) -> list[str]:
+    """Return how the files, of a size in bytes, are checked and handed in."""
     folder = f"data/{collection}"
     return [
-        f"{files} files in {output / folder}. Nothing was uploaded. To hand them in:",
+        f"{files} files in {output / folder}, {size / 1e6:,.1f} MB. Nothing was uploaded. To hand them in:",
         f"  cd {shlex.quote(str(output))}",
         f"  uvx --python 3.12 --from every-eval-ever=={SCHEMA_VERSION} every_eval_ever validate '{folder}/*/*/*.json*'",
         f"  hf upload {DATASTORE} {folder} {folder} --repo-type dataset --create-pr "

@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_eval_tandem.harness.run_report import checksum
 from lm_eval_tandem.judge.artefact_config import ADAPTER
-from lm_eval_tandem.reports.sources import harness_files
+from lm_eval_tandem.reports.sources import harness_files, task_files
 from lm_eval_tandem.submissions.models import UNKNOWN, Identity, Part, slug
 from lm_eval_tandem.submissions.redaction import short, shorts
 from lm_eval_tandem.submissions.sources import SubmittedRun
@@ -27,8 +27,16 @@ JUDGE = ("sha256", "schema", "model", "tasks", "labels", "per")
 """The same of its classifier."""
 FACTS = ("parameters", "dtype", "window", "revision", "sha", "sha256", "commit", "resume", "entropy")
 """The same of each model."""
-TOTALS = ("questions", "length", "tflops", "bill_tflops", "dollars_per_1000", "truncated", "refused_tokens")
-"""The same of a whole run's totals, beside those that are taken apart."""
+TOTALS = {
+    "questions": "total_questions",
+    "length": "mean_length",
+    "tflops": "mean_tflops",
+    "bill_tflops": "mean_bill_tflops",
+    "refused_tokens": "mean_refused_tokens",
+    "dollars_per_1000": "dollars_per_1000_questions",
+    "truncated": "share_truncated",
+}
+"""The same of a whole run's totals, beside those that are taken apart, and by what each of them is its name here."""
 TYPED = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
 """Generation arguments that have a field of their own, here and there."""
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -82,6 +90,8 @@ def generation_config(submitted: SubmittedRun, task: TaskResults) -> dict[str, A
         "do_sample": others.get("do_sample"),
         "until": " | ".join(repr(text) for text in ([until] if isinstance(until, str) else until or [])) or None,
         "num_fewshot": (submitted.results.get("n-shot") or {}).get(task.name, task.config.get("num_fewshot")),
+        "questions": task.asked or None,
+        "limit": submitted.config.get("limit"),
         "repeats": task.config.get("repeats"),
         "output_type": task.config.get("output_type"),
         "task_version": (submitted.results.get("versions") or {}).get(task.name),
@@ -90,8 +100,8 @@ def generation_config(submitted: SubmittedRun, task: TaskResults) -> dict[str, A
         "system_instruction_sha": submitted.results.get("system_instruction_sha"),
         **{name: submitted.config.get(name) for name in ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")},
     }
-    texts = {name: str(value) for name, value in more.items() if value is not None and name == "until"}
-    return {"generation_args": typed, "additional_details": shorts({**more, "until": None}) | texts}
+    texts = {name: str(more.pop(name)) for name in ("until", "questions") if more[name] is not None}
+    return {"generation_args": typed, "additional_details": shorts(more) | texts}
 
 
 def given_arguments(submitted: SubmittedRun) -> dict[str, Any]:
@@ -120,6 +130,7 @@ def command(submitted: SubmittedRun, task: TaskResults) -> str:
     if shown:
         words.append(f"--model_args {','.join(f'{name}={value}' for name, value in shown.items())}")
     words.append(f"--tasks {task.name}")
+    words += [f"--include_path {folder}" for folder in task_folders(task)]
     shots = (submitted.results.get("n-shot") or {}).get(task.name)
     if isinstance(shots, int):
         words.append(f"--num_fewshot {shots}")
@@ -130,6 +141,13 @@ def command(submitted: SubmittedRun, task: TaskResults) -> str:
     if generation := shorts(given_arguments(submitted)):
         words.append(f"--gen_kwargs {','.join(f'{name}={value}' for name, value in generation.items())}")
     return " ".join([*words, "--log_samples"])
+
+
+def task_folders(task: TaskResults) -> list[str]:
+    """Return the folders with the task's files that `lm_eval` needs, as a command names them without paths."""
+    named = {task_files.PACKAGE: "task_configs", task_files.OWN: "FOLDER"}
+    origins = [task_files.origin(part.config) for part in (task.parts or (task,))]
+    return [folder for origin, folder in named.items() if origin in origins]
 
 
 def model_info(submitted: SubmittedRun, model: Identity) -> dict[str, Any]:
@@ -177,11 +195,15 @@ def part_details(part: Part, in_system: bool) -> dict[str, str]:
 
 
 def totals(submitted: SubmittedRun) -> dict[str, str]:
-    """Return what the whole run did, on all its tasks, as the results file has it."""
+    """Return what the whole run did, on all its tasks, as the results file has it.
+
+    Names begin with what a figure is: `mean_` per question, `share_` of the questions, `total_` over all of them.
+    """
     recorded = submitted.totals
-    plain = {f"total_{name}": recorded.get(name) for name in TOTALS}
-    plain |= {f"total_{name}": count for name, count in (recorded.get("tokens") or {}).items()}
-    plain |= {f"total_stage_share_{stage}": share for stage, share in (recorded.get("stage_share") or {}).items()}
+    plain = {name: recorded.get(entry) for entry, name in TOTALS.items()}
+    if not recorded.get("models"):  # the counts of mentor and intern are 0 in an ensemble, and a model may be called so
+        plain |= {f"total_{name}": count for name, count in (recorded.get("tokens") or {}).items()}
+    plain |= {f"share_stage_{stage}": share for stage, share in (recorded.get("stage_share") or {}).items()}
     for name, spent in (recorded.get("models") or {}).items():
         plain |= {f"total_{slug(short(name) or 'model')}_{what}": value for what, value in spent.items()}
     return {name: repr(value) for name, value in plain.items() if isinstance(value, (int, float))}

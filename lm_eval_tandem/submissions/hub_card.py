@@ -30,7 +30,10 @@ from lm_eval_tandem.training import card as classifier_card
 
 PAPER = "https://arxiv.org/abs/2604.23623"
 TAGS = ("lm-evaluation-harness", "tandem", "cascade", "model-routing")
-COLUMNS = ("policy", "accuracy %", "length (tokens)", "mentor tokens", "cost (", "cost / mentor %", "whole bill (")
+COLUMNS = (
+    *("policy", "accuracy %", "length (tokens)", "mentor tokens", "cost (", "cost / mentor %"),
+    *("whole bill / mentor %", "whole bill ("),
+)
 """Beginnings of the headings of the policies table that the card shows."""
 UNKNOWN = "unknown"
 
@@ -175,7 +178,7 @@ def run_lines(cascade: PublishedCascade, repository: str, left_out: Sequence[str
     lines = [
         "## How to run it",
         "",
-        f"With lm-eval-tandem {__version__} or later:",
+        f"With lm-eval-tandem {__version__} or later (`pip install -c constraints.txt .` in a checkout of it):",
         "",
         "```sh",
         f"hf download {repository} {CONFIGURATION} --local-dir .",
@@ -193,6 +196,12 @@ def run_lines(cascade: PublishedCascade, repository: str, left_out: Sequence[str
         "used, or the folder of a copy of this repository: `classifier=FOLDER`.",
         "",
     ]
+    if cascade.partly_asked:
+        lines += [
+            f"The figures above are of {' and '.join(cascade.partly_asked)}. `{CONFIGURATION}` has no limit and asks "
+            "all questions.",
+            "",
+        ]
     if left_out:
         lines += [
             f"The runs above also had the arguments {', '.join(f'`{name}`' for name in left_out)}, which name "

@@ -103,6 +103,11 @@ class PublishedCascade:
         return [*[left.sentence() for left in self.data.left_out], *checked]
 
     @property
+    def partly_asked(self) -> list[str]:
+        """The tasks of which the run asked some questions alone, and how many: "60 of 1,000 questions of TASK"."""
+        return [f"{task.asked} of {task.name}" for _, task in self.runs if task.asked]
+
+    @property
     def run(self) -> SubmittedRun:
         """The results file whose settings the configuration repeats: the newest."""
         return max((run for run, _ in self.runs), key=lambda run: run.file.name)
@@ -253,6 +258,12 @@ def models_of(cascade: Run, base_models: str | None) -> tuple[Model, Model]:
     for place, role in enumerate(ROLES):
         facts: dict[str, Any] = cascade.description[role]
         label, engine = str(facts["model"]), str(facts.get("engine"))
+        if given and given[place] != NONE and BUNDLED.fullmatch(label):
+            raise ArgumentError(
+                f"--base_models {base_models}: the {role} of these runs is {label}, which ships with lm-eval-tandem, "
+                f"and runs with the repository's files would load that one; leave --base_models out, or write {NONE} "
+                "for it."
+            )
         if given:
             hub_id = None if given[place] == NONE else given[place]
         elif BUNDLED.fullmatch(label):

@@ -110,6 +110,11 @@ def render(cascade: PublishedCascade, repository: str) -> tuple[str, list[str]]:
     ]
     if left_out:
         lines.append(f"# Arguments that named something on the machine of the run, left out: {', '.join(left_out)}.")
+    if cascade.partly_asked:
+        lines.append(
+            f"# The figures of the card are of {' and '.join(cascade.partly_asked)}; this file asks all questions. A "
+            "line `limit: N` asks the first N."
+        )
     ggufs = [model for model in cascade.models.values() if model.argument.endswith(".gguf")]
     lines += [
         f"# {model.argument} is a file{f' of {model.hub_id}' if model.hub_id else ''}; put it beside this one."

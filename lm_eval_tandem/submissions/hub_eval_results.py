@@ -6,7 +6,7 @@ The form is `eval_results.yaml` of github.com/huggingface/hub-docs: a list of en
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import yaml
@@ -75,7 +75,7 @@ def day(submitted: SubmittedRun) -> str:
     """The day of a run in UTC, as ISO 8601 has it."""
     stamp = submitted.results.get("date")
     if isinstance(stamp, (int, float)):
-        return datetime.fromtimestamp(stamp, timezone.utc).date().isoformat()
+        return datetime.fromtimestamp(stamp, UTC).date().isoformat()
     return submitted.file.stem.removeprefix("results_")[:10]
 
 

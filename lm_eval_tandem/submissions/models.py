@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources.labels import model_name
+from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
 from lm_eval_tandem.reports.sources.runs import models_of
 from lm_eval_tandem.submissions.redaction import short
-from lm_eval_tandem.submissions.sources import SubmittedRun
 
 PROJECT = "lm-eval-tandem"
 """Developer of the bundled pair and of the policies."""
@@ -126,7 +126,7 @@ class Identity:
         return "" if "" in values else "+".join(values)
 
 
-def identify(submitted: SubmittedRun, organization: str, developer: str | None, availability: str | None) -> Identity:
+def identify(submitted: RecordedRun, organization: str, developer: str | None, availability: str | None) -> Identity:
     """Return what a run was of.
 
     Parameters
@@ -170,7 +170,7 @@ def system_name(description: Mapping[str, Any], parts: tuple[Part, ...]) -> str:
     return slug("-".join(part for part in (kind, models, policy, checksum) if part))
 
 
-def parts_of(submitted: SubmittedRun, availability: str | None) -> tuple[Part, ...]:
+def parts_of(submitted: RecordedRun, availability: str | None) -> tuple[Part, ...]:
     """Return the models of a run: those of a tandem or an ensemble, or the one of another class of the harness."""
     arguments = submitted.arguments
     described = models_of(submitted.description)
@@ -228,6 +228,8 @@ def part_of(
     on_hub = not bundled and is_hub_id(model)
     developer = PROJECT if bundled else model.partition("/")[0] if on_hub else ""
     name = f"pair-{bundled[1]}" if bundled else slug(short(model_name(model)) or "model")
+    if not on_hub:  # a folder or a file has no revision, though the harness records its default
+        facts = {name: value for name, value in facts.items() if name != "revision"}
     known, server = ENGINES.get(engine, ""), arguments.get(f"{role}_base_url") or arguments.get("base_url")
     local = bool(known) and not (server and engine == "gguf")
     public = OPEN if bundled or (on_hub and local) else availability or UNKNOWN

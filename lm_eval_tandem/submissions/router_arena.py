@@ -110,7 +110,7 @@ def export(given: argparse.Namespace) -> list[str]:
         *summary(figures, len(rows)),
         *submitted.notes,
         *doubts(figures, models, len(rows), bool(rephrased), changed),
-        *steps(router, models, len(rows)),
+        *steps(router, models if given.prices else {}, len(rows)),
     ]
 
 
@@ -174,7 +174,10 @@ def configuration(router: str, submitted: SubmittedRun, models: Mapping[str, Pri
 
 
 def registration(models: Mapping[str, PricedModel]) -> dict[str, Any]:
-    """What has to be added to the board's lists of names and prices for models that its price list does not have."""
+    """Entries for the board's lists of names and prices, for models that its price list does not have.
+
+    Without a price list to compare with they are those of all models.
+    """
     new = [model for model in models.values() if not model.listed]
     return {
         "universal_model_names.py": [model.name for model in new],
@@ -247,6 +250,13 @@ def doubts(
             f"The run has a price of its own for cached prompt tokens of {' and '.join(cached)}, which the board's "
             "list does not have."
         )
+    if figures["price_list"] is None:
+        names = " and ".join(model.name for model in models.values())
+        found.append(
+            f"Names and prices of {names} were not compared with the board's list: give --prices FILE, a copy of its "
+            "model_cost/model_cost.json. registration.json has an entry for each model, needed only for those that "
+            "the list lacks."
+        )
     if redacted:
         found.append(
             f"{redacted:,} texts held what looks like a key, or a path or name of this machine, and were redacted; a "
@@ -255,9 +265,9 @@ def doubts(
     return found
 
 
-def steps(router: str, models: Mapping[str, PricedModel], rows: int) -> list[str]:
-    """How to hand the files in."""
-    new = [model.name for model in models.values() if not model.listed]
+def steps(router: str, compared: Mapping[str, PricedModel], rows: int) -> list[str]:
+    """How to hand the files in; `compared` are the models whose prices were compared with the board's list."""
+    new = [model.name for model in compared.values() if not model.listed]
     split = SPLITS.get(rows, "full")
     check = f"uv run python router_inference/check_config_prediction_files.py {router}"
     listed = [

@@ -53,6 +53,13 @@ class TaskResults:
         return self.run.domain
 
     @property
+    def asked(self) -> str:
+        """How many of the task's questions were asked, as in "60 of 1,000 questions"; "" for all of them."""
+        if self.available is None or self.available == len(self.run.questions):
+            return ""
+        return f"{len(self.run.questions):,} of {self.available:,} questions"
+
+    @property
     def grade(self) -> Score | None:
         """The metric that says whether an answer is correct: the one that reports show as accuracy."""
         return next((score for score in self.scores if score.metric == self.run.metric), None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem.judge.probe import count_probe_tokens
-from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
+from lm_eval_tandem.training.bootstrap import difference_interval, mean_interval, resampled_means
 from lm_eval_tandem.training.cross_fitting import cross_fitted_thresholds, folds
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.outcomes import Outcomes, simulate
@@ -187,10 +187,10 @@ def advice(policies: Sequence[PolicyOutcome], objective: Objective, unit: str) -
 
     def difference(one: PolicyOutcome, other: PolicyOutcome) -> tuple[float, float, float]:
         """By how much one is more accurate than the other, and the ends of the interval; in points."""
-        low, high = central_interval(resampled[one.name] - resampled[other.name])
+        low, high = difference_interval(one.correct, other.correct, resampled[one.name] - resampled[other.name])
         return 100 * (one.accuracy - other.accuracy), 100 * low, 100 * high
 
-    low, high = central_interval(100 * resampled[best.name])
+    low, high = (100 * end for end in mean_interval(best.correct, resampled[best.name], 0.0, 1.0))
     parts = [
         f"Use policy={best.name}: {100 * best.accuracy:.1f} % [{low:.1f}, {high:.1f}] of these "
         f"{len(best.correct):,} questions right at {best.mean_cost:.4g} {unit} a question"

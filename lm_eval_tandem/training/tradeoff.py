@@ -19,7 +19,7 @@ from lm_eval_tandem.digits import without_last_bits
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.judge.artefact import Sufficiency
-from lm_eval_tandem.training.bootstrap import central_interval, resampled_means
+from lm_eval_tandem.training.bootstrap import central_interval, mean_interval, resampled_means
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected
 from lm_eval_tandem.training.fit_folder import question_keys
@@ -157,13 +157,16 @@ def tradeoff(
 def with_intervals(rows: Sequence[tuple[str, tuple[float, ...] | None, Floats, Floats]], cost_unit: str) -> list[Point]:
     """Points from name, thresholds, grades (Q,) and costs (Q,)."""
     columns = np.stack([column for _, _, correct, cost in rows for column in (correct, cost)], axis=1)
-    means = [
-        (mean, *central_interval(resampled))
-        for mean, resampled in zip(columns.mean(axis=0).tolist(), resampled_means(columns).T, strict=True)
-    ]
+    means, resampled = columns.mean(axis=0).tolist(), resampled_means(columns).T
     return [
-        Point(name, limits, accuracy, cost, cost_unit)
-        for (name, limits, _, _), accuracy, cost in zip(rows, means[::2], means[1::2], strict=True)
+        Point(
+            name,
+            limits,
+            (means[place], *mean_interval(correct, resampled[place], 0.0, 1.0)),
+            (means[place + 1], *central_interval(resampled[place + 1])),
+            cost_unit,
+        )
+        for place, (name, limits, correct, _) in zip(range(0, len(means), 2), rows, strict=True)
     ]
 
 

@@ -37,8 +37,29 @@ def test_wilson_takes_the_sum_of_partial_grades() -> None:
 @given(st.lists(st.booleans(), min_size=5, max_size=40))
 def test_a_run_does_not_differ_from_itself(right: list[bool]) -> None:
     values = np.array(right, dtype=float)
-    assert difference(values, values) == (0, 0)
+    low, high = difference(values, values)
+    assert low == -high < 0
     assert ratio(values + 1, values + 1) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 1000])
+def test_without_a_question_that_differs_the_interval_is_the_exact_binomial_one(n: int) -> None:
+    share = binomtest(0, n).proportion_ci(method="exact").high
+    right, wrong = np.ones(n), np.zeros(n)
+    assert difference(right, right) == pytest.approx((-share, share))
+    assert difference(wrong, wrong) == pytest.approx((-share, share))
+    assert difference(right, wrong) == pytest.approx((1 - 2 * share, 1))
+    assert difference(wrong, right) == pytest.approx((-1, 2 * share - 1))
+    half = np.full(n, 0.5)  # partial credit
+    assert difference(half, wrong) == pytest.approx((0.5 - 1.5 * share, 0.5 + 0.5 * share))
+
+
+def test_the_bootstrap_stays_where_one_question_differs_and_where_scores_have_no_bounds() -> None:
+    a, b = np.ones(10), np.ones(10)
+    b[3] = 0
+    means = resampled_means(np.stack([a, b], axis=1))
+    assert difference(a, b) == pytest.approx(tuple(np.quantile(means[:, 0] - means[:, 1], [0.025, 0.975])))
+    assert difference(3 * a, a) == (2, 2)
 
 
 def test_paired_intervals_use_the_pairing() -> None:

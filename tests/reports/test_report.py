@@ -8,11 +8,13 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from lm_eval_tandem import cli
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.formats import html, latex, markdown, spreadsheet, svg
+from lm_eval_tandem.reports.intervals import ratio
 from lm_eval_tandem.reports.report import SECTIONS, report, write
 from lm_eval_tandem.reports.sections import accuracy
 from lm_eval_tandem.reports.sections.routing import outcome_counts
@@ -94,6 +97,43 @@ def test_each_policy_has_its_accuracy_length_and_cost(made: Report, folder: Path
     high = row(shown, "stage:2")
     ratio = value(cascade["cost (GFLOPs)"]) / value(high["cost (GFLOPs)"])
     assert value(cascade["cost / always-high %"]) == pytest.approx(100 * ratio)
+
+
+def test_the_whole_bill_stands_beside_the_cost_and_is_compared_in_the_same_way(folder: Path, tmp_path: Path) -> None:
+    def dearer(line: dict[str, Any], question: int) -> dict[str, Any]:
+        return line | {"bill": line["tflops"] * (3 if line["policy"] == "cascade" else 1.5) + 0.001 * question}
+
+    shutil.copytree(folder, tmp_path / "runs")
+    for file in (tmp_path / "runs").rglob("*.jsonl"):
+        head, *lines = file.read_text().splitlines()
+        if json.loads(head).get("format") == "tandem-ledger/1":
+            changed = [json.dumps(dearer(json.loads(line), place)) for place, line in enumerate(lines)]
+            file.write_text("\n".join([head, *changed]) + "\n")
+    made = report([tmp_path / "runs"], "Title")
+    comparison = the_comparison(tmp_path / "runs")
+    of = {run.policy: run for run in comparison.runs}
+    shown, against = (tables(made)[f"{name}-t-large-small"] for name in ("policies", "compared"))
+    place = shown.columns.index("cost / mentor %")
+    assert shown.columns[place + 1] == "whole bill / mentor %"
+    bills = {policy: run.measures["bill"] for policy, run in of.items()}
+    for policy in POLICIES:
+        cell = row(shown, policy)["whole bill / mentor %"]
+        if policy == "mentor":
+            assert cell == ""
+            continue
+        assert value(cell) == pytest.approx(100 * bills[policy].mean() / bills["mentor"].mean())
+        assert isinstance(cell, Number)
+        assert cell.interval == pytest.approx([100 * end for end in ratio(bills[policy], bills["mentor"])])
+        if policy != "cascade":
+            cell = row(against, policy)["cascade: whole bill in % of this policy's"]
+            assert value(cell) == pytest.approx(100 * bills["cascade"].mean() / bills[policy].mean())
+            assert isinstance(cell, Number)
+            assert cell.interval == pytest.approx([100 * end for end in ratio(bills["cascade"], bills[policy])])
+            assert value(cell) != pytest.approx(value(row(against, policy)["cascade: cost in % of this policy's"]))
+    ((_, results),) = made.headlines
+    whole = row(shown, "cascade")["whole bill / mentor %"]
+    assert isinstance(whole, Number)
+    assert f"of the cost of the mentor and {whole.text} % of its whole bill (accuracy " in results[1][1]
 
 
 @settings(max_examples=25, deadline=None)

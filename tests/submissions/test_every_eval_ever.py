@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from command_line import command, options_of
 from lm_eval_tandem import digits
+from lm_eval_tandem.reports.intervals import wilson
 from lm_eval_tandem.reports.sources.runs import Run
-from lm_eval_tandem.submissions import every_eval_ever_results, every_eval_ever_samples, ledger_check, scores, sources
+from lm_eval_tandem.submissions import (
+    every_eval_ever,
+    every_eval_ever_results,
+    every_eval_ever_samples,
+    ledger_check,
+    scores,
+    sources,
+)
 from lm_eval_tandem.submissions.models import identify
 from lm_eval_tandem.submissions.redaction import Redaction
 from lm_eval_tandem.submissions.task_results import TaskResults
@@ -31,6 +40,7 @@ from submissions.exports import (
     file_of,
     needs_validator,
     only,
+    refused,
     submit,
     validate,
 )
@@ -104,7 +114,90 @@ def test_a_cascade_says_what_it_is_made_of_and_what_it_cost(runs: Path, tmp_path
     assert arguments["max_tokens"] == 200
     assert arguments["prompt_template"] == "{{question}}"
     assert arguments["execution_command"].startswith("lm_eval --model tandem --model_args policy=cascade ")
+    assert " --tasks tandem_pair_math --include_path task_configs " in arguments["execution_command"]
     assert len(samples) == QUESTIONS * len(metrics)
+
+
+def test_a_limit_is_printed_and_stands_in_the_files(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(tmp_path / "out", runs / "tandem-intern")
+    assert f"  {TASK}: {QUESTIONS} of 1,000 questions, and the files say so" in capsys.readouterr().out
+    results, _ = only(check(tmp_path / "out"))
+    for result in results["evaluation_results"]:
+        details = result["generation_config"]["additional_details"]
+        assert details["questions"] == f"{QUESTIONS} of 1,000 questions"
+        assert float(details["limit"]) == QUESTIONS
+
+
+def test_a_missing_developer_is_asked_for_before_samples_and_ledgers_are_read(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "server", tmp_path / "runs")
+    for file in (tmp_path / "runs").rglob("samples_*"):
+        file.write_text("no samples")
+    sentence = refused(capsys, tmp_path / "out", tmp_path / "runs", options=OPTIONS[:4])
+    assert "does not say who made the model; give --developer NAME." in sentence
+
+
+def test_the_size_is_printed_and_how_large_files_become_smaller(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(tmp_path / "small", runs / "tandem-cascade")
+    said = capsys.readouterr().out
+    size = sum(file.stat().st_size for file in (tmp_path / "small").rglob("*.json*"))
+    assert f"2 files in {tmp_path / 'small' / 'data' / 'lm-eval-tandem'}, {size / 1e6:,.1f} MB. Nothing was" in said
+    assert "--rows grade" not in said
+    monkeypatch.setattr(every_eval_ever, "LARGE", size // 2)
+    submit(tmp_path / "large", runs / "tandem-cascade")
+    assert "with --rows grade they have a row per question" in capsys.readouterr().out
+    submit(tmp_path / "grade", runs / "tandem-cascade", options=(*OPTIONS, "--rows", "grade"))
+    assert "--rows grade" not in capsys.readouterr().out
+    assert sum(file.stat().st_size for file in (tmp_path / "grade").rglob("*.json*")) < size / 2
+
+
+def test_a_folder_has_no_revision_and_a_share_of_all_ends_at_1(runs: Path, tmp_path: Path) -> None:
+    file = file_of(runs / "hf", "results_*")
+    assert json.loads(file.read_text())["config"]["model_revision"] == "main"
+    submit(tmp_path / "hf", runs / "hf")
+    results, _ = only(check(tmp_path / "hf"))
+    assert "revision" not in results["model_info"]["additional_details"]
+    for n in range(1, 2000):
+        low, high = wilson(n, n)
+        assert high == 1
+        assert low == pytest.approx(binomtest(n, n).proportion_ci(method="wilson").low, abs=1e-12)
+
+
+@pytest.mark.parametrize("run", ["tandem-cascade", "ensemble"])
+def test_figures_of_a_whole_run_are_named_by_what_they_are(runs: Path, tmp_path: Path, run: str) -> None:
+    submit(tmp_path, runs / run)
+    results, _ = only(check(tmp_path))
+    given = results["source_metadata"]["additional_details"]
+    details = {name: float(text) for name, text in given.items() if name != "exported_by"}
+    lines = (runs / run / "ledger.jsonl").read_text().splitlines()[1:]
+    records = [json.loads(line) for line in lines]
+    assert details["total_questions"] == len(records) == QUESTIONS
+    expected = {
+        "mean_tflops": digits.mean([record["tflops"] for record in records]),
+        "mean_bill_tflops": digits.mean([record["bill"] for record in records]),
+        "mean_refused_tokens": digits.mean([record["refused_tokens"] for record in records]),
+        "share_truncated": digits.mean([record["finish_reason"] == "length" for record in records]),
+    }
+    if run == "ensemble":
+        for name in records[0]["spent"]:
+            spent = [record["spent"][name] for record in records]
+            expected |= {f"total_{name}_{what}": digits.total([one[what] for one in spent]) for what in ("new", "bill")}
+        expected["mean_length"] = digits.mean([sum(s["new"] for s in record["spent"].values()) for record in records])
+    else:
+        tokens = [record["tokens"]["mentor_new"] + record["tokens"]["intern_new"] for record in records]
+        dollars = [record["dollars"] for record in records]
+        for name in records[0]["tokens"]:
+            expected[f"total_{name}"] = sum(record["tokens"][name] for record in records)
+        expected |= {"mean_length": digits.mean(tokens), "dollars_per_1000_questions": 1000 * digits.mean(dollars)}
+        stages = [record["stage"] for record in records]
+        expected |= {f"share_stage_{stage}": stages.count(stage) / len(stages) for stage in stages}
+        assert set(details) == set(expected) | {"total_questions"}
+    assert {name: details[name] for name in expected} == pytest.approx(expected)
 
 
 def test_samples_have_the_questions_and_answers_of_the_run(runs: Path, tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ from reports.world import POLICIES, World
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, REAL = ROOT / "results" / "pair", ROOT / "results" / "real" / "coder-0.5b"
 REPOSITORY, COMMIT = "lab/pair-cascade", "0123456789abcdef0123456789abcdef01234567"
-BASE_MODELS = "lab/pair-mentor,lab/pair-intern"
 OPTIONS = ["--repository", REPOSITORY, "--license", "apache-2.0"]
 TASKS = ("tandem_pair_code", "tandem_pair_math")
 
@@ -70,7 +69,7 @@ def refused(capsys: pytest.CaptureFixture[str], results: Sequence[Path], output:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The repository of the bundled pair's cascade, and what was printed."""
     folder = tmp_path_factory.mktemp("hub") / "repository"
-    return folder, submit([RESULTS], folder, *OPTIONS, "--base_models", BASE_MODELS)
+    return folder, submit([RESULTS], folder, *OPTIONS)
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -111,15 +110,13 @@ def test_the_card_is_one_that_the_hubs_library_reads(exported: tuple[Path, list[
     card = ModelCard.load(folder / "README.md")
     assert card.content == text
     data = card.data.to_dict()
-    assert data["base_model"] == ["lab/pair-mentor", "lab/pair-intern"]
-    assert data["base_model_relation"] in ("adapter", "merge", "quantized", "finetune")
     assert data["license"] == "apache-2.0"
     assert data["metrics"] == ["accuracy"]
     assert data["pipeline_tag"] == "text-generation"
     assert data["library_name"] == "lm-eval-tandem"
     assert "lm-evaluation-harness" in data["tags"]
     assert "model-index" not in data
-    strings = [data["base_model_relation"], data["license"], data["pipeline_tag"], *data["tags"], *data["metrics"]]
+    strings = [data["license"], data["pipeline_tag"], *data["tags"], *data["metrics"]]
     assert all(isinstance(value, str) and value for value in strings)
     for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text):
         assert (folder / link).read_text().startswith("<svg "), link
@@ -174,10 +171,7 @@ def test_the_classifier_is_the_same_but_for_the_names(exported: tuple[Path, list
     for name in ("model.safetensors", "out_of_fold.safetensors"):
         assert (ours / name).read_bytes() == (shipped / name).read_bytes()
     assert json.loads((ours / "config.json").read_text()) == json.loads((shipped / "config.json").read_text())
-    renamed = (shipped / "README.md").read_text()
-    for role in ("mentor", "intern"):
-        renamed = renamed.replace(f"pair/{role}", f"lab/pair-{role}")
-    assert (ours / "README.md").read_text() == renamed
+    assert (ours / "README.md").read_text() == (shipped / "README.md").read_text()
 
 
 @needs_results
@@ -270,6 +264,7 @@ def test_real_runs_on_some_questions_make_no_result_of_the_benchmark(
     data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
     assert data["datasets"] == ["openai/gsm8k"]
     assert data["base_model"] == ids.split(",")
+    assert data["base_model_relation"] in ("adapter", "merge", "quantized", "finetune")
     arguments = yaml.safe_load((tmp_path / "out" / "tandem.yaml").read_text())["model_args"]
     assert arguments["mentor"] == "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
     assert artefact.load(tmp_path / "out").pair["mentor"] == arguments["mentor"]
@@ -406,6 +401,34 @@ def test_the_bundled_models_are_no_base_models(tmp_path: Path) -> None:
     assert not {"base_model", "base_model_relation"} & set(data)
     assert sum("gets no base_model" in line for line in printed) == 2
     assert artefact.load(tmp_path / "out").pair == bundled
+
+
+@pytest.mark.parametrize("ids", ["lab/a,lab/b", "none,lab/b"])
+def test_the_bundled_models_get_no_other_names(ids: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The configuration would load the bundled ones all the same, and the card would name others."""
+    runs = world(tmp_path, 12, "t", {"mentor": "pair/mentor", "intern": "pair/intern"}, "pair")
+    sentence = refused(capsys, [runs], tmp_path / "out", *OPTIONS, "--base_models", ids)
+    assert "which ships with lm-eval-tandem" in sentence
+    assert "leave --base_models out" in sentence
+    assert not (tmp_path / "out").exists()
+    submit([runs], tmp_path / "out", *OPTIONS, "--base_models", "none,none")
+
+
+def test_card_and_configuration_say_that_some_questions_were_asked(tmp_path: Path) -> None:
+    runs = world(tmp_path, 12, "tandem_gsm8k")
+    given = [*OPTIONS, "--base_models", "lab/large,lab/small"]
+    submit([runs], tmp_path / "all", *given)
+    for file in runs.rglob("results_*.json"):
+        content = json.loads(file.read_text())
+        content["n-samples"]["tandem_gsm8k"]["original"] = 1319
+        file.write_text(json.dumps(content))
+    submit([runs], tmp_path / "some", *given)
+    for name in ("README.md", "tandem.yaml"):
+        said = "of 12 of 1,319 questions of tandem_gsm8k"
+        assert said not in (tmp_path / "all" / name).read_text()
+        assert said in (tmp_path / "some" / name).read_text()
+    assert "limit" not in yaml.safe_load((tmp_path / "some" / "tandem.yaml").read_text())
+    assert "`pip install -c constraints.txt .`" in (tmp_path / "some" / "README.md").read_text()
 
 
 def test_the_registered_benchmarks_are_told_from_others() -> None:

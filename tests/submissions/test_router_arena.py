@@ -284,7 +284,17 @@ def test_prices_are_those_of_the_list(world: World, tmp_path: Path, capsys: pyte
     new = json.loads((tmp_path / "out" / "registration.json").read_text())
     assert new["universal_model_names.py"] == [NAMES["mentor"]]
     assert list(new["model_cost/model_cost.json"]) == [NAMES["mentor"]]
-    capsys.readouterr()
+    told = capsys.readouterr().out
+    assert f"add {NAMES['mentor']} to universal_model_names.py" in told
+    assert "were not compared" not in told
+    submit(world.prompts, "--output", tmp_path / "uncompared")
+    told = capsys.readouterr().out
+    assert (
+        f"Names and prices of {NAMES['mentor']} and {NAMES['intern']} were not compared with the board's list" in told
+    )
+    assert "to universal_model_names.py" not in told
+    assert "\n1. copy the folder" in told
+    assert "\n2. check there" in told
     listed = price_list(tmp_path / "other.json", mentor=(1.25, 2.5), intern=PRICES["intern"])
     told = refused(capsys, world.prompts, "--output", tmp_path / "other", "--prices", listed)
     assert "mentor_price_input=1.25,mentor_price_output=2.5" in told

@@ -75,6 +75,11 @@ def whole_bill(comparison: Comparison, run: Run) -> Cell:
     return comparison.unit.number(digits.mean(run.measures["bill"]), comparison.interval(run, "bill"))
 
 
+def whole_bill_relative_to_mentor(comparison: Comparison, run: Run) -> Cell:
+    """Return the whole bill in percent of the mentor's when it answers alone."""
+    return cost_ratio(comparison, run, comparison.mentor, "bill")
+
+
 def seconds(comparison: Comparison, run: Run) -> Cell:
     """Return the seconds that a question's calls took, waiting for others of a batch included."""
     return Number(digits.mean(run.measures["seconds"]), comparison.interval(run, "seconds"), 2)
@@ -99,6 +104,7 @@ POLICY_COLUMNS: tuple[Column, ...] = (
     Column("mentor tokens", ("mentor_tokens",), mentor_tokens),
     Column("cost ({unit})", ("tflops",), cost),
     Column("cost / mentor %", ("tflops",), cost_relative_to_mentor),
+    Column("whole bill / mentor %", ("bill",), whole_bill_relative_to_mentor),
     Column("cost / always-high %", ("tflops",), cost_relative_to_always_high),
     Column("gap to the oracle closed %", ("tflops",), gap_closed),
     Column("whole bill ({unit})", ("bill",), whole_bill),

@@ -44,6 +44,7 @@ def table(comparison: Comparison, cascade: Run) -> Table:
                 f"{only_cascade} / {only_other}",
                 p_value(mcnemar(cascade.grades, run.grades)),
                 cost_ratio(comparison, cascade, run),
+                cost_ratio(comparison, cascade, run, "bill"),
             ]
         )
     label, unit = comparison.label(cascade), comparison.unit.name
@@ -52,7 +53,8 @@ def table(comparison: Comparison, cascade: Run) -> Table:
     return make_table(
         f"compared-{comparison.name}",
         comparison.title,
-        f"{reached}. Differences are its accuracy minus that of the policy in the row.",
+        f"{reached}. Differences are its accuracy minus that of the policy in the row. Cost is Eq. 12, and the whole "
+        "bill counts every token that passed through a model.",
         [
             "policy",
             "accuracy %",
@@ -61,6 +63,7 @@ def table(comparison: Comparison, cascade: Run) -> Table:
             f"correct only with {label} / only with this policy",
             "McNemar p",
             f"{label}: cost in % of this policy's",
+            f"{label}: whole bill in % of this policy's",
         ],
         with_dashes(others, rows),
     )

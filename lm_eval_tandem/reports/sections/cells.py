@@ -38,11 +38,14 @@ def cost(comparison: Comparison, run: Run) -> Cell:
     return comparison.unit.number(digits.mean(run.measures["tflops"]), comparison.interval(run, "tflops"))
 
 
-def cost_ratio(comparison: Comparison, run: Run, other: Run | None) -> Cell:
-    """Return a run's cost in percent of another run's; "" if one is not known or both are the same run."""
-    if other is None or other is run or not all("tflops" in one.measures for one in (run, other)):
+def cost_ratio(comparison: Comparison, run: Run, other: Run | None, measure: str = "tflops") -> Cell:
+    """Return a run's cost in percent of another run's; "" if one is not known or both are the same run.
+
+    The cost is Eq. 12, or with `measure="bill"` the whole bill.
+    """
+    if other is None or other is run or not all(measure in one.measures for one in (run, other)):
         return ""
-    return percent(*comparison.ratio(run, other))
+    return percent(*comparison.ratio(run, other, measure))
 
 
 def gap_closed(comparison: Comparison, run: Run) -> Cell:

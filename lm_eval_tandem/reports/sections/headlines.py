@@ -29,7 +29,9 @@ def main_results(comparison: Comparison, cascade: Run) -> list[tuple[str, str]]:
         relative = cost_ratio(comparison, cascade, other)
         if other is not None and isinstance(relative, Number):
             points = percent(comparison.difference(cascade, other)[0], signed=True).text
-            results.append((f"{relative.text} %", f"of the cost of {name} (accuracy {points} points)"))
+            bill = cost_ratio(comparison, cascade, other, "bill")
+            whole = f" and {bill.text} % of its whole bill" if isinstance(bill, Number) else ""
+            results.append((f"{relative.text} %", f"of the cost of {name}{whole} (accuracy {points} points)"))
     paper = comparison.paper_cascade
     relative = cost_ratio(comparison, cascade, paper)
     if paper is not None and isinstance(relative, Number):

@@ -20,7 +20,7 @@ from lm_eval_tandem.reports.sources.labels import natural_order, run_label, slug
 from lm_eval_tandem.reports.sources.question_settings import CHAT_TEMPLATE, NO_TEMPLATE
 from lm_eval_tandem.reports.sources.runs import Floats, Run
 from lm_eval_tandem.reports.table import CostUnit, cost_unit
-from lm_eval_tandem.training.bootstrap import Interval, central_interval, resampled_means
+from lm_eval_tandem.training.bootstrap import Interval, central_interval, difference_interval, resampled_means
 
 ORACLE = "oracle (not a policy)"
 """Name and policy of the oracle's row."""
@@ -227,11 +227,11 @@ class Comparison:
         """Return the 95 % interval of the mean of a measure."""
         return central_interval(self.resampled(run, measure))
 
-    def difference(self, run: Run, other: Run, measure: str = "grades") -> tuple[float, Interval]:
-        """Return by how much the mean of a measure exceeds another run's, and its paired 95 % interval."""
-        a, b = (one.grades if measure == "grades" else one.measures[measure] for one in (run, other))
-        resampled = subtract(self.resampled(run, measure), self.resampled(other, measure))
-        return float(subtract(mean(a), mean(b))), central_interval(resampled)
+    def difference(self, run: Run, other: Run) -> tuple[float, Interval]:
+        """Return by how much the accuracy exceeds another run's, and its paired 95 % interval."""
+        resampled = subtract(self.resampled(run), self.resampled(other))
+        points = float(subtract(mean(run.grades), mean(other.grades)))
+        return points, difference_interval(run.grades, other.grades, resampled)
 
     def ratio(self, run: Run, other: Run, measure: str = "tflops") -> tuple[float, Interval]:
         """Return the mean of a measure divided by another run's, and its paired 95 % interval."""
