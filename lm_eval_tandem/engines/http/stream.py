@@ -206,7 +206,7 @@ class Stream:
     async def read(
         self,
         budget: int,
-        timeout: float,
+        patience: float,
         max_entropy: float | None = None,
         ends: Callable[[str], bool] | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -217,7 +217,7 @@ class Stream:
         ----------
         budget
             Largest number of tokens to read.
-        timeout
+        patience
             Seconds to wait for each chunk.
         max_entropy
             In nats: the first token whose entropy is higher is the last that is read.
@@ -243,7 +243,7 @@ class Stream:
         await self.started.wait()
         pieces: list[Piece] = []
         tokens, content, reason, silent = 0, "", "", False
-        while tokens < budget and not reason and await self._has_arrived(timeout):
+        while tokens < budget and not reason and await self._has_arrived(patience):
             piece = self._unread.popleft()
             n = min(piece.tokens, budget - tokens)
             uncertain = piece.measured.first_above(max_entropy)
@@ -264,7 +264,7 @@ class Stream:
                 pieces.append(self._unread.popleft())
             if self._unread or self._over or not (silent or self._fully_read):
                 break
-            await self._wait_for_change(timeout)
+            await self._wait_for_change(patience)
             silent = silent and not self._unread
         read = Piece.joined(pieces)
         ended = self._ended and not self._unread
@@ -276,24 +276,24 @@ class Stream:
             return read, self._finish_reason or "stop"
         return read, reason or "length"
 
-    async def _has_arrived(self, timeout: float) -> bool:
+    async def _has_arrived(self, patience: float) -> bool:
         """Wait for the next piece; False where the stream has ended. Raises what broke it."""
         while not self._unread and self._task is not None and not self._over:
-            await self._wait_for_change(timeout)
+            await self._wait_for_change(patience)
         if not self._unread and self._failure is not None:
             raise self._failure
         return bool(self._unread)
 
-    async def _wait_for_change(self, timeout: float) -> None:
+    async def _wait_for_change(self, patience: float) -> None:
         # `asyncio.wait_for` would lose a cancellation that arrives together with the change (Python < 3.12).
         self._changed.clear()
         waiting = asyncio.ensure_future(self._changed.wait())
         try:
-            done, _ = await asyncio.wait({waiting}, timeout=timeout)
+            done, _ = await asyncio.wait({waiting}, timeout=patience)
         finally:
             waiting.cancel()
         if not done:
-            raise asyncio.TimeoutError
+            raise TimeoutError
 
     @property
     def _fully_read(self) -> bool:
