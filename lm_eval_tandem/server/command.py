@@ -72,7 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intern-if-mentor-fails",
         action="store_true",
-        help="where the mentor cannot be reached or fails, the intern answers alone, and the reply says so",
+        help="where the mentor cannot be reached or fails, the intern answers alone, and the reply says so; when the "
+        "server starts, the mentor has to be there",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,8 @@ def without_keys(text: str) -> str:
 
 def is_path(name: str) -> bool:
     """Whether a name of a model or file is a path of this machine, and not an id of a hub or a name at a server."""
-    return Path(name).is_absolute() or name.startswith(("./", "../", "~"))
+    is_there = os.sep in name and os.path.exists(name)  # Path.exists raises for a text that is too long for a name
+    return Path(name).is_absolute() or name.startswith(("./", "../", "~")) or is_there
 
 
 def last_part(name: str) -> str:

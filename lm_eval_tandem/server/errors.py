@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lm_eval_tandem.errors import (
@@ -107,7 +108,7 @@ def request_error_of(error: Exception, request: str) -> RequestError:
     if isinstance(error, ArgumentError):
         return refusal(str(error))
     more = f"the server's log says more under the request's id, {request}."
-    if isinstance(error, UnreachableError):
+    if isinstance(error, UnreachableError) or (isinstance(error, CallError) and is_unreached(error)):
         what = f"{model_of(error)} cannot be reached, or refuses its service{status_of(error)}; try again later"
         wait = {"Retry-After": str(RETRY_AFTER)}
         return RequestError(503, f"{what}; {more}", "server_error", "model_unreachable", headers=wait)
@@ -123,12 +124,23 @@ def model_of(error: EngineError) -> str:
     return f"the {error.role}" if error.role else "a model"
 
 
+def is_unreached(error: BaseException) -> bool:
+    """Whether the last attempt of a call found no server to connect to, however long others have been trying."""
+    return any(getattr(cause, "unreached", False) for cause in causes_of(error))
+
+
 def status_of(error: BaseException) -> str:
     """The kind of status that a model's server replied with, in words for a sentence; "" where there was none."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes_of(error):
         status = getattr(cause, "status_code", None)
         if isinstance(status, int) and 400 <= status < 600:
             return f" (its own server replied with a status {status // 100}xx)"
-        cause = cause.__cause__ or cause.__context__
     return ""
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it came from, the last cause first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -125,7 +125,10 @@ class Guard:
             403 for another host's name or another site's page, 401 for a key that is missing or wrong.
         """
         headers = headers_of(scope)
-        if self._options.only_loopback_hosts and not is_loopback(host_of(headers.get("host", ""))):
+        # A load balancer may ask in HTTP/1.0, which has no Host; a browser always sends one.
+        asks_for_health = scope["path"] == "/health" and "host" not in headers
+        is_local = asks_for_health or is_loopback(host_of(headers.get("host", "")))
+        if self._options.only_loopback_hosts and not is_local:
             raise RequestError(
                 403,
                 "without a key the server answers only to the names of this machine itself (localhost, 127.0.0.1); "
@@ -174,7 +177,7 @@ class Guard:
         while True:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise RequestError(
                     408,
                     f"the body did not arrive within {self._options.read_seconds:g} seconds.",

@@ -13,6 +13,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_tandem.server.errors import refusal
+from lm_eval_tandem.server.unsupported import (
+    NOTHING_OF_CHATS,
+    NOTHING_OF_COMPLETIONS,
+    NOTHING_OF_MESSAGES,
+    NOTHING_OF_STREAM_OPTIONS,
+    Nothing,
+    check_nothing,
+)
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 """Largest number of stop strings, and their largest length."""
@@ -23,30 +31,8 @@ LOWEST_TEMPERATURE = 1e-10
 """Smallest temperature beside 0. A logit that is divided by less may be infinite, and then no token can be drawn."""
 LOWEST_PENALTY, HIGHEST_PENALTY = 0.01, 100.0
 """Bounds of `repetition_penalty`, for the same reason."""
-NOTHING: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "metadata": ({},),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-}
-"""Fields of both endpoints that the server does not have, with the values that ask for nothing, as null does."""
-NOTHING_OF_CHATS: dict[str, tuple[Any, ...]] = NOTHING | {
-    "audio": (),
-    "function_call": ("none",),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none",),
-    "tools": ([],),
-    "verbosity": (),
-    "web_search_options": (),
-}
-NOTHING_OF_COMPLETIONS: dict[str, tuple[Any, ...]] = NOTHING | {"best_of": (1,), "suffix": ("",)}
+THOUGHTS = ("reasoning_content", "reasoning")
+"""Fields of a turn of the assistant that clients send back as they got them; no model reads them."""
 
 TokenIds = tuple[int, ...]
 Turns = list[dict[str, str]]
@@ -67,13 +53,12 @@ class TextPart(Strict):
 
 
 class Message(Strict):
-    """One turn of a conversation."""
+    """One turn of a conversation; `THOUGHTS` may be beside it."""
+
+    model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-    name: None = None
-    refusal: None = None
-    tool_calls: None = None
 
     @property
     def turn(self) -> dict[str, str]:
@@ -85,8 +70,9 @@ class Message(Strict):
 class StreamOptions(Strict):
     """`stream_options`."""
 
-    include_usage: bool = False
-    include_obfuscation: Literal[False] | None = None
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool | None = None
 
 
 class TandemOptions(Strict):
@@ -122,11 +108,12 @@ class GenerationRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=LOWEST_PENALTY, le=HIGHEST_PENALTY)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
 
 class ChatRequest(GenerationRequest):
@@ -135,7 +122,6 @@ class ChatRequest(GenerationRequest):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Literal[0] | None = None
     tandem: TandemOptions | None = None
 
 
@@ -196,6 +182,13 @@ class Asked:
 def read_chat(body: bytes) -> Asked:
     """The body of a request for a chat completion; raises `RequestError` for what cannot be answered."""
     given = read(ChatRequest, body, NOTHING_OF_CHATS)
+    for number, message in enumerate(given.messages):
+        extra = message.model_extra or {}
+        if message.role == "assistant":
+            extra = {name: value for name, value in extra.items() if name not in THOUGHTS}
+        check_nothing(extra, NOTHING_OF_MESSAGES, f"messages.{number}.")
+    if given.max_tokens == 0:
+        raise refusal("max_tokens is 0, so there is nothing to answer; give 1 or more.", "max_tokens")
     if given.max_tokens is not None and given.max_completion_tokens not in (None, given.max_tokens):
         raise refusal("max_tokens and max_completion_tokens were both given, and differ; give one.", "max_tokens")
     tandem = given.tandem or TandemOptions()
@@ -214,6 +207,8 @@ def read_chat(body: bytes) -> Asked:
 def read_completion(body: bytes) -> Asked:
     """The body of a request for a completion; raises `RequestError` for what cannot be answered."""
     given = read(CompletionRequest, body, NOTHING_OF_COMPLETIONS)
+    if given.max_tokens == 0 and not given.echo:
+        raise refusal("max_tokens is 0, so there is nothing to answer; give 1 or more, or echo: true.", "max_tokens")
     return Asked(
         is_chat=False,
         prompts=prompts_of(given.prompt),
@@ -225,7 +220,9 @@ def read_completion(body: bytes) -> Asked:
 
 def common(given: GenerationRequest, max_tokens: int | None, with_usage: bool) -> dict[str, Any]:
     """The entries of `Asked` that both endpoints share; a stream `with_usage` ends with it unasked."""
-    if given.stream_options is not None and not given.stream:
+    options = given.stream_options or StreamOptions()
+    check_nothing(options.model_extra or {}, NOTHING_OF_STREAM_OPTIONS, "stream_options.")
+    if options.include_usage and not given.stream:
         raise refusal("stream_options was given without stream: true; leave it out.", "stream_options")
     if given.temperature is not None and 0 < given.temperature < LOWEST_TEMPERATURE:
         raise refusal(f"temperature is below {LOWEST_TEMPERATURE:g}; give 0 for greedy answers.", "temperature")
@@ -240,21 +237,17 @@ def common(given: GenerationRequest, max_tokens: int | None, with_usage: bool) -
         "seed": given.seed,
         "n": given.n or 1,
         "stream": bool(given.stream),
-        "include_usage": with_usage or (given.stream_options is not None and given.stream_options.include_usage),
+        "include_usage": with_usage or bool(options.include_usage),
     }
 
 
-def read(kind: type[Request], body: bytes, nothing: Mapping[str, tuple[Any, ...]]) -> Request:
+def read(kind: type[Request], body: bytes, nothing: Nothing) -> Request:
     """A request's body, checked; `nothing` are the fields that may be there with a value that asks for nothing."""
     try:
         given = kind.model_validate_json(body)
     except ValidationError as error:
         raise refusal(*sentence_of(error)) from None
-    for name, value in (given.model_extra or {}).items():
-        if name not in nothing:
-            raise refusal(f"the field {name[:80]!r} is not known; leave it out.", name[:80])
-        if value is not None and value not in nothing[name]:
-            raise refusal(f"{name} is not supported with this value; leave it out.", name)
+    check_nothing(given.model_extra or {}, nothing)
     return given
 
 

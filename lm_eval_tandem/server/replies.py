@@ -132,6 +132,8 @@ def record_of(work: Work, answered: Answered) -> dict[str, Any]:
     entries["stages"] = [
         {name: value for name, value in judgement.items() if name in JUDGED} for judgement in entries["stages"]
     ]
+    if answered.record.spent:
+        del entries["tokens"]  # of mentor and intern; `spent` has those of each model
     if work.asked.sampling.get("temperature"):
         entries["seed"] = work.seed
     if answered.is_fallback:

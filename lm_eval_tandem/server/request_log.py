@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from lm_eval_tandem.ledger import Record
@@ -69,7 +69,7 @@ class Entry:
 def fields(entry: Entry) -> Mapping[str, Any]:
     """The entries of a request's line."""
     line: dict[str, Any] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": entry.id,
         "method": entry.method,
         "route": entry.route,
@@ -91,7 +91,7 @@ def fields(entry: Entry) -> Mapping[str, Any]:
                 "policy": record.policy,
                 "stage": record.stage,
                 "reason": record.reason,
-                "mentor_tokens": record.tokens.mentor_new,
+                **({} if record.spent else {"mentor_tokens": record.tokens.mentor_new}),
                 "length": record.length,
                 "tflops": record.tflops,
                 "dollars": record.dollars,

@@ -18,24 +18,23 @@ from typing import Any
 from lm_eval_tandem.cascade.prompts import prompt_of
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.cascade.watcher import SILENT, Watcher
-from lm_eval_tandem.engines import Prompt, Sampling, ScoringView
+from lm_eval_tandem.engines import Sampling
 from lm_eval_tandem.engines.tokenizer import LONG_PROMPT, LocalTokenizer
-from lm_eval_tandem.errors import CallError, EngineError, UnreachableError
+from lm_eval_tandem.errors import CallError, ContextError, EngineError, UnreachableError
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.requests import sampling_of
 from lm_eval_tandem.server import prompts
 from lm_eval_tandem.server.errors import busy, refusal, stopping
 from lm_eval_tandem.server.listener import Listener
-from lm_eval_tandem.server.measuring import measured_tokens
 from lm_eval_tandem.server.offers import Offer, Offers
 from lm_eval_tandem.server.protocol import Asked
+from lm_eval_tandem.server.scoring import cannot_read, score_prompt
 from lm_eval_tandem.server.work import Answered, Job, Limits, Work
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names by which a configuration's gen_kwargs may give the length of answers."""
 SHORT = 2_000
 """Characters of prompts that are tokenized in the server's event loop itself: it takes about a millisecond."""
-CONFIDENT = ScoringView(confidence=True)
 
 
 class Service:
@@ -172,6 +171,8 @@ class Service:
             return
         if asked.echo and asked.stream:
             raise refusal("echo with logprobs cannot be streamed; leave out stream.", "stream")
+        if asked.echo and not isinstance(offer.reader, LocalTokenizer):
+            raise cannot_read()
         if not asked.echo and offer.cannot_measure:
             raise refusal(f"{offer.cannot_measure}; leave logprobs out, or use another model.", "logprobs")
         sampling = self._sampling_of(asked)
@@ -200,18 +201,23 @@ class Service:
         scored = None
         if asked.echo and asked.logprobs is not None:
             scored = prompts.prompt_to_score(prompt, offer.reader)
-        length = asked.max_tokens or (self._sampling.max_tokens if self._has_length else 0)
-        if not length:
+        length = self._sampling.max_tokens if asked.max_tokens is None and self._has_length else asked.max_tokens
+        if length is None:
             length = offer.longest_answer(task) if scored is None else offer.reader.window - size
+            if length < 1:
+                raise ContextError(
+                    f"the prompt has {size} tokens, {1 - length} too many for an answer of {asked.model} to fit into "
+                    "the models' windows beside it; send a shorter one."
+                )
         length = min(length, self.limits.max_tokens or length)
         task = replace(task, sampling=replace(sampling, max_tokens=max(1, length)))
-        if scored is None:
+        if scored is None and length:
             offer.check_fits(task)
         echoed = question.text if asked.echo else None
         # Sampling depends on the seed and the number among the answers to one prompt, so that a request that is sent
         # again gets the same answers; `copy` alone tells sessions apart.
         return [
-            Job(replace(task, repeat=repeat, copy=next(self._numbers) + 1), size, echoed, scored)
+            Job(replace(task, repeat=repeat, copy=next(self._numbers) + 1), size, echoed, scored, length > 0)
             for repeat in range(asked.n)
         ]
 
@@ -229,7 +235,9 @@ class Service:
 
     async def _answer(self, work: Work, job: Job, listener: Listener | None) -> Answered:
         if job.scored is not None:
-            return await self._score(work, job, job.scored)
+            return await score_prompt(work, job, job.scored)
+        if not job.is_answered:
+            return Answered(job.echoed or "", "length", None, "reader", job.prompt_tokens, 0)
         try:
             return await self._ask(work, job, work.offer, listener)
         except (UnreachableError, CallError) as error:
@@ -260,34 +268,4 @@ class Service:
             completion_tokens=offer.answer_tokens(record),
             insight=listener.insight if listener is not None else "",
             tokens=None if measuring is None else measuring.answer(text),
-        )
-
-    async def _score(self, work: Work, job: Job, prompt: Prompt) -> Answered:
-        """The prompt's tokens and the first of an answer, measured by one model alone."""
-        reader, session = work.offer.reader, job.task.session
-        try:
-            prompt = replace(prompt, session=session)
-            stats = await reader.score(prompt, CONFIDENT)
-            sampling = replace(job.task.sampling_for("reader", 0), return_token_stats=True)
-            completion = await reader.generate(prompt, sampling)
-        except (UnreachableError, CallError):
-            raise
-        except EngineError as error:
-            raise refusal(f"echo with logprobs does not work here: {error}", "logprobs") from error
-        finally:
-            reader.release(session)
-        assert stats.confidence is not None
-        assert completion.logprob is not None
-        ids = [*reader.encode(prompt.text), *prompt.continued]
-        decode = prompts.tokenizer_of(reader, ids).text_of
-        tokens = measured_tokens(decode, ids, stats.logprob.tolist(), stats.confidence.tolist())
-        tokens += measured_tokens(reader.decode, completion.token_ids, completion.logprob.tolist())
-        return Answered(
-            text=(job.echoed or "") + completion.text,
-            finish_reason=completion.finish_reason,
-            record=None,
-            policy="reader",
-            prompt_tokens=len(ids),
-            completion_tokens=completion.new_tokens,
-            tokens=tokens,
         )

@@ -46,7 +46,7 @@ class Answered:
     finish_reason
         "stop" or "length".
     record
-        What was done for it; None where the reader alone wrote it (`echo` with `logprobs`).
+        What was done for it; None where the reader alone wrote it (`echo` with `logprobs`), or nothing was written.
     policy
         What answered, as in `Offer.kind`.
     prompt_tokens, completion_tokens
@@ -84,12 +84,15 @@ class Job:
         The prompt's text, to stand before the answer; None for none.
     scored
         What the reader has to score; None for nothing.
+    is_answered
+        Whether anything is to be written after the prompt.
     """
 
     task: Task
     prompt_tokens: int
     echoed: str | None = None
     scored: Prompt | None = None
+    is_answered: bool = True
 
 
 class News:

@@ -261,6 +261,11 @@ def test_without_a_key_only_this_machine_s_names_are_answered() -> None:
             assert error_of(reply)["code"] == "host_not_allowed"
         for host in ("localhost", "LOCALHOST:5", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"):
             assert open_server.ask("GET", "/v1/models", headers={"Host": host})[0] == 200, host
+        for path, status in (("/health", b"200"), ("/v1/models", b"403")):  # as load balancers ask
+            with socket.create_connection((open_server.host, open_server.port)) as connection:
+                connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+                assert connection.makefile("rb").readline().split()[1] == status, path
+        assert open_server.ask("GET", "/health", headers={"Host": "evil.example"})[0] == 403
 
 
 @pytest.mark.parametrize(

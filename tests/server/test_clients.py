@@ -48,7 +48,11 @@ def test_openai(server: Served, answer: str) -> None:
     assert client.completions.create(model="tandem", prompt=HARD).choices[0].text == answer
     extra = {"tandem": {"insights": True}}
     reply = client.chat.completions.create(model="tandem", messages=MESSAGES, extra_body=extra)
-    assert reply.choices[0].message.reasoning_content
+    message: Any = reply.choices[0].message
+    assert message.reasoning_content
+    for turn in (message, message.model_dump()):  # as clients keep a conversation
+        reply = client.chat.completions.create(model="tandem", messages=[*MESSAGES, turn, *MESSAGES], max_tokens=4)
+        assert reply.choices[0].message.content
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}

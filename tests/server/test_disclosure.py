@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("openai")
 from engines.http.listener import refusal
 from engines.http.openai_server import Behaviour, ModelServer
 from lm_eval_tandem import pair
-from lm_eval_tandem.server.disclosure import without_keys
+from lm_eval_tandem.server.disclosure import last_part, without_keys
 from server.serving import EASY, Served, error_of, serving
 
 SECRET, ADDRESS, PATH, ACCOUNT = "sk-planted-0123456789abcdef", "10.1.2.3:8443", "/srv/models/inner", "acct-kappa"
@@ -82,6 +83,14 @@ def test_what_is_loaded_is_told_without_folders(server: Served) -> None:
     assert status == 200
     assert info["intern"]["model"] == pair.INTERN.name
     assert str(pair.INTERN.parent) not in json.dumps(info)
+
+
+def test_a_relative_path_is_one_where_something_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "small.gguf").touch()
+    names = ("models/small.gguf", "./models/small.gguf", "Qwen/Qwen2.5-0.5B", "models", "a/b " * 2000)
+    assert [last_part(name) for name in names] == ["small.gguf", "small.gguf", *names[2:]]
 
 
 @pytest.mark.parametrize(

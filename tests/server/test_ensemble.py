@@ -41,9 +41,11 @@ def test_an_ensemble_answers_as_in_the_harness(server: Served) -> None:
     reply = server.complete(ROWS, "ensemble")
     assert [choice["text"] for choice in reply["choices"]] == expected
     for number, told in enumerate(reply["usage"]["tandem"]["answers"]):
+        assert "tokens" not in told, "an ensemble has no mentor's and intern's tokens"
         assert told["spent"]["mentor"]["new"] == records[number].spent["mentor"].new
         assert [part["writer"] for part in told["segments"]] == [one.writer for one in records[number].segments]
     assert reply["usage"]["completion_tokens"] == 4 * 40
+    assert not any("mentor_tokens" in answer for answer in server.lines[-1]["answers"])
     chunks = server.stream("/v1/completions", model="ensemble", prompt=ROWS[0])
     assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == expected[0]
 

@@ -136,6 +136,21 @@ def test_a_server_that_was_killed_computes_no_finished_answer_again(tmp_path: Pa
             assert one.result() in (None, content(second.chat(question)))
 
 
+def test_a_mentor_that_is_down_is_told_from_the_first_request_on(mentor: ModelServer) -> None:
+    """Even while nothing says yet that it stays away (`mentor_give_up`)."""
+    arguments = with_mentor_at(mentor)[1].replace("mentor_give_up=0", "mentor_give_up=3600")
+    with serving(["--model_args", arguments]) as server:
+        assert server.chat(EASY, max_tokens=60)["usage"]["tandem"]["tokens"]["mentor_new"] > 0
+        mentor.go_away()
+        body = {"model": "tandem", "messages": [{"role": "user", "content": EASY}], "max_tokens": 60}
+        for _ in range(3):
+            status, reply, headers = server.ask("POST", "/v1/chat/completions", body)
+            assert (status, error_of(reply)["code"]) == (503, "model_unreachable")
+            assert error_of(reply)["message"].startswith("the mentor cannot be reached")
+            assert "start the same command" not in error_of(reply)["message"]
+            assert headers["Retry-After"]
+
+
 def answer_or_none(server: Served, question: str) -> str | None:
     """The answer; None where the server was killed before it was complete."""
     try:

@@ -320,6 +320,8 @@ def test_key_is_asked_for_and_kept_nowhere(visit):
         field.wait_for()
         assert [urlsplit(url).path for url in opened.requests if not url.startswith("data:")] == ["/"]
         assert opened.complaints == []
+        hint = "The policies are listed once the server has taken the key."
+        assert opened.texts("#policy-note") == [hint]
         field.fill("another")
         field.press("Enter")
         opened.tab.locator("#form-error", has_text="This is not the key of this server.").wait_for()
@@ -327,12 +329,28 @@ def test_key_is_asked_for_and_kept_nowhere(visit):
         opened.tab.get_by_role("button", name="Use this key").click()
         opened.tab.locator("#policy option").first.wait_for(state="attached")
         assert opened.texts("#form-error") == [""]
+        assert opened.texts("#policy-note") != [hint]
         opened.ask(EASY)
         opened.wait_for("Done")
         kept = "localStorage.length + sessionStorage.length + document.cookie.length"
         assert opened.tab.evaluate(kept) == 0
         assert field.get_attribute("autocomplete") == "off"
         assert not any(KEY in url for url in opened.requests)
+
+
+def test_models_of_an_ensemble_have_no_roles(visit):
+    """Neither in headings nor in figures, although the bundled pair's models are called mentor and intern."""
+    arguments = "aggregation=vote,selection=random,count=1"
+    with serving(["--model", "ensemble", "--model_args", arguments]) as other:
+        opened = visit(other.address)
+        opened.tab.get_by_label("Question", exact=True).fill(EASY)
+        opened.tab.get_by_role("button", name="Ask", exact=True).click()
+        opened.wait_for("Done")
+        said = opened.tab.locator("main").inner_text()
+        assert "itself" not in said
+        assert "The mentor" not in opened.texts("#status")[0]
+        assert opened.tab.locator(".answer.both").count() == 1
+        assert opened.complaints == []
 
 
 def test_page_is_one_file_whose_policy_names_its_own_parts(server):

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the server is tested with: pip install .[server]")
 
 from lm_eval_tandem.server.errors import RequestError
-from lm_eval_tandem.server.protocol import MAX_STOPS, NOTHING_OF_CHATS, Asked, read_chat, read_completion
+from lm_eval_tandem.server.protocol import MAX_STOPS, Asked, ChatRequest, CompletionRequest, read_chat, read_completion
+from lm_eval_tandem.server.unsupported import NOTHING_OF_CHATS, NOTHING_OF_COMPLETIONS
 
 CHAT: dict[str, Any] = {"model": "tandem", "messages": [{"role": "user", "content": "1 + 1 = ?"}]}
 
@@ -58,7 +59,12 @@ def test_prompts_of_no_shape_are_refused(prompt: Any) -> None:
     ("fields", "param"),
     [
         ({"unheard_of": 1}, "unheard_of"),
-        ({"unheard_of": None}, "unheard_of"),
+        ({"unheard_of": False}, "unheard_of"),
+        ({"return_token_ids": True}, "return_token_ids"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"messages": [{"role": "user", "content": "x", "unheard_of": 1}]}, "messages.0.unheard_of"),
+        ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "messages.0.reasoning_content"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -142,6 +148,13 @@ def test_a_field_of_several_types_is_told_what_is_wrong_with_the_one_that_was_me
     assert refused.value.param == param
 
 
+def test_nothing_to_write_needs_a_prompt_to_repeat() -> None:
+    assert completion(max_tokens=0, echo=True).max_tokens == 0
+    for ask in (completion, chat):
+        with pytest.raises(RequestError, match="max_tokens is 0, so there is nothing to answer"):
+            ask(max_tokens=0)
+
+
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(RequestError, match="model: field required") as refused:
         read_chat(b'{"messages": [{"role": "user", "content": "x"}]}')
@@ -152,6 +165,68 @@ def test_a_missing_model_is_named() -> None:
 def test_values_that_ask_for_nothing_are_accepted(field: str) -> None:
     for value in (None, *NOTHING_OF_CHATS[field]):
         assert chat(**{field: value}) == chat()
+
+
+@pytest.mark.parametrize("field", NOTHING_OF_COMPLETIONS)
+def test_values_that_ask_for_nothing_are_accepted_of_completions(field: str) -> None:
+    for value in (None, *NOTHING_OF_COMPLETIONS[field]):
+        assert completion(**{field: value}) == completion()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"return_token_ids": False},
+        {"unheard_of": None},
+        {"stream_options": {}},
+        {"stream_options": {"include_usage": False, "include_obfuscation": False}},
+        {"stream_options": {"include_usage": None, "include_obfuscation": None}},
+        {"tool_choice": "auto"},
+        {"top_logprobs": 0, "logprobs": False},
+        {"prompt_cache_retention": "24h"},
+        {"tandem": {}},
+    ],
+)
+def test_nothing_is_asked_in_many_ways(fields: dict[str, Any]) -> None:
+    assert chat(**fields) == chat()
+
+
+def test_every_field_of_openai_s_client_is_known() -> None:
+    """Those that the server does not have are refused as not supported, and not as if nobody had heard of them."""
+    openai = pytest.importorskip("openai")
+    chats = openai.types.chat.completion_create_params.CompletionCreateParamsBase.__annotations__
+    completions = openai.types.completion_create_params.CompletionCreateParamsBase.__annotations__
+    assert set(chats) <= {*ChatRequest.model_fields, *NOTHING_OF_CHATS}
+    assert set(completions) <= {*CompletionRequest.model_fields, *NOTHING_OF_COMPLETIONS}
+
+
+def test_a_turn_of_the_assistant_may_be_sent_back_as_it_came() -> None:
+    turn = {"role": "assistant", "content": "2"}
+    more = {"refusal": None, "annotations": None, "audio": None, "function_call": None, "tool_calls": [], "name": None}
+    question = CHAT["messages"][0]
+    asked = chat(messages=[question, turn | more | {"reasoning_content": "Add.", "reasoning": "Add."}, question])
+    assert asked.prompts == ([question, turn, question],)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "x", "name": "Ada"}]},
+            "messages.0.name is not supported; leave it out.",
+        ),
+        ({"top_logprobs": 3}, "top_logprobs is not supported with this value; leave it out."),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation is not supported with this value; leave it out.",
+        ),
+        ({"prediction": {"type": "content"}}, "prediction is not supported; leave it out."),
+    ],
+)
+def test_what_is_not_supported_is_said_in_the_same_words_everywhere(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        chat(**fields)
+    assert str(refused.value) == sentence
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,46 @@ def test_a_prompt_is_scored_as_by_the_harness(server: Served, lm: TandemLM) -> N
             assert choice["text"].startswith(context + more)
 
 
+def test_a_prompt_is_scored_or_repeated_without_an_answer(server: Served) -> None:
+    whole = server.complete(EASY, echo=True, logprobs=1, max_tokens=1)["choices"][0]
+    reply = server.complete(EASY, echo=True, logprobs=1, max_tokens=0)
+    choice, read = reply["choices"][0], reply["usage"]["prompt_tokens"]
+    assert (choice["text"], choice["finish_reason"]) == (EASY, "length")
+    assert choice["logprobs"]["token_logprobs"] == whole["logprobs"]["token_logprobs"][:-1]
+    assert len(choice["logprobs"]["tokens"]) == read
+    assert (reply["usage"]["completion_tokens"], reply["usage"]["total_tokens"]) == (0, read)
+    window = 512
+    filled = server.complete([[5] * window], echo=True, logprobs=1, max_tokens=0)["choices"][0]
+    assert len(filled["logprobs"]["tokens"]) == window
+    computed = server.metric("tandem_computed_tokens_total")
+    assert server.complete(HARD, echo=True, max_tokens=0)["choices"][0]["text"] == HARD
+    chunks = server.stream("/v1/completions", prompt=[HARD, EASY], echo=True, max_tokens=0)
+    assert [c["text"] for chunk in chunks for c in chunk["choices"] if c["text"]] == [HARD, EASY]
+    assert server.metric("tandem_computed_tokens_total") == computed
+
+
+@pytest.mark.parametrize(("model", "words", "excess"), [("tandem/intern", 512, 1), ("tandem/stage:1", 500, 12)])
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_with_its_numbers(
+    server: Served, model: str, words: int, excess: int
+) -> None:
+    """The intern's window has 512 tokens; insights of 18 and five tokens around them may come into it, too."""
+    body = {"model": model, "prompt": "x " * (words - 1)}
+    status, reply, _ = server.ask("POST", "/v1/completions", body)
+    assert status == 400
+    assert error_of(reply)["code"] == "context_length_exceeded"
+    expected = f"the prompt has {words} tokens, {excess} too many for an answer of {model} to fit"
+    assert error_of(reply)["message"].startswith(expected)
+    shorter = server.complete("x " * (words - 1 - excess), model)
+    assert shorter["usage"]["completion_tokens"] == 1
+
+
+def test_the_log_has_no_warning_of_a_prompt_that_was_refused(server: Served) -> None:
+    """The tokenizer's own: "Running this sequence through the model will result in indexing errors"."""
+    status, _, _ = server.ask("POST", "/v1/completions", {"model": "tandem", "prompt": "x " * 600})
+    assert status == 400
+    assert "longer than the specified maximum" not in server.process.complained()
+
+
 @pytest.mark.parametrize(
     ("model", "fields", "words"),
     [
