@@ -101,7 +101,8 @@ def difference_interval(a: Floats, b: Floats, resampled: Floats) -> Interval:
     resampled
         Float64 (`RESAMPLES`,), the differences of both means over the same resamples.
     """
-    if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) > 1:
+    grades = without_last_bits(np.concatenate([a, b]))
+    if grades.min() < 0 or grades.max() > 1:
         return central_interval(resampled)
     return mean_interval(subtract(a, b), resampled, -1.0, 1.0)
 

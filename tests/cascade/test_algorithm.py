@@ -259,9 +259,7 @@ def test_escalate_ends_with_the_mentors_own_answer(cascade: Cascade) -> None:
     assert early == answer(replace(cascade, policy=Policy("stage", 1)))[0]
 
 
-@pytest.mark.parametrize(
-    "name", ["casade", "stage", "stage:4", "stage:x", "cascade:1", "budget_forcing", "escalate:1", ""]
-)
+@pytest.mark.parametrize("name", ["casade", "stages:1", ""])
 def test_an_unknown_policy_is_refused_with_the_list_of_known_ones(name: str) -> None:
     with pytest.raises(ArgumentError, match=r"use cascade, intern, mentor, stage:N with N from 0 to 3, "):
         Policy.parse(name, 3)

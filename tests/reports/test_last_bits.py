@@ -147,7 +147,7 @@ def test_equal_numbers_stay_equal_on_either_side_of_their_last_bit() -> None:
         noisy = nudged(truth, rng)
         assert auc(noisy, nudged(scores, rng)) == auc(truth, scores)
         assert mcnemar(noisy, nudged(other, rng)) == mcnemar(truth, other)
-        assert difference(noisy, truth) == (0, 0)
+        assert difference(noisy, truth) == difference(truth, truth)
         assert density(nudged(scores, rng), 0.0, 1.0) == pytest.approx(np.array(curve), rel=1e-12)
     same = np.full(50, 0.1 + 0.2)
     assert density(nudged(same, rng), 0.0, 1.0) == pytest.approx(np.array(density(same, 0.0, 1.0)), rel=1e-9)

@@ -26,7 +26,8 @@ MARKS = {"Zeta": 500, "Theta": 402, "Sigma": 400}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    replies = {mark: (lambda _, status=status: [refusal(status, WORDS)]) for mark, status in MARKS.items()}
+    ended = {"connection": "close"}  # the server closes it after such a reply
+    replies = {mark: (lambda _, status=status: [refusal(status, WORDS, **ended)]) for mark, status in MARKS.items()}
     mentor = ModelServer(pair.MENTOR, Behaviour(raw_replies=replies))
     arguments = (
         f"mentor=tiny,mentor_backend=openai,mentor_base_url={mentor.url},mentor_parameters=884480,mentor_retries=0,"

@@ -129,11 +129,17 @@ def identity(description: Mapping[str, Any]) -> str:
     models = {
         name: [facts.get(key) for key in ("model", "parameters")] for name, facts in models_of(description).items()
     }
-    settings = {name: description.get(name) for name in IDENTIFYING}
-    settings["thresholds"] = (
-        [nearest_decimal(value) for value in settings["thresholds"]] if settings["thresholds"] else None
-    )
+    settings = {name: as_given(description.get(name)) for name in IDENTIFYING}
     return json.dumps([models, settings, (description.get("judge") or {}).get("sha256")], sort_keys=True)
+
+
+def as_given(setting: Any) -> Any:
+    """Return a setting with its numbers as decimals that a person would have given."""
+    if isinstance(setting, float):
+        return nearest_decimal(setting)
+    if isinstance(setting, Mapping):
+        return {name: as_given(value) for name, value in setting.items()}
+    return [as_given(value) for value in setting] if isinstance(setting, (list, tuple)) else setting
 
 
 def models_of(description: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
