@@ -97,6 +97,13 @@ class Served:
         """The log's lines so far."""
         return [json.loads(line) for line in self.process.printed().splitlines()]
 
+    def line_of(self, request: str) -> dict[str, Any]:
+        """The log's line of a request, by its id; it is written after the reply has been sent."""
+        while not (found := [line for line in self.lines if line.get("id") == request]):
+            assert self.process.poll() is None, self.process.complained()
+            time.sleep(0.02)
+        return found[0]
+
     def until_idle(self) -> None:
         """Wait until no answer is under way."""
         while self.metric("tandem_answers_under_way"):

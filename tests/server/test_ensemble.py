@@ -38,14 +38,15 @@ def test_an_ensemble_answers_as_in_the_harness(server: Served) -> None:
     expected = lm.generate_until(instances(4, max_gen_toks=40), disable_tqdm=True)
     records = {record.doc_id: record for record in lm.records}
     lm.close()
-    reply = server.complete(ROWS, "ensemble")
+    status, reply, headers = server.ask("POST", "/v1/completions", {"model": "ensemble", "prompt": ROWS})
+    assert status == 200
     assert [choice["text"] for choice in reply["choices"]] == expected
     for number, told in enumerate(reply["usage"]["tandem"]["answers"]):
         assert "tokens" not in told, "an ensemble has no mentor's and intern's tokens"
         assert told["spent"]["mentor"]["new"] == records[number].spent["mentor"].new
         assert [part["writer"] for part in told["segments"]] == [one.writer for one in records[number].segments]
     assert reply["usage"]["completion_tokens"] == 4 * 40
-    assert not any("mentor_tokens" in answer for answer in server.lines[-1]["answers"])
+    assert not any("mentor_tokens" in answer for answer in server.line_of(headers["X-Request-Id"])["answers"])
     chunks = server.stream("/v1/completions", model="ensemble", prompt=ROWS[0])
     assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == expected[0]
 

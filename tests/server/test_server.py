@@ -307,7 +307,10 @@ def test_the_log_has_a_line_for_each_request_and_no_contents(server: Served) -> 
     server.ask("GET", "/")
     server.ask("GET", "/v1/secret-path")
     server.ask("POST", "/v1/chat/completions", {"model": "secret-model", "messages": []}, {"Authorization": "Bearer s"})
-    server.chat("a secret question", "tandem/intern", max_tokens=4, user="secret-user")
+    chat = {"model": "tandem/intern", "max_tokens": 4, "user": "secret-user"}
+    chat["messages"] = [{"role": "user", "content": "a secret question"}]
+    _, _, headers = server.ask("POST", "/v1/chat/completions", chat)
+    server.line_of(headers["X-Request-Id"])
     lines = server.lines
     assert (lines[-4]["route"], lines[-4]["status"]) == ("/", 200)
     assert (lines[-3]["route"], lines[-3]["status"], lines[-3]["error"]) == ("other", 404, "not_found")
