@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem.digits import significant
+from lm_eval_tandem.ledger_checksums import PER_TOKEN, three_digits, with_short_seconds
 from lm_eval_tandem.reports.sources import classifiers, judge_scores
 from lm_eval_tandem.reports.sources.files import read_lines
 
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
 """Fields of samples that are removed; hashes are more than half of what compression leaves."""
-PER_TOKEN = ("answer_logprob", "answer_entropy", "parts")
-"""Fields of judgements that are removed."""
-
-
 OF_BENCHMARK = ("doc", "arguments", "target")
 """Fields of samples that are removed where a benchmark's questions are not to be passed on."""
 
@@ -117,16 +114,6 @@ def shortened(record: dict[str, Any], classifier: Sufficiency | None) -> dict[st
         if judgement.get("features"):
             judgement["features"] = [three_digits(value) for value in judgement["features"]]
     return with_short_seconds({**record, "stages": [with_short_seconds(judgement) for judgement in judgements]})
-
-
-def with_short_seconds(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a record or judgement whose seconds have three digits, which is more than clocks repeat."""
-    return {name: three_digits(value) if name.endswith("seconds") else value for name, value in fields.items()}
-
-
-def three_digits(value: float) -> float:
-    """Return a number rounded to three significant digits."""
-    return float(significant(value, 3))
 
 
 def main() -> None:

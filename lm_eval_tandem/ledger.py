@@ -16,6 +16,7 @@ from typing import Any
 
 from lm_eval_tandem.accounting import Spent, Tokens
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.whole_files import replacing
 
 FORMAT = "tandem-ledger/1"
 MENTOR_FINISHED = "mentor finished"
@@ -279,13 +280,10 @@ def write(path: Path, records: Iterable[Record], run: dict[str, Any]) -> None:
     run
         The description of the run, for the header.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"format": FORMAT, **run}) + "\n")
         for line in lines_of(records):
             file.write(json.dumps(line) + "\n")
-    unfinished.replace(path)
 
 
 def lines_of(records: Iterable[Record]) -> Iterator[dict[str, Any]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.submissions.hub_registry import LICENSES
+from lm_eval_tandem.whole_files import replacing
 
 if TYPE_CHECKING:
     from lm_eval_tandem.submissions.hub_cascade import PublishedCascade
@@ -186,11 +186,8 @@ def write(output: Path, files: Mapping[str, bytes]) -> None:
     """
     try:
         for name, content in files.items():
-            path = output / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
+            with replacing(output / name) as unfinished:
+                unfinished.write_bytes(content)
     except OSError as error:
         raise ArgumentError(f"--output {output} cannot be written ({error.strerror}); give another folder.") from None
 
