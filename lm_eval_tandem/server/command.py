@@ -6,6 +6,7 @@ SIGTERM and Ctrl-C let every accepted request end within `--drain-timeout`; noth
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import os
 import signal
@@ -107,6 +108,8 @@ def serve(given: argparse.Namespace) -> None:
         lm = load(model, arguments)
         try:
             service = make_service(lm, given, config)
+            gc.collect()
+            gc.freeze()  # what is loaded stays; to look through it for garbage again stops all answers for long
             listener.listen(BACKLOG)  # whoever reads the next line may connect
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
