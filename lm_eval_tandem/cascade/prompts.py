@@ -24,6 +24,8 @@ Guidance = Literal["guided", "continuation", "thought", "handoff"]
 HANDOFF: Guidance = "handoff"
 THOUGHT: Guidance = "thought"
 THINK, END_OF_THINK = "<think>", "</think>"
+FENCE = "```"
+"""Begins and ends a code block, at the beginning of a line."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,17 @@ class Prompts:
         return engine.render((*asked, ("assistant", begun), ("user", RATE.strip())))
 
     def end_of_thinking(self, written: str) -> str:
-        """The text that makes the mentor answer after what it has written: closes an open think block, then asks."""
-        return (f"\n{END_OF_THINK}" if thinks(written) else "") + self.wording.force
+        """The text that makes the mentor answer: closes an open code block and an open thought, then asks.
+
+        In a code block that stays open, the code of the answer would not be found.
+        """
+        code = f"\n{FENCE}" if in_code_block(written) else ""
+        return code + (f"\n{END_OF_THINK}" if thinks(written) else "") + self.wording.force
+
+    @property
+    def longest_end_of_thinking(self) -> str:
+        """The same after a text in which both are open."""
+        return self.end_of_thinking(f"{THINK}\n{FENCE}\n")
 
     def as_read(self, insights: str, cut_off: bool) -> str:
         """The insights as the intern reads them: where the wording says so, without a last line that was cut off.
@@ -257,6 +268,11 @@ def append_to_last_user_turn(messages: Messages, addition: str, keep_answer: boo
 def thinks(text: str) -> bool:
     """Whether a text ends within a thought."""
     return text.rfind(THINK) > text.rfind(END_OF_THINK)
+
+
+def in_code_block(text: str) -> bool:
+    """Whether a text ends within a code block."""
+    return sum(line.lstrip().startswith(FENCE) for line in text.splitlines()) % 2 == 1
 
 
 def strip_think_tags(text: str) -> str:

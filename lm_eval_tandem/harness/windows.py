@@ -93,7 +93,7 @@ def largest_calls(task: Task, settings: Settings, engines: Mapping[str, Engine |
 
 def _text_of_forcing(policy: Policy, prompts: Prompts, answer: int) -> str:
     """What `budget_forcing` may add to the mentor's own text; "" where the answer ends within the budget anyway."""
-    return prompts.end_of_thinking("<think>") if policy.budget is not None and policy.budget < answer else ""
+    return prompts.longest_end_of_thinking if policy.budget is not None and policy.budget < answer else ""
 
 
 def refusal(

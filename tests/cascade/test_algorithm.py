@@ -25,6 +25,7 @@ from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.drafts import accepted_draft_tokens
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.grading.code.extraction import extract
 from lm_eval_tandem.judge.features import FEATURE_NAMES, features
 from lm_eval_tandem.judge.probe import Probe
 from lm_eval_tandem.ledger import MENTOR_FINISHED, Record, Segment
@@ -228,11 +229,25 @@ def test_budget_forcing_cuts_the_mentors_thinking_and_has_it_answer(cascade: Cas
     assert unforced.reason == "alone"
 
 
-def test_budget_forcing_closes_an_open_think_block() -> None:
-    prompts = Prompts(replace(WORDING, force="\n\nAnswer:"))
-    assert prompts.end_of_thinking("Why?<think>Well") == "\n</think>\n\nAnswer:"
-    for closed in ("Why?<think>Well</think> So", "Why? Well"):
-        assert prompts.end_of_thinking(closed) == "\n\nAnswer:"
+@pytest.mark.parametrize(
+    ("written", "closing"),
+    [
+        ("Why? Well", ""),
+        ("Why?<think>Well", "\n</think>"),
+        ("Why?<think>Well</think> So", ""),
+        ("Why?\n```python\nx = 1", "\n```"),
+        ("Why?\n```python\nx = 1\n```\nSo", ""),
+        ("Why?<think>\n```python\nx = 1", "\n```\n</think>"),
+    ],
+)
+def test_budget_forcing_closes_what_is_open(written: str, closing: str) -> None:
+    assert Prompts(replace(WORDING, force="\n\nAnswer:")).end_of_thinking(written) == f"{closing}\n\nAnswer:"
+
+
+def test_the_code_of_an_answer_that_was_forced_is_found() -> None:
+    cut = "```python\ndef f(x):\n    y = x"
+    whole = cut + Prompts(WORDING).end_of_thinking(cut) + "```python\ndef f(x):\n    return x\n```"
+    assert extract(whole, ("f",)) == ("def f(x):\n    return x\n",)
 
 
 @pytest.mark.parametrize(("score", "stage"), [(0.9, 0), (0.1, 3)])

@@ -144,7 +144,7 @@ def test_budget_forcing_reserves_its_cue() -> None:
     full = mentor.window - len(mentor.encode(str(asked.args[0])))
     with pytest.raises(ContextError, match=r"t #0 does not fit"):
         lm.generate_until(instances(1, max_gen_toks=full), disable_tqdm=True)
-    cue = len(mentor.encode(str(asked.args[0]) + lm.cascade.prompts.end_of_thinking("<think>"))) - 1
+    cue = len(mentor.encode(str(asked.args[0]) + lm.cascade.prompts.longest_end_of_thinking)) - 1
     assert len(lm.generate_until(instances(1, max_gen_toks=full - cue), disable_tqdm=True)) == 1
     lm.close()
 
