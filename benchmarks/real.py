@@ -9,7 +9,9 @@ SmolLM2-135M-Instruct (interns). The order is the one that honest figures need:
 2. `fit`, and `thresholds`, whose sentence names the policy to use before any test question is asked;
 3. every policy on a fixed sample of GSM8K's test questions, and on all of HumanEval, to which the classifier is carried
    over from GSM8K;
-4. the reports.
+4. `benchmarks/strategies.py` for the first pair: other ways to work together are tried on training questions, and what
+   is chosen of each is asked the same test questions of GSM8K;
+5. the reports.
 
 A step that is finished is not repeated, and of one that was killed only what is missing is asked again: answers are in
 a store below --work. Without --data the questions come from the hub; FOLDER holds them as `gsm8k_train.jsonl`,
@@ -27,9 +29,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lm_eval_tandem import _paths
 from lm_eval_tandem.machine import cores
@@ -41,8 +44,8 @@ GUIDANCE, EFFORTS = "handoff", "40:80:160"
 TRAINING_QUESTIONS = 120
 TEST_QUESTIONS, SEED = 200, 2026
 """Size and seed of the sample of GSM8K's test questions."""
-ANSWER_TOKENS, WINDOW = 512, 2048
-GENERATION = ["--apply_chat_template", "--batch_size", "8", "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
+ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
+GENERATION = ["--apply_chat_template", "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
 OBJECTIVE = "accuracy@cost<=0.73"
 """Three quarters of what the mentor alone costs on the training questions, in TFLOPs of Eq. 12."""
 DATA = {"gsm8k_train": "tandem_gsm8k_train", "gsm8k_test": "tandem_gsm8k", "humaneval": "tandem_humaneval"}
@@ -165,26 +168,47 @@ class Setting:
         """Every policy on both tasks."""
         for task in ("tandem_gsm8k", "tandem_humaneval"):
             for policy in pair.policies:
-                name = policy.replace(":", "-")
-                output = self.output / pair.name / task / name
-                arguments = [
-                    self.models_of(pair),
-                    f"policy={policy}",
-                    f"store={self.work / 'store.sqlite'}",
-                    f"ledger={output / 'ledger.jsonl'}",
-                ]
+                arguments = [self.models_of(pair), f"policy={policy}"]
                 if policy in ("cascade", "escalate", "llm_cascade"):
                     arguments.append(f"classifier={self.output / pair.name / 'classifier'}")
                 if policy == "intern" or policy.startswith("stage"):
                     arguments.append("record_features=answers")
-                command = [
-                    *(sys.executable, "-m", "lm_eval_tandem", "--model", "tandem", "--tasks", task, *GENERATION),
-                    *("--model_args", ",".join(arguments), "--include_path", str(_paths.task_configs())),
-                    *("--output_path", str(output), "--log_samples", "--confirm_run_unsafe_code"),
-                ]
-                if task == "tandem_gsm8k":
-                    command += ["--samples", json.dumps({task: sample()})]
-                yield Step(f"{pair.name}-{task}-{name}", command, output, "results_*.json")
+                yield self._test(pair, task, policy, "tandem", arguments)
+
+    def strategies(self, pair: Pair) -> Iterator[Step]:
+        """Other ways to work together: chosen on training questions, then asked GSM8K's test questions.
+
+        The later steps are known once the first one has written what is chosen.
+        """
+        written = self.output / pair.name / "strategies.json"
+        yield Step(
+            f"strategies-{pair.name}",
+            [
+                *(sys.executable, str(Path(__file__).with_name("strategies.py")), "--models", str(self.models)),
+                *("--threads", str(self.threads), "--store", str(self.work / pair.name / STORE)),
+                *("--output", str(written.with_suffix(".md"))),
+            ],
+            written.parent,
+            written.name,
+        )
+        for chosen in json.loads(written.read_text(encoding="utf-8")) if written.exists() else []:
+            model, own = chosen["candidate"]
+            given = {**located(own, self.models), "max_length": WINDOW, "threads": self.threads}
+            arguments = [f"{name}={value}" for name, value in given.items()]
+            yield self._test(pair, "tandem_gsm8k", chosen["name"], model, arguments)
+
+    def _test(self, pair: Pair, task: str, policy: str, model: str, arguments: Sequence[str]) -> Step:
+        name = policy.replace(":", "-")
+        output = self.output / pair.name / task / name
+        kept = f"store={self.work / 'store.sqlite'},ledger={output / 'ledger.jsonl'}"
+        command = [
+            *(sys.executable, "-m", "lm_eval_tandem", "--model", model, "--tasks", task, *GENERATION),
+            *("--model_args", ",".join([*arguments, kept]), "--include_path", str(_paths.task_configs())),
+            *("--output_path", str(output), "--log_samples", "--confirm_run_unsafe_code"),
+        ]
+        if task == "tandem_gsm8k":
+            command += ["--samples", json.dumps({task: sample()})]
+        return Step(f"{pair.name}-{task}-{name}", command, output, "results_*.json")
 
     def reports(self, pair: Pair) -> Iterator[Step]:
         """The report of a pair; made anew each time."""
@@ -195,6 +219,14 @@ class Setting:
             *("--title", f"{MENTOR} and {pair.intern}", "--classifier", str(folder / "classifier")),
         ]
         yield Step(f"report-{pair.name}", command, folder / "report", None)
+
+
+def located(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Model arguments with the files of models in a folder, in place of their names."""
+    found = dict(arguments)
+    for name in {"mentor", "intern", "models"} & set(found):
+        found[name] = ";".join(str(folder / file) for file in str(found[name]).split(";"))
+    return found
 
 
 def sample() -> list[int]:
@@ -225,6 +257,16 @@ def share_training_answers(work: Path) -> None:
         if first.exists() and not later.exists():
             later.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(first, later)
+
+
+def all_steps(setting: Setting) -> Iterator[Step]:
+    """Every step, in order; some are known once an earlier one has run."""
+    for pair in PAIRS:
+        yield from setting.training(pair)
+        yield from setting.testing(pair)
+    yield from setting.strategies(PAIRS[0])
+    for pair in PAIRS:
+        yield from setting.reports(pair)
 
 
 def run(step: Step, environment: dict[str, str], log: Path) -> None:
@@ -273,10 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     environment = prepare_data(given.data, given.work)
     setting = Setting(given.models, given.work, given.output, given.threads)
-    steps = [step for pair in PAIRS for step in (*setting.training(pair), *setting.testing(pair))]
-    steps += [step for pair in PAIRS for step in setting.reports(pair)]
     chosen = tuple(given.only.split(",")) if given.only else ("",)
-    for step in steps:
+    for step in all_steps(setting):
         if step.name.startswith(chosen) and not step.finished:
             share_training_answers(given.work)
             run(step, environment, given.output / "seconds.jsonl")

@@ -8,14 +8,16 @@ each strategy the candidate with the highest accuracy is chosen, of equals the o
 
 The bundled pair is tried on its mathematics, and `make results` runs what is chosen, which the Makefile names, on the
 test questions. With --models the GGUF files of `benchmarks/real.py` in that folder are tried on GSM8K's training
-questions, which the task reads where it always does ($TANDEM_DATA or the hub), and that file names what is chosen.
+questions, which the task reads where it always does ($TANDEM_DATA or the hub); what is chosen is written beside the
+table, as a JSON file, from which `benchmarks/real.py` runs it on test questions.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from lm_eval_tandem.harness.ensemble_model import EnsembleLM
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.machine import cores
 
-Candidate = tuple[type[AnsweringLM], dict[str, Any]]
-"""A model of the harness, and its arguments."""
+Candidate = tuple[str, dict[str, Any]]
+"""The name of a model of the harness, and the arguments that tell the candidate from others."""
+MODELS: Mapping[str, type[AnsweringLM]] = {"tandem": TandemLM, "ensemble": EnsembleLM}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Trial:
         The training task, and how many of its first questions.
     candidates
         Those of each strategy.
+    common
+        Arguments of all of them.
+    folder
+        Where the models' files are; None where they are no files.
     unit, tflops
         The unit of cost in the table, in TFLOPs.
     asked
@@ -56,21 +63,27 @@ class Trial:
     task: str
     questions: int
     candidates: Mapping[str, Sequence[Candidate]]
+    common: Mapping[str, Any]
     unit: str
     tflops: float
+    folder: Path | None = None
     asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, candidate: Candidate) -> dict[str, Any]:
+        """The model arguments of a candidate."""
+        given = candidate[1] if self.folder is None else real.located(candidate[1], self.folder)
+        return {**self.common, **given}
 
 
 def bundled() -> Trial:
     """Every strategy that has numbers on the bundled pair, whose answers have about 80 tokens and no blank lines."""
     end, segments = ")", (5, 10, 20)
-    common = {"batch_size": 64, "dtype": "float32", "device": "cpu"}
 
     def tandem(*values: float, **given: Any) -> list[Candidate]:
-        return [(TandemLM, {**common, **given, "policy": f"{given['policy']}:{n}"}) for n in values]
+        return [("tandem", {**given, "policy": f"{given['policy']}:{n}"}) for n in values]
 
     def ensemble(**given: Any) -> Candidate:
-        return EnsembleLM, {**common, **given}
+        return "ensemble", given
 
     return Trial(
         models="the bundled pair",
@@ -97,6 +110,7 @@ def bundled() -> Trial:
             "distribution": [ensemble(aggregation="distribution", weights=weights) for weights in ("3:1", "9:1")],
             "gac": [ensemble(aggregation="gac", threshold=threshold) for threshold in (0.5, 0.9, 0.99)],
         },
+        common={"batch_size": 64, "dtype": "float32", "device": "cpu"},
         unit="MFLOPs",
         tflops=1e-6,
     )
@@ -108,16 +122,14 @@ def of_real_models(models: Path, threads: int) -> Trial:
     `handoff:N` is what a stage of N tokens is there, and strategies token by token need transformers.
     """
     first, second = real.PAIRS
-    pair = {"mentor": models / real.MENTOR, "intern": models / first.intern}
-    files = [models / name for name in (real.MENTOR, first.intern, second.intern)]
-    common = {"batch_size": 8, "max_length": real.WINDOW, "threads": threads}
+    files = (real.MENTOR, first.intern, second.intern)
     segments = (32, 128)
 
     def tandem(policy: str, *values: float) -> list[Candidate]:
-        return [(TandemLM, {**pair, **common, "policy": f"{policy}:{n}"}) for n in values]
+        return [("tandem", {"mentor": real.MENTOR, "intern": first.intern, "policy": f"{policy}:{n}"}) for n in values]
 
     def ensemble(count: int = 2, **given: Any) -> Candidate:
-        return EnsembleLM, {"models": ";".join(map(str, files[:count])), **common, **given}
+        return "ensemble", {"models": ";".join(files[:count]), **given}
 
     return Trial(
         models=f"{real.MENTOR} and {first.intern}",
@@ -138,6 +150,8 @@ def of_real_models(models: Path, threads: int) -> Trial:
                 for n in segments
             ],
         },
+        common={"batch_size": real.BATCH, "max_length": real.WINDOW, "threads": threads},
+        folder=models,
         unit="TFLOPs",
         tflops=1.0,
         asked={"apply_chat_template": True, "gen_kwargs": f"max_gen_toks={real.ANSWER_TOKENS}"},
@@ -152,6 +166,8 @@ class Tried:
     ----------
     strategy, name
         The strategy, and the candidate as records call it.
+    candidate
+        What was tried.
     accuracy
         From 0 to 1.
     cost, bill
@@ -160,6 +176,7 @@ class Tried:
 
     strategy: str
     name: str
+    candidate: Candidate
     accuracy: float
     cost: float
     bill: float
@@ -167,8 +184,7 @@ class Tried:
 
 def try_out(strategy: str, candidate: Candidate, trial: Trial, store: Path) -> Tried:
     """Run one candidate on the training questions."""
-    model, given = candidate
-    lm = model(**given, store=store)
+    lm = MODELS[candidate[0]](**trial.arguments(candidate), store=store)
     manager = TaskManager(include_path=str(_paths.task_configs()), include_defaults=False)
     limit = trial.questions
     try:
@@ -178,7 +194,8 @@ def try_out(strategy: str, candidate: Candidate, trial: Trial, store: Path) -> T
         assert results is not None
         totals = lm.totals()
         accuracy = float(results["results"][trial.task]["acc,none"])
-        return Tried(strategy, str(lm.description["policy"]), accuracy, totals["tflops"], totals["bill_tflops"])
+        name, costs = str(lm.description["policy"]), (totals["tflops"], totals["bill_tflops"])
+        return Tried(strategy, name, candidate, accuracy, *costs)
     finally:
         lm.close()
 
@@ -195,7 +212,7 @@ def chosen(tried: Sequence[Tried]) -> dict[str, Tried]:
 
 def table(tried: Sequence[Tried], trial: Trial) -> str:
     """The candidates as Markdown, those that are chosen in bold."""
-    best = set(chosen(tried).values())
+    best = chosen(tried).values()
     lines = [
         f"# Strategies on training questions of {trial.models}",
         "",
@@ -236,6 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if given.output is not None:
         given.output.write_text(text, encoding="utf-8")
+    if given.output is not None and given.models is not None:
+        best = [asdict(one) for one in chosen(tried).values()]
+        given.output.with_suffix(".json").write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,31 @@ def test_nothing_is_fitted_on_test_questions_and_the_advice_comes_first(setting:
         assert [step.name.partition("-")[0] for step in training] == ["collect", "fit", "thresholds"]
 
 
+def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(setting: Any) -> None:
+    first = real.PAIRS[0]
+    (trying,) = setting.strategies(first)
+    assert trying.name == "strategies-coder-0.5b"
+    assert not trying.finished
+    chosen = [
+        {
+            "name": "outline:80",
+            "candidate": ["tandem", {"mentor": "a.gguf", "intern": "b.gguf", "policy": "outline:80"}],
+        },
+        {"name": "ensemble:vote", "candidate": ["ensemble", {"models": "a.gguf;b.gguf", "aggregation": "vote"}]},
+    ]
+    trying.output.mkdir(parents=True)
+    (trying.output / "strategies.json").write_text(json.dumps(chosen))
+    again, *testing = setting.strategies(first)
+    assert again.finished
+    assert [step.name for step in testing] == [
+        f"coder-0.5b-tandem_gsm8k-{name}" for name in ("outline-80", "ensemble-vote")
+    ]
+    models = [step.command[step.command.index("--model") + 1] for step in testing]
+    assert models == ["tandem", "ensemble"]
+    given = testing[1].command[testing[1].command.index("--model_args") + 1]
+    assert given.startswith(f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,")
+
+
 def test_the_sample_of_test_questions_is_fixed_and_large_enough() -> None:
     assert len(set(real.sample())) == real.TEST_QUESTIONS >= 200
     assert real.sample() == real.sample()

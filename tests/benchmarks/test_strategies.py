@@ -9,7 +9,6 @@ import pytest
 
 from lm_eval_tandem.engines import registry
 from lm_eval_tandem.harness.ensemble_settings import read_ensemble
-from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.settings import read_settings
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # its own folder is where a program finds its imports
@@ -21,10 +20,12 @@ def test_every_candidate_has_arguments_that_are_accepted(tmp_path: Path) -> None
     for name in (real.MENTOR, *(pair.intern for pair in real.PAIRS)):
         (tmp_path / name).touch()
     for trial in (strategies.bundled(), strategies.of_real_models(tmp_path, 2)):
+        assert trial.task.endswith("_train")
         policies = set()
         for candidates in trial.candidates.values():
-            for model, given in candidates:
-                if model is TandemLM:
+            for candidate in candidates:
+                given = trial.arguments(candidate)
+                if candidate[0] == "tandem":
                     policies.add(str(read_settings(given, registry.arguments).policy))
                 else:
                     policies.add(read_ensemble(given, registry.arguments).policy)
@@ -33,10 +34,10 @@ def test_every_candidate_has_arguments_that_are_accepted(tmp_path: Path) -> None
 
 def test_the_most_accurate_candidate_is_chosen_and_of_equals_the_cheapest() -> None:
     tried = [
-        strategies.Tried("outline", "outline:80", 0.50, 0.4, 0.6),
-        strategies.Tried("outline", "outline:160", 0.55, 0.5, 0.9),
-        strategies.Tried("steps", "steps:1", 0.40, 0.3, 0.5),
-        strategies.Tried("steps", "steps:2", 0.40, 0.3, 0.4),
+        strategies.Tried("outline", "outline:80", ("tandem", {"policy": "outline:80"}), 0.50, 0.4, 0.6),
+        strategies.Tried("outline", "outline:160", ("tandem", {"policy": "outline:160"}), 0.55, 0.5, 0.9),
+        strategies.Tried("steps", "steps:1", ("tandem", {"policy": "steps:1"}), 0.40, 0.3, 0.5),
+        strategies.Tried("steps", "steps:2", ("tandem", {"policy": "steps:2"}), 0.40, 0.3, 0.4),
     ]
     assert [one.name for one in strategies.chosen(tried).values()] == ["outline:160", "steps:2"]
     lines = strategies.table(tried, strategies.bundled()).splitlines()
