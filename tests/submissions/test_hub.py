@@ -19,6 +19,7 @@ from huggingface_hub import (
     EvalResultEntry,
     ModelCard,
     ModelInfo,
+    constants,
     eval_result_entries_to_yaml,
     parse_eval_result_entries,
 )
@@ -37,6 +38,9 @@ from reports.world import POLICIES, World
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, REAL = ROOT / "results" / "pair", ROOT / "results" / "real" / "coder-0.5b"
+CARD_FIELDS = set("language license license_name license_link library_name tags datasets metrics base_model".split())
+CARD_FIELDS |= {"pipeline_tag", "base_model_relation", "model-index"}
+"""The fields that the Hub's documentation of model cards gives (modelcard.md of huggingface/hub-docs)."""
 REPOSITORY, COMMIT = "lab/pair-cascade", "0123456789abcdef0123456789abcdef01234567"
 OPTIONS = ["--repository", REPOSITORY, "--license", "apache-2.0"]
 TASKS = ("tandem_pair_code", "tandem_pair_math")
@@ -110,6 +114,7 @@ def test_the_card_is_one_that_the_hubs_library_reads(exported: tuple[Path, list[
     card = ModelCard.load(folder / "README.md")
     assert card.content == text
     data = card.data.to_dict()
+    assert set(data) <= CARD_FIELDS
     assert data["license"] == "apache-2.0"
     assert data["metrics"] == ["accuracy"]
     assert data["pipeline_tag"] == "text-generation"
@@ -120,6 +125,15 @@ def test_the_card_is_one_that_the_hubs_library_reads(exported: tuple[Path, list[
     assert all(isinstance(value, str) and value for value in strings)
     for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text):
         assert (folder / link).read_text().startswith("<svg "), link
+
+
+@needs_results
+@pytest.mark.slow
+@pytest.mark.skipif("TANDEM_HUB" not in os.environ, reason="without TANDEM_HUB=1 nothing is asked of huggingface.co")
+def test_the_hub_finds_no_fault_in_the_card(exported: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = exported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    ModelCard.load(folder / "README.md").validate()
 
 
 @needs_results
