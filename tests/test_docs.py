@@ -19,7 +19,9 @@ import pytest
 from command_line import command, results, run
 from lm_eval_tandem import ledger
 from lm_eval_tandem.accounting import Spent, Tokens
+from lm_eval_tandem.cascade.policies import POLICIES
 from lm_eval_tandem.cascade.prompts import Prompts, Question, Wording
+from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS
 from lm_eval_tandem.ledger import Judgement, Record, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,8 +105,9 @@ def test_every_field_of_a_ledger_is_explained() -> None:
     record = Record(
         **{"task": "t", "doc_id": 0, "repeat": 0, "policy": "all", "stage": 0, "reason": "", "finish_reason": "stop"},
         **{"mentor_finish_reason": None, "mentor_stages": 0, "tokens": Tokens(), "tflops": 0.0, "bill": 0.0},
-        **{"judge_seconds": 0.0, "generate_seconds": 0.0, "stages": [Judgement(0, None, None, 0, 0, 0.0)]},
+        **{"judge_seconds": 0.0, "generate_seconds": 0.0, "stages": [Judgement(0, None, None, 0, 0, 0.0, insight="")]},
         **{"segments": [Segment("a", 1, 1)], "spent": {"NAME": Spent()}, "selected": ["a"], "cached": {"a": 1}},
+        **{"selection_scores": {"a": 1.0}, "response_scores": {"a": None}, "answer_sha256": "0"},
     )
     (line,) = ledger.lines_of([record])
     written = set()
@@ -122,6 +125,31 @@ def test_every_field_of_a_ledger_is_explained() -> None:
     explained = [name for cell in first for name in re.findall("`([^`]+)`", cell)]
     assert len(explained) == len(set(explained))
     assert set(explained) == written
+
+
+@pytest.mark.parametrize(
+    ("overview", "argument", "folder", "names"),
+    [
+        ("policies.md", "policy", "policies", {kind.syntax for kind in POLICIES.values()} - {"intern", "mentor"}),
+        ("ensembles.md", "selection", "selections", set(SELECTIONS) - {"all"}),
+        ("ensembles.md", "aggregation", "aggregations", set(AGGREGATIONS) - {"one"}),
+    ],
+)
+def test_every_policy_and_strategy_has_a_page_with_its_picture_and_a_command(
+    overview: str, argument: str, folder: str, names: set[str]
+) -> None:
+    """All but those where one model answers alone, or, with `all`, nothing is selected."""
+    table = (ROOT / "docs" / overview).read_text(encoding="utf-8")
+    pages = dict(re.findall(rf"^\| \[`(.+)`\]\(({folder}/\w+\.md)\)", table, re.M))
+    assert set(pages) == names
+    for name, page in pages.items():
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        _, what_it_does, picture, *_ = text.split("\n\n")
+        assert f"`{argument}={name}`" in what_it_does
+        assert len(what_it_does.splitlines()) <= 5
+        assert re.fullmatch(r"```\n(.+\n)+```", picture)
+        assert "\n## When to use it\n" in text
+        assert len(re.findall(r"^```sh\n.+?^```\n\n<!-- output of: \{above\}", text, re.M | re.S)) == 1
 
 
 ROWS = {
