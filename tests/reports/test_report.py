@@ -406,6 +406,38 @@ def test_the_style_sheet_defines_every_class_of_the_figures(made: Report) -> Non
     assert used <= set(re.findall(r"\.([a-z][\w-]*)", svg.style()))
 
 
+def test_seconds_are_explained_and_wall_time_is_given_where_nothing_came_from_a_store(tmp_path: Path) -> None:
+    """Runs at 1.01 s of calls per question; one took half its calls from a store, and one is of an older version."""
+    world = World.random(40)
+    did = {
+        "intern": {"wall_seconds": 5.0, "questions": 40},
+        "mentor": {"wall_seconds": 12.0, "questions": 60, "found_in_store": 0},
+        "stage:1": {"wall_seconds": 8.0, "questions": 40, "found_in_store": 20},
+        "stage:2": {"questions": 40},
+    }
+    for policy, totals in did.items():
+        file = world.write(tmp_path, policy)
+        content = json.loads(file.read_text())
+        content["config"]["tandem"]["totals"] = totals
+        file.write_text(json.dumps(content))
+    shown = tables(report([tmp_path]))["policies-t-large-small"]
+    wall = {policy: row(shown, policy)["wall seconds"] for policy in did}
+    assert {policy: cell.value for policy, cell in wall.items() if isinstance(cell, Number)} == {
+        "intern": 0.125,
+        "mentor": 0.2,
+    }
+    assert (wall["stage:1"], wall["stage:2"], row(shown, "oracle (not a policy)")["wall seconds"]) == ("", "", "")
+    for policy in did:
+        assert value(row(shown, policy)["call seconds (summed)"]) == pytest.approx(1.01)
+    assert "Call seconds are " in shown.caption
+    assert "Wall seconds are " in shown.caption
+    for policy in ("intern", "mentor"):
+        file = world.write(tmp_path, policy)  # without totals again
+    shown = tables(report([tmp_path]))["policies-t-large-small"]
+    assert "wall seconds" not in shown.columns
+    assert "Wall seconds" not in shown.caption
+
+
 def test_only_known_sections_have_names_and_each_has_one(made: Report) -> None:
     names = [spec.name for spec in SECTIONS]
     assert [section.name for section in made.sections] == [name for name in names if name not in ABOUT_OTHERS]

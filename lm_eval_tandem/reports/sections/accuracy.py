@@ -23,7 +23,7 @@ from lm_eval_tandem.reports.sections.cells import (
     mean,
     with_dashes,
 )
-from lm_eval_tandem.reports.sources.comparison import Comparison
+from lm_eval_tandem.reports.sources.comparison import ORACLE, Comparison
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import Cell, Number, Part, Table, make_table, percent
@@ -80,9 +80,15 @@ def whole_bill_relative_to_mentor(comparison: Comparison, run: Run) -> Cell:
     return cost_ratio(comparison, run, comparison.mentor, "bill")
 
 
-def seconds(comparison: Comparison, run: Run) -> Cell:
-    """Return the seconds that a question's calls took, waiting for others of a batch included."""
+def call_seconds(comparison: Comparison, run: Run) -> Cell:
+    """Return the seconds that a question's calls took, added up, waiting for others of a batch included."""
     return Number(digits.mean(run.measures["seconds"]), comparison.interval(run, "seconds"), 2)
+
+
+def wall_seconds(comparison: Comparison, run: Run) -> Cell:
+    """Return the wall-clock seconds of the run per question; "" where they are not known."""
+    known = None if run.policy == ORACLE else run.wall_seconds
+    return "" if known is None else Number(known, None, 3)
 
 
 def difference_to_cascade(comparison: Comparison, run: Run) -> Cell:
@@ -108,11 +114,22 @@ POLICY_COLUMNS: tuple[Column, ...] = (
     Column("cost / always-high %", ("tflops",), cost_relative_to_always_high),
     Column("gap to the oracle closed %", ("tflops",), gap_closed),
     Column("whole bill ({unit})", ("bill",), whole_bill),
-    Column("seconds of calls", ("seconds",), seconds),
+    Column("call seconds (summed)", ("seconds",), call_seconds),
+    Column("wall seconds", (), wall_seconds),
     Column("points above the cascade", (), difference_to_cascade),
     Column("truncated %", ("truncated",), truncated),
 )
 """The columns of the policies table after the policy's name, from left to right."""
+CALL_SECONDS = (
+    " Call seconds are the times of a question's calls when they were computed, each from its beginning to its end, "
+    "added up: calls of many questions run at once and wait for each other, so they are far more than the time of the "
+    "run."
+)
+WALL_SECONDS = (
+    " Wall seconds are that time, from the first request to the last answer on all tasks of the run, divided by the "
+    "number of questions; they are left out where a store had some of the calls."
+)
+"""What the table says of its seconds, where it has them."""
 
 
 def by_policy(data: ReportData) -> list[Part]:
@@ -134,14 +151,17 @@ def policies_table(comparison: Comparison) -> Table:
             for column in POLICY_COLUMNS
         ]
         rows.append([comparison.label(run), *cells])
+    has_calls = any("seconds" in run.measures for run in comparison.rows)
+    has_wall = any(wall_seconds(comparison, run) != "" for run in comparison.rows)
     return make_table(
         f"policies-{comparison.name}",
         comparison.title,
         f"Every policy on the same {comparison.n_questions:,} questions. Always-high is the fixed stage with the "
         "highest effort. The oracle takes for each question the cheapest fixed stage that is correct, or the intern "
         "alone if none is: a judge without errors would do the same. The gap is the cost between always-high and "
-        "the oracle. The whole bill counts every token that passed through a model; seconds are those of a question's "
-        "calls when they were computed, waiting for the others of a batch included.",
+        "the oracle. The whole bill counts every token that passed through a model."
+        + CALL_SECONDS * has_calls
+        + WALL_SECONDS * has_wall,
         ["policy", *[column.heading.format(unit=comparison.unit.name) for column in POLICY_COLUMNS]],
         with_dashes(comparison.rows, rows),
     )

@@ -114,6 +114,18 @@ class Run:
         return self.description.get("judge") or {}
 
     @property
+    def wall_seconds(self) -> float | None:
+        """Wall-clock seconds of the whole run, on all its tasks, per question.
+
+        None where they are not known, and where a store had some of the calls, which then took no time.
+        """
+        totals = self.description.get("totals") or {}
+        seconds, questions = totals.get("wall_seconds"), totals.get("questions") or 0
+        if seconds is None or totals.get("found_in_store") or questions < len(self.questions):
+            return None
+        return float(seconds) / int(questions)
+
+    @property
     def is_ensemble(self) -> bool:
         """Whether the models took no roles, but were combined as an ensemble."""
         return bool(self.description.get("models"))
