@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from types import TracebackType
 from typing import Any
@@ -110,6 +112,28 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, (OSError, ValueError, TypeError, ImportError, RuntimeError)) and said:
         return said
     return f"{kind}: {said}" if said else kind
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever another library raises while something is loaded into one sentence.
+
+    Parameters
+    ----------
+    what
+        The subject of the sentence, such as "the model NAME".
+
+    Raises
+    ------
+    EngineError
+        It could not be loaded; a `TandemError` passes as it is.
+    """
+    try:
+        yield
+    except TandemError:
+        raise
+    except Exception as error:  # transformers, torch and lm-eval raise exceptions of any kind
+        raise EngineError(f"{what} could not be loaded: {reason_of(error)}") from error
 
 
 def without_content(error: Exception) -> str:

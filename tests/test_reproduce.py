@@ -236,6 +236,9 @@ def test_a_changed_local_file_is_one_sentence(tmp_path: Path, monkeypatch: pytes
         (("config", "tandem", "version"), "lm-eval-tandem was 0.0.1 and is "),
         (("config", "tandem", "versions", "numpy"), "numpy was 0.0.1 and is "),
         (("config", "tandem", "mentor", "vllm"), "vllm was 0.0.1 and is not installed here."),
+        (("config", "tandem", "mentor", "bitsandbytes"), "bitsandbytes was 0.0.1 and is not installed here."),
+        (("config", "tandem", "intern", "gguf"), "gguf was 0.0.1 and is "),
+        (("config", "tandem", "versions", "accelerate"), "accelerate was 0.0.1 and is "),
         (("versions", "tandem_pair_math"), "The task tandem_pair_math had version 0.0.1 and has 1.0 here."),
     ],
 )
@@ -243,7 +246,8 @@ def test_another_version_is_one_sentence(
     finished: Path, tmp_path: Path, path: Sequence[str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = versions.installed
-    monkeypatch.setattr(versions, "installed", lambda package: None if package == "vllm" else original(package))
+    missing = ("vllm", "bitsandbytes")
+    monkeypatch.setattr(versions, "installed", lambda package: None if package in missing else original(package))
     folder = Path(shutil.copytree(finished, tmp_path / "runs"))
 
     def older(content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,30 @@ WITHOUT_EFFECT = (
 )
 """Arguments that are no part of a model's identity: the weights are identified by themselves, the others change no
 output."""
+OF_ARGUMENTS = {
+    "peft": "peft",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "gguf_file": "gguf",
+    "autogptq": "auto-gptq",
+    "gptqmodel": "gptqmodel",
+}
+"""The package that an argument lets take part in computing, by the argument's name."""
+OF_METHODS = {
+    "bitsandbytes": ("bitsandbytes",),
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel", "autoawq"),
+    "compressed-tensors": ("compressed-tensors",),
+    "hqq": ("hqq",),
+    "torchao": ("torchao",),
+    "quanto": ("optimum-quanto",),
+}
+"""The same for models that were saved quantised, by the method that their configuration names."""
+ENGINE_PACKAGES = (
+    *("torch", "transformers", "lm_eval", "vllm", "openai", "xllamacpp"),
+    *dict.fromkeys([*OF_ARGUMENTS.values(), *(package for method in OF_METHODS.values() for package in method)]),
+)
+"""All packages whose versions the identities of engines may hold."""
 PATHS = ("peft", "delta", "tokenizer", "lora_local_path", "gguf_file", "chat_template", "hf_config_path", "autogptq")
 """Arguments of which a bare word is looked for as a file or folder, too; of others only what looks like a path, so that
 revision=main is no folder of that name."""
@@ -56,9 +80,7 @@ def model_identity(model: str, arguments: Mapping[str, Any], config: Any, **fact
     facts
         What else can change an output, as JSON values.
     """
-    packages = ["lm_eval", "torch", "transformers", *(["peft"] if arguments.get("peft") else [])]
-    if arguments.get("load_in_4bit") or arguments.get("load_in_8bit"):
-        packages.append("bitsandbytes")
+    packages = ["lm_eval", "torch", "transformers", *optional_packages(arguments, config)]
     return {
         **{name: version(name) for name in packages},
         **facts,
@@ -70,6 +92,29 @@ def model_identity(model: str, arguments: Mapping[str, Any], config: Any, **fact
             if name not in WITHOUT_EFFECT
         },
     }
+
+
+def optional_packages(arguments: Mapping[str, Any], config: Any) -> list[str]:
+    """The installed packages beside transformers that compute a model's output: of adapters and quantised weights.
+
+    Parameters
+    ----------
+    arguments, config
+        As for `model_identity`.
+    """
+    quantisation = getattr(config, "quantization_config", None)
+    method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else quantisation
+    method = str(getattr(getattr(method, "quant_method", method), "value", method))
+    wanted = [package for name, package in OF_ARGUMENTS.items() if arguments.get(name)]
+    return [package for package in dict.fromkeys([*wanted, *OF_METHODS.get(method, ())]) if is_installed(package)]
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package has a version here."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def content_of(path: Path) -> str | dict[str, str] | None:

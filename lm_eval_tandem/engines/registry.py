@@ -14,7 +14,7 @@ from pathlib import Path
 from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, Role, ScoringView
 from lm_eval_tandem.engines.http.options import IGNORED, Options
 from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
-from lm_eval_tandem.errors import ArgumentError, ClassifierError, EngineError, TandemError, install, reason_of
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, install, loading
 
 BACKENDS = ("hf", "vllm", "openai", "llamacpp")
 SCORING_VIEW_BACKENDS = ("hf",)
@@ -124,12 +124,8 @@ def load(role: Role) -> Engine:
     --------
     >>> engine = load(Role("Qwen/Qwen3-0.6B", "hf", {"dtype": "bfloat16"}, label="Qwen3-0.6B"))
     """
-    try:
+    with loading(f"the model {role.model}"):
         return engine_of(role)
-    except TandemError:
-        raise
-    except Exception as error:  # the libraries below raise exceptions of any kind; the user gets one sentence
-        raise EngineError(f"the model {role.model} could not be loaded: {reason_of(error)}") from error
 
 
 def engine_of(role: Role) -> Engine:

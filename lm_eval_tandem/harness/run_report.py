@@ -20,7 +20,7 @@ from lm_eval_tandem import __version__, ledger
 from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.engines import Engine, EngineWork, Role
 from lm_eval_tandem.engines.cached import CachedEngine
-from lm_eval_tandem.engines.identity import content_of
+from lm_eval_tandem.engines.identity import ENGINE_PACKAGES, content_of
 from lm_eval_tandem.engines.rating import Scorer
 from lm_eval_tandem.harness import task_data
 from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings
@@ -34,16 +34,13 @@ if TYPE_CHECKING:
 Engines = Mapping[str, Engine | None]
 """The engine of each model by its name ("mentor" and "intern" in a tandem); None for one that is not needed."""
 
-ENGINE_FACTS = (
-    *("engine", "torch", "transformers", "peft", "bitsandbytes", "vllm", "openai", "xllamacpp", "lm_eval"),
-    *("resume", "entropy", "dtype", "device"),
-)
+ENGINE_FACTS = ("engine", *ENGINE_PACKAGES, "resume", "entropy", "dtype", "device")
 """Entries of `Engine.identity` that results repeat, where an engine has them."""
 ADAPTERS = ("peft", "delta", "lora_local_path")
 """Arguments of engines that name weights beside those of the model."""
 JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per", "adapter")
 """Entries of a classifier's configuration that results repeat, where it has them."""
-PACKAGES = ("numpy", "tokenizers", "scikit-learn", "math-verify", "sympy")
+PACKAGES = ("numpy", "tokenizers", "accelerate", "jinja2", "scikit-learn", "math-verify", "sympy")
 """Packages whose version results name for the whole run, beside those that `ENGINE_FACTS` names for an engine."""
 SHA256 = re.compile("[0-9a-f]{64}")
 

@@ -6,12 +6,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from lm_eval_tandem import __version__
+from lm_eval_tandem.engines.identity import ENGINE_PACKAGES
 from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
 from lm_eval_tandem.reports.sources.runs import models_of
 from lm_eval_tandem.reproduce.fact import Fact
-
-ENGINE_PACKAGES = ("torch", "transformers", "vllm", "openai", "xllamacpp", "peft")
-"""Packages of which an engine records the version."""
 
 
 def of(run: RecordedRun) -> list[Fact]:
@@ -21,7 +19,7 @@ def of(run: RecordedRun) -> list[Fact]:
     if described:
         then = {"lm-eval-tandem": described.get("version"), **then}
     for facts in models_of(described).values():
-        then |= {name: str(facts[name]) for name in ENGINE_PACKAGES if name in facts}
+        then |= {name: str(facts[name]) for name in ENGINE_PACKAGES if name in facts and then.get(name) is None}
     if run.results.get("transformers_version") and not described:
         then["transformers"] = run.results["transformers_version"]
     then |= described.get("versions") or {}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 import architectures
 from engines.conformance import TEXTS, run
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.hf.engine import HFEngine
-from lm_eval_tandem.engines.identity import hub_commit, model_identity
+from lm_eval_tandem.engines.identity import ENGINE_PACKAGES, hub_commit, model_identity, optional_packages
 from lm_eval_tandem.store import Store, key_of
 
 
@@ -115,3 +115,24 @@ def test_an_adapter_that_was_trained_again_gets_new_answers(tmp_path: Path) -> N
         engine.close()
     store.close()
     assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saved", "packages"),
+    [
+        ({}, None, []),
+        ({"peft": "adapter", "load_in_4bit": False}, None, ["peft"]),
+        ({"load_in_4bit": True}, BitsAndBytesConfig(load_in_4bit=True), ["bitsandbytes"]),
+        ({}, {"quant_method": "bitsandbytes"}, ["bitsandbytes"]),
+        ({"gguf_file": "m.gguf"}, {"quant_method": "gptq"}, ["gguf", "gptqmodel"]),
+        ({}, {"quant_method": "none that is known"}, []),
+    ],
+)
+def test_the_packages_that_compute_a_model_count(
+    arguments: dict[str, Any], saved: Any, packages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optimum, which gptq can need too, is not installed here."""
+    monkeypatch.setattr("lm_eval_tandem.engines.identity.is_installed", lambda package: package != "optimum")
+    config = PretrainedConfig() if saved is None else PretrainedConfig(quantization_config=saved)
+    assert optional_packages(arguments, config) == packages
+    assert set(packages) <= set(ENGINE_PACKAGES)

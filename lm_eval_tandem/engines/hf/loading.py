@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
 from lm_eval_tandem.engines.tokenizer import require_end_token
-from lm_eval_tandem.errors import ArgumentError, EngineError, TandemError, reason_of
+from lm_eval_tandem.errors import ArgumentError, EngineError
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params", "cache")
 """Names under which models of transformers accept one of its standard caches.
@@ -117,18 +117,16 @@ def check_low_bits(arguments: Mapping[str, Any], whose: str) -> None:
 def load_hflm(arguments: Mapping[str, Any]) -> HFLM:
     """lm-eval's model with these arguments, on a GPU where there is one.
 
+    Whatever lm-eval, transformers and torch raise goes on to the caller, who turns it into a sentence
+    (`errors.loading`).
+
     Raises
     ------
     EngineError
-        It cannot be loaded, or the engine cannot run it.
+        The engine cannot run it.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return CheckedHFLM(**{"device": device, **arguments})
-    except TandemError:
-        raise
-    except Exception as error:  # lm-eval, transformers and torch raise exceptions of any kind
-        raise EngineError(f"the model {arguments['pretrained']} could not be loaded: {reason_of(error)}") from error
+    return CheckedHFLM(**{"device": device, **arguments})
 
 
 def refuse_other_caches(name: str, kind: str, backend: str, model_class: type[PreTrainedModel] | None) -> None:

@@ -34,7 +34,7 @@ from lm_eval_tandem.engines.hf.worker import CPU, is_out_of_memory
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import undefined_logits
 from lm_eval_tandem.engines.rating import Candidate, RewardKind, Score, reward_kind
-from lm_eval_tandem.errors import ArgumentError, EngineError, TandemError, reason_of
+from lm_eval_tandem.errors import ArgumentError, EngineError, TandemError, loading
 
 MODEL_CLASSES = {"process": AutoModelForTokenClassification, "outcome": AutoModelForSequenceClassification}
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -234,7 +234,7 @@ def load(path: str, dtype: str, device: str) -> tuple[RewardKind, Any, Any]:
     EngineError
         It cannot be loaded, or lacks weights.
     """
-    try:
+    with loading(f"the reward model {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         kind = reward_kind(path, config.architectures)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -242,10 +242,6 @@ def load(path: str, dtype: str, device: str) -> tuple[RewardKind, Any, Any]:
             path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
         model.to(device)
-    except TandemError:
-        raise
-    except Exception as error:  # transformers and torch raise exceptions of any kind
-        raise EngineError(f"the reward model {path} could not be loaded: {reason_of(error)}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])[0]
         raise EngineError(f"the reward model {path} has no weights for {missing}; use one that was saved whole.")

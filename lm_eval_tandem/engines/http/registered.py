@@ -48,7 +48,7 @@ from lm_eval_tandem.engines.http.text import (
 from lm_eval_tandem.engines.limits import check_window
 from lm_eval_tandem.engines.settled import settled_text
 from lm_eval_tandem.engines.stopping import answer_text
-from lm_eval_tandem.errors import CallError, EngineError, one_line
+from lm_eval_tandem.errors import CallError, EngineError, loading, one_line
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +106,8 @@ class RegisteredEngine:
         given = {name: value for name, value in arguments.items() if name in accepted}
         name_argument = next((name for name in ("pretrained", "model") if name in accepted), None)
         named = {name_argument: model} if name_argument else {}
-        try:
+        with loading(f"the model {model} (backend={backend})"):
             self._model: Any = get_model(backend)(**named, **given)
-        except Exception as error:  # models of lm_eval raise exceptions of any kind
-            reason = one_line(error)
-            raise EngineError(f"the model {model} (backend={backend}) could not be loaded: {reason}") from error
         self.parameters = parameters_of(self._model, arguments.get("parameters"))
         self.window = int(getattr(self._model, "max_length", None) or UNKNOWN_WINDOW)
         size = str(getattr(self._model, "batch_size", DEFAULT_BATCH))

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 
 from lm_eval_tandem.engines import Messages
 from lm_eval_tandem.engines.tokenizer import remembered
-from lm_eval_tandem.errors import EngineError, one_line
+from lm_eval_tandem.errors import EngineError, loading
 
 RECORD_SEPARATOR = "\x1e"
 SERVER_ID_OFFSET = 256
@@ -109,11 +109,8 @@ class TokenCounter:
         if tokenizer is not None:
             from transformers import AutoTokenizer
 
-            try:
+            with loading(f"tokenizer={tokenizer}"):
                 self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-            except (OSError, ValueError, ImportError) as error:
-                reason = one_line(error)
-                raise EngineError(f"tokenizer={tokenizer} could not be loaded: {reason}") from error
         self._encoded = remembered(self._encode)
 
     @property

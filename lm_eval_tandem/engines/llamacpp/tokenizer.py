@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from lm_eval_tandem.engines.llamacpp.gguf_file import GGUFFile
 from lm_eval_tandem.engines.llamacpp.properties import Properties, ask
-from lm_eval_tandem.errors import EngineError, one_line
+from lm_eval_tandem.errors import loading
 
 EMBEDDED = "tokenizer.huggingface.json"
 
@@ -105,11 +105,8 @@ def load_tokenizer(name: str, given: str | None, file: GGUFFile | None, url: str
         The tokenizer cannot be loaded.
     """
     if given is not None:
-        try:
+        with loading(f"tokenizer={given}"):
             return AutoTokenizer.from_pretrained(given)
-        except (OSError, ValueError, ImportError) as error:
-            reason = one_line(error)
-            raise EngineError(f"tokenizer={given} could not be loaded: {reason}") from error
     # A server has a template of its own for models without one.
     template = properties.chat_template if file is None else file.metadata.get("tokenizer.chat_template")
     embedded = None if file is None else file.metadata.get(EMBEDDED)

@@ -25,7 +25,7 @@ from engines.conformance import (
     together_reported,
 )
 from lm_eval_tandem import pair
-from lm_eval_tandem.engines import Prompt, Sampling
+from lm_eval_tandem.engines import Prompt, Role, Sampling, registry
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.hf.token_stats import (
     generated_token_stats,
@@ -235,8 +235,8 @@ def test_a_model_with_a_sliding_window_is_generated_and_scored_exactly(tmp_path:
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="could not be loaded"):
-        opened(tmp_path)
+    with pytest.raises(EngineError, match=f"^the model {tmp_path} could not be loaded: "):
+        registry.load(Role(str(tmp_path), "hf", {"device": "cpu"}, "broken"))
 
 
 @pytest.mark.parametrize("rows", [slice(0, 7), slice(2, 3), slice(6, 7)])
