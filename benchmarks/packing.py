@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem.digits import significant
-from lm_eval_tandem.ledger_checksums import PER_TOKEN, three_digits, with_short_seconds
+from lm_eval_tandem.ledger_checksums import JUDGED_LATER, shortened, was_fixed
 from lm_eval_tandem.reports.sources import classifiers, judge_scores
 from lm_eval_tandem.reports.sources.files import read_lines
 
@@ -60,7 +60,7 @@ def pack(folder: Path, classifier: Sufficiency | None = None, questions: bool = 
             lines = [{name: value for name, value in sample.items() if name not in removed} for sample in lines]
         elif "stages" in lines[-1]:  # a ledger: a header and then records
             header = json.loads(without_place(json.dumps(lines[0])))
-            lines = [header, *[shortened(record, classifier) for record in lines[1:]]]
+            lines = [header, *[with_score(record, classifier) for record in lines[1:]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         target = file.with_name(file.name + ".xz")
         target.write_bytes(lzma.compress(text.encode(), preset=9))
@@ -95,25 +95,16 @@ def without_repetition(sample: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sample.items() if name not in removed}
 
 
-def shortened(record: dict[str, Any], classifier: Sufficiency | None) -> dict[str, Any]:
+def with_score(record: dict[str, Any], classifier: Sufficiency | None) -> dict[str, Any]:
     """Return a ledger record without measurements of single tokens, and with the classifier's score if it has one."""
-    judgements = [
-        {name: value for name, value in judgement.items() if name not in PER_TOKEN} for judgement in record["stages"]
-    ]
-    is_fixed = record["reason"] in ("fixed", "alone")
-    vector = judge_scores.input_vector(record, classifier) if classifier is not None and is_fixed else None
+    packed = shortened(record)
+    vector = judge_scores.input_vector(record, classifier) if classifier is not None and was_fixed(record) else None
     if classifier is not None and vector is not None:
         score = float(classifier.estimator.predict_proba(vector[None])[0, 1])
         length = 0 if classifier.probe is None else int(judge_scores.probe_length(record["stages"][-1], classifier))
-        judgements[-1] |= {
-            "score": float(significant(score, 7)),
-            "probe_tokens": length,
-            "judged_by": classifier.config["sha256"],
-        }
-    for judgement in judgements:
-        if judgement.get("features"):
-            judgement["features"] = [three_digits(value) for value in judgement["features"]]
-    return with_short_seconds({**record, "stages": [with_short_seconds(judgement) for judgement in judgements]})
+        scored = (float(significant(score, 7)), length, classifier.config["sha256"])
+        packed["stages"][-1] |= dict(zip(JUDGED_LATER, scored, strict=True))
+    return packed
 
 
 def main() -> None:

@@ -29,6 +29,8 @@ SUBJECTS = ("subject", "type", "category", "level")
 """Fields of a document that say what kind of question it is."""
 WORDS = ("reason", "finish_reason", "mentor_finish_reason")
 """Fields of a ledger's record that are words, and go out as they are."""
+CHOSEN_BY = ("selection_scores", "response_scores")
+"""Fields of a ledger's record that say by what numbers an ensemble chose."""
 
 
 def rows(
@@ -259,6 +261,13 @@ def metadata(task: TaskResults, place: int, sample: JSON, name: str, records: Se
     ]
     if any(scores):
         found["judge_scores"] = ",".join(":".join(f"{score:.7g}" for score in of_repeat) for of_repeat in scores)
+    for key in CHOSEN_BY:
+        numbers = [
+            ",".join(f"{short(model)}:{score}" for model, score in (record.get(key) or {}).items())
+            for record in records
+        ]
+        if any(numbers):
+            found[key] = " | ".join(numbers)
     writers = [
         ",".join(f"{short(one['writer'])}:{one['tokens']}" for one in record.get("segments") or [])
         for record in records

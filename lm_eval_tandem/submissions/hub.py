@@ -31,7 +31,7 @@ CONFIG = (
 """Entries of a classifier's config.json that go out, as `artefact_config.describe` makes them."""
 FITTED_ON = (
     *("questions", "objective", "cost_unit", "inputs", "model", "labels", "tasks", "per", "report"),
-    *("efforts", "insights", "guidance", "prompts"),
+    *("efforts", "insights", "guidance", "prompts", "apply_chat_template"),
 )
 """Entries of its fitted_on that go out, as `fit` makes them."""
 
@@ -66,6 +66,7 @@ def export(given: argparse.Namespace) -> list[str]:
             f"--license {given.license} is no licence that the Hub knows; give one such as apache-2.0 or mit, of "
             "https://huggingface.co/docs/hub/repositories-licenses (not other, which needs a text of its own)."
         )
+    check_folder(given.output)
     cascade = hub_cascade.read(given.results, given.classifier, given.metric, given.base_models)
     check_output(given.output, cascade.judge.name)
     redaction = Redaction()
@@ -79,12 +80,16 @@ def export(given: argparse.Namespace) -> list[str]:
     return [f"{given.repository}: {len(files)} files in {given.output}", *lines, "", *next_steps(given)]
 
 
+def check_folder(output: Path) -> None:
+    """Refuse a file in the place of the folder."""
+    if output.exists() and not output.is_dir():
+        raise ArgumentError(f"--output {output} is a file; name a folder for the repository.")
+
+
 def check_output(output: Path, classifier: str) -> None:
     """Refuse a folder in which another classifier lies, since a repository holds one."""
     from lm_eval_tandem.judge.repository import CLASSIFIERS
 
-    if output.exists() and not output.is_dir():
-        raise ArgumentError(f"--output {output} is a file; name a folder for the repository.")
     others = [folder for folder in (output / CLASSIFIERS).glob("*") if folder.name != classifier]
     if others:
         raise ArgumentError(
@@ -125,6 +130,11 @@ def repository_files(
             f"{CONFIGURATION} leaves out {', '.join(left_out)}, which name something on this machine; the card says so."
         )
     lines += [f"the {role}, {name}, gets no base_model: it has no id on the Hub." for role, name in nameless(cascade)]
+    if cascade.own_tasks:
+        lines.append(
+            f"{' and '.join(cascade.own_tasks)}: own tasks, whose files the repository does not hold; the card and "
+            f"{CONFIGURATION} say so, so publish them too, and write on the card where they are."
+        )
     lines += cascade.notes
     if not hub_card.datasets(cascade):
         lines.append("the card names no data set: those of the tasks are not on the Hub.")

@@ -23,6 +23,7 @@ from lm_eval_tandem.reports.sections.environment import environment
 from lm_eval_tandem.reports.sections.headlines import main_results
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.table import Figure, Table
+from lm_eval_tandem.submissions import hub_configuration
 from lm_eval_tandem.submissions.hub_cascade import PublishedCascade
 from lm_eval_tandem.submissions.hub_registry import METRICS
 from lm_eval_tandem.submissions.models import is_hub_id
@@ -182,9 +183,10 @@ def run_lines(cascade: PublishedCascade, repository: str, left_out: Sequence[str
         "",
         "```sh",
         f"hf download {repository} {CONFIGURATION} --local-dir .",
-        f"python -m lm_eval_tandem run --config {CONFIGURATION}",
+        hub_configuration.command(cascade),
         "```",
         "",
+        *([hub_configuration.own_tasks(cascade), ""] if cascade.own_tasks else []),
         "or with other arguments of lm_eval, on any task:",
         "",
         "```sh",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from lm_eval_tandem import _paths
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.judge import artefact
 from lm_eval_tandem.judge.sufficiency import Sufficiency
-from lm_eval_tandem.reports.sources import report_data
+from lm_eval_tandem.reports.sources import recorded_runs, report_data, task_files
 from lm_eval_tandem.reports.sources.classifiers import has_checksum
 from lm_eval_tandem.reports.sources.comparison import Comparison
 from lm_eval_tandem.reports.sources.labels import model_name
+from lm_eval_tandem.reports.sources.recorded_runs import RecordedRun
 from lm_eval_tandem.reports.sources.report_data import ReportData
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.submissions import sources
@@ -108,6 +109,11 @@ class PublishedCascade:
         return [f"{task.asked} of {task.name}" for _, task in self.runs if task.asked]
 
     @property
+    def own_tasks(self) -> list[str]:
+        """The tasks whose files neither this package nor the harness has."""
+        return sorted({task.name for _, task in self.runs if task_files.origin(task.config) == task_files.OWN})
+
+    @property
     def run(self) -> SubmittedRun:
         """The results file whose settings the configuration repeats: the newest."""
         return max((run for run, _ in self.runs), key=lambda run: run.file.name)
@@ -134,9 +140,14 @@ def read(
     ArgumentError, ClassifierError
         There is no such cascade, several, or one whose files do not fit together.
     """
+    ids = None if base_models is None else hub_ids(base_models)
+    chosen = None if classifier is None else folder_of(classifier)
+    if chosen is not None:
+        artefact.load(chosen)  # refuses what is none, before all runs are read
+    check_models(recorded_runs.read(sources.results_files(folders)), ids)
     submitted = sources.read(folders, metric)
     data = report_data.read(folders, metric)
-    folder = folder_of(classifier) if classifier is not None else find_folder(data)
+    folder = chosen or find_folder(data)
     judge = artefact.load(folder)
     comparisons = [shown for comparison in data.comparisons if (shown := with_one_cascade(comparison, judge))]
     if not comparisons:
@@ -145,11 +156,11 @@ def read(
             "runs' classifiers differ); add the folder of its runs, or give another --classifier."
         )
     cascade = comparisons[0].cascades[0]
-    if len({(run_models(one.cascades[0])) for one in comparisons}) > 1:
+    if len({run_models(one.cascades[0].description) for one in comparisons}) > 1:
         raise ArgumentError(
             f"the classifier {judge.name} judged several pairs in these runs; give the folders of one pair alone."
         )
-    mentor, intern = models_of(cascade, base_models)
+    mentor, intern = models_of(cascade.description, ids)
     check_pair(judge, mentor, intern)
     names = f"{model_name(mentor.name)} + {model_name(intern.name)}"
     if not (mentor.bundled and intern.bundled):
@@ -221,9 +232,9 @@ def with_one_cascade(comparison: Comparison, judge: Sufficiency) -> Comparison |
     return replace(comparison, runs=tuple(runs))
 
 
-def run_models(run: Run) -> tuple[str, ...]:
+def run_models(description: Mapping[str, Any]) -> tuple[str, ...]:
     """What the models of a cascade's run are called without their folders, which may move; the mentor first."""
-    return tuple(model_name(str(run.description[role]["model"])) for role in ROLES)
+    return tuple(model_name(str(description[role]["model"])) for role in ROLES)
 
 
 def files_of(submitted: Sequence[SubmittedRun], published: Sequence[Run]) -> list[tuple[SubmittedRun, TaskResults]]:
@@ -238,34 +249,57 @@ def files_of(submitted: Sequence[SubmittedRun], published: Sequence[Run]) -> lis
     ]
 
 
-def models_of(cascade: Run, base_models: str | None) -> tuple[Model, Model]:
-    """Mentor and intern of a run.
+def hub_ids(base_models: str) -> tuple[str, str]:
+    """The ids of mentor and intern on the Hub, or `NONE`, of --base_models.
 
     Raises
     ------
     ArgumentError
-        The id of one on the Hub is not known, or not one.
+        It is not two ids.
     """
-    given = [text.strip() for text in base_models.split(",")] if base_models is not None else []
-    if base_models is not None and (
-        len(given) != 2 or not all(text == NONE or is_repository_id(text) for text in given)
-    ):
+    given = [text.strip() for text in base_models.split(",")]
+    if len(given) != 2 or not all(text == NONE or is_repository_id(text) for text in given):
         raise ArgumentError(
             f"--base_models {base_models} has to be two ids of the Hub, org/mentor,org/intern, the mentor first; write "
             f"{NONE} for a model that is not there."
         )
+    return given[0], given[1]
+
+
+def check_models(recorded: Sequence[RecordedRun], ids: tuple[str, str] | None) -> None:
+    """Refuse, before samples are read, ids that do not fit the models of the cascades, where all have the same ones."""
+    cascades = [run.description for run in recorded if run.description.get("policy") == "cascade"]
+    if len({run_models(description) for description in cascades}) == 1:
+        models_of(cascades[0], ids)
+
+
+def models_of(description: Mapping[str, Any], ids: tuple[str, str] | None) -> tuple[Model, Model]:
+    """Mentor and intern of a cascade's run.
+
+    Parameters
+    ----------
+    description
+        What the run recorded about itself.
+    ids
+        What `hub_ids` returned; None where nothing was given.
+
+    Raises
+    ------
+    ArgumentError
+        The id of one on the Hub is not known, or it ships with this package and is on no hub.
+    """
     found = []
     for place, role in enumerate(ROLES):
-        facts: dict[str, Any] = cascade.description[role]
+        facts: dict[str, Any] = description[role]
         label, engine = str(facts["model"]), str(facts.get("engine"))
-        if given and given[place] != NONE and BUNDLED.fullmatch(label):
+        if ids is not None and ids[place] != NONE and BUNDLED.fullmatch(label):
             raise ArgumentError(
-                f"--base_models {base_models}: the {role} of these runs is {label}, which ships with lm-eval-tandem, "
+                f"--base_models {','.join(ids)}: the {role} of these runs is {label}, which ships with lm-eval-tandem, "
                 f"and runs with the repository's files would load that one; leave --base_models out, or write {NONE} "
                 "for it."
             )
-        if given:
-            hub_id = None if given[place] == NONE else given[place]
+        if ids is not None:
+            hub_id = None if ids[place] == NONE else ids[place]
         elif BUNDLED.fullmatch(label):
             hub_id = None
         elif is_hub_id(label) and is_repository_id(label):

@@ -20,7 +20,8 @@ from lm_eval_tandem.submissions import redaction
 from lm_eval_tandem.submissions.hub_cascade import PublishedCascade
 
 OF_THE_MACHINE = (
-    *("store", "ledger", "record_features", "device", "base_url", "api_key_env", "batch_size", "max_batch_size"),
+    *("store", "ledger", "record_features", "record_insights", "device", "base_url", "api_key_env"),
+    *("batch_size", "max_batch_size"),
     *("threads", "max_concurrency", "num_concurrent", "gpu_memory_utilization", "tensor_parallel_size"),
     *("download_dir", "cache_dir", "offload_folder", "max_memory_per_gpu", "max_cpu_memory"),
 )
@@ -99,15 +100,33 @@ def run_entries(cascade: PublishedCascade) -> dict[str, Any]:
     return entries | {"log_samples": True, "output_path": "runs"}
 
 
+def command(cascade: PublishedCascade) -> str:
+    """The command that runs the configuration."""
+    folder = " --include_path FOLDER" if cascade.own_tasks else ""
+    return f"python -m lm_eval_tandem run --config {CONFIGURATION}{folder}"
+
+
+def own_tasks(cascade: PublishedCascade) -> str:
+    """What a reader needs for tasks that neither this package nor lm-eval has, in a sentence."""
+    names = cascade.own_tasks
+    files = "the file of this task" if len(names) == 1 else "the files of these tasks"
+    return (
+        f"Neither lm-eval nor lm-eval-tandem has {' and '.join(names)}: FOLDER stands for the folder with {files}, "
+        "which this repository does not hold."
+    )
+
+
 def render(cascade: PublishedCascade, repository: str) -> tuple[str, list[str]]:
     """The text of tandem.yaml, and the names of the arguments that were left out (`arguments`)."""
     given, left_out = arguments(cascade, repository)
     entries = run_entries(cascade)
     lines = [
-        f"# The cascade of {repository}. To run it: python -m lm_eval_tandem run --config {CONFIGURATION}",
+        f"# The cascade of {repository}. To run it: {command(cascade)}",
         "# For the same classifier at any later time, name a commit of the repository in a copy of this file:",
         f"# classifier: {PREFIX}{repository}@COMMIT, with the 40 digits of its page under Files.",
     ]
+    if cascade.own_tasks:
+        lines.append(f"# {own_tasks(cascade)}")
     if left_out:
         lines.append(f"# Arguments that named something on the machine of the run, left out: {', '.join(left_out)}.")
     if cascade.partly_asked:

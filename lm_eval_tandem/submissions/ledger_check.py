@@ -16,6 +16,7 @@ from lm_eval_tandem import accounting, ledger
 from lm_eval_tandem.accounting import Spent, Tokens
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.ledger_checksums import of_answer
 from lm_eval_tandem.reports.sources import ledgers
 from lm_eval_tandem.reports.sources.labels import model_name
 from lm_eval_tandem.reports.sources.ledgers import Ledger
@@ -169,9 +170,10 @@ def bill_of(record: Record, parameters: Mapping[str, int | None]) -> float | Non
 
 
 def samples_fault(found: Ledger, tasks: Sequence[tuple[Run, Answers]]) -> str | None:
-    """Return whether samples and records differ in costs, or in the length of an answer that several may have written.
+    """Return whether samples and records differ in costs or answers.
 
-    Samples have costs only where the task shows them.
+    Samples have costs only where the task shows them. Records have checksums of the answers; those of older versions
+    only the length of one that several models may have written.
     """
     for run, samples in tasks:
         records = ledgers.records_of(found, run)
@@ -179,11 +181,27 @@ def samples_fault(found: Ledger, tasks: Sequence[tuple[Run, Answers]]) -> str | 
         if not ledgers.same_measures(run, records):
             return f"the samples of {run.domain} have other costs"
         for sample, repeats in zip(next(iter(samples.values())), records, strict=True):
-            for response, record in zip(responses_of(sample), repeats, strict=False):
+            responses = responses_of(sample)
+            for response, record in zip(responses, repeats, strict=False):
                 written = sum(part["characters"] for part in record.get("segments") or [])
                 if written and len(response) > written:
                     return f"the answer to {run.domain} {sample['doc_id']} is longer than its record says"
+            if not are_recorded(responses, repeats):
+                return f"the answer to {run.domain} {sample['doc_id']} in the samples is not the one it recorded"
     return None
+
+
+def are_recorded(responses: Sequence[str], records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the answers to a question are those of which its records have checksums, where they have any.
+
+    A run of several processes may answer a question more often than the others, to give all processes equally many,
+    and records it once: of such a question every record has to be of one of the answers.
+    """
+    found = [of_answer(response) for response in responses]
+    kept = [record.get("answer_sha256") for record in records]
+    if not found or None in kept:
+        return True
+    return kept == found if len(kept) == len(found) else set(kept) <= set(found)
 
 
 def responses_of(sample: Mapping[str, Any]) -> list[str]:

@@ -232,6 +232,8 @@ def test_tokens_times_and_costs_of_samples_are_the_ledger_s(runs: Path, tmp_path
                 if record[key] is not None:
                     assert float(sample["metadata"][key]) == pytest.approx(record[key])
             assert sample["metadata"]["reason"] == record["reason"]
+            scores = ",".join(f"{name}:{score}" for name, score in record.get("response_scores", {}).items())
+            assert sample["metadata"].get("response_scores", "") == scores
             assert sample["token_usage"]["input_tokens_cache_read"] == sum(record["cached"].values())
 
 

@@ -15,7 +15,7 @@ import pytest
 from command_line import command, options_of
 from engines.http.openai_server import serving
 from lm_eval_tandem import pair
-from submissions.exports import TASK, file_of, submit
+from submissions.exports import TASK, file_of, submit, without_checksums
 from tasks.in_process import lm_eval
 
 USER, HOST, KEY = "alice-planted", "gpu17.planted.example", "hf_PlantedSecretKey0123456789"
@@ -67,6 +67,8 @@ def test_no_place_user_or_key_goes_out_wherever_it_stands(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, kind: str
 ) -> None:
     run = shutil.copytree(small, tmp_path / "run")
+    if where == "samples":
+        without_checksums(run)  # so that an answer with a plant in it goes out
     file = {"results": "results_*", "samples": "samples_*", "ledger": "ledger.jsonl"}[where]
     target, ledger, results = file_of(run, file), run / "ledger.jsonl", file_of(run, "results_*")
     lines = [

@@ -373,7 +373,10 @@ def test_nothing_of_the_machine_goes_out(tmp_path: Path) -> None:
         (["--license", "other"], "--license other is no licence that the Hub knows"),
         (["--base_models", "lab/large"], "--base_models lab/large has to be two ids"),
         (["--base_models", "lab/large,/srv/small"], "has to be two ids"),
-        (["--classifier", "pair"], "none of the runs is a cascade with the classifier pair"),
+        (
+            ["--base_models", "a/b,c/d", "--classifier", "pair"],
+            "none of the runs is a cascade with the classifier pair",
+        ),
         ([], "the mentor of these runs is large, which is no id of the Hub"),
     ],
 )
@@ -383,6 +386,45 @@ def test_what_cannot_be_published_is_refused_in_one_sentence(
     runs = world(tmp_path, 12, "t")
     assert reason in refused(capsys, [runs], tmp_path / "out", *OPTIONS, *options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--base_models", "lab/large"], "--base_models lab/large has to be two ids"),
+        ([], "the mentor of these runs is large, which is no id of the Hub"),
+        (["--base_models", "a/b,c/d", "--classifier", "nowhere"], "nowhere"),
+        (["--base_models", "a/b,c/d", "--output", "file"], "is a file; name a folder for the repository"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_samples_are_read(
+    options: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = world(tmp_path, 12, "t")
+    for file in runs.rglob("samples_*.jsonl"):
+        file.unlink()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "samples" in refused(capsys, [runs], tmp_path / "out", *OPTIONS, "--base_models", "a/b,c/d")
+    assert reason in refused(capsys, [runs], tmp_path / "out", *OPTIONS, *options)
+
+
+def test_own_tasks_are_named(tmp_path: Path) -> None:
+    runs = world(tmp_path, 12, "my_task")
+    given = [*OPTIONS, "--base_models", "lab/large,lab/small"]
+    submit([runs], tmp_path / "unknown", *given)
+    for file in runs.rglob("results_*.json"):
+        content = json.loads(file.read_text())
+        content["configs"]["my_task"]["metadata"] = {"config_source": "/home/alice/tasks/my_task.yaml"}
+        file.write_text(json.dumps(content))
+    printed = submit([runs], tmp_path / "own", *given)
+    assert any(line.startswith("my_task: own tasks, whose files the repository does not hold;") for line in printed)
+    for name in ("README.md", "tandem.yaml"):
+        text = (tmp_path / "own" / name).read_text()
+        assert "run --config tandem.yaml --include_path FOLDER\n" in text
+        assert "Neither lm-eval nor lm-eval-tandem has my_task: FOLDER stands for the folder with the file of" in text
+        assert "alice" not in text
+        assert "include_path" not in (tmp_path / "unknown" / name).read_text()
 
 
 def test_results_without_a_cascade_and_folders_of_another_are_refused(

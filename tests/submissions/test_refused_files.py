@@ -18,7 +18,7 @@ from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources import report_data
 from lm_eval_tandem.submissions import ledger_check, sources
 from submissions.every_eval_ever_schema import check
-from submissions.exports import OPTIONS, TASK, by_metric, change, file_of, only, refused, submit
+from submissions.exports import OPTIONS, TASK, by_metric, change, file_of, only, refused, submit, without_checksums
 from tasks.in_process import lm_eval
 
 packing = pytest.importorskip("benchmarks.packing", reason="the tests were copied without benchmarks/")
@@ -271,6 +271,22 @@ def test_an_answer_that_its_writers_cannot_have_written_is_refused(
 
     change(file, longer)
     assert "is longer than its record says" in refused(capsys, tmp_path / "out", run)
+
+
+@pytest.mark.parametrize("run", ["tandem-cascade", "ensemble"])
+def test_an_answer_that_was_changed_without_its_grade_is_refused(
+    runs: Path, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(runs / run, tmp_path / "run")
+
+    def another_way(lines: list[Any]) -> None:
+        lines[1]["resps"] = [["~" + lines[1]["resps"][0][0][1:]]]
+
+    change(file_of(folder, "samples_*"), another_way)
+    assert "in the samples is not the one it recorded" in refused(capsys, tmp_path / "out", folder)
+    without_checksums(folder)
+    submit(tmp_path / "out", folder)  # as before: such a ledger does not know the answers
+    assert ledger_check.COMPARED in capsys.readouterr().out
 
 
 def test_other_mistakes_are_one_sentence(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

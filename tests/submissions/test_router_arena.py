@@ -20,6 +20,7 @@ from command_line import results, samples
 from lm_eval_tandem import _paths, cli
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness import task_data
+from lm_eval_tandem.ledger_checksums import checksums, of_answer
 from lm_eval_tandem.pair import problems
 from lm_eval_tandem.submissions.router_arena_score import robustness, score
 from tasks.in_process import lm_eval
@@ -249,6 +250,16 @@ def test_a_missing_file_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def record_answers(ledger: Path, samples_file: Path) -> dict[str, str]:
+    """Let a ledger know the answers of a samples file; returns its checksums."""
+    answers = {line["doc_id"]: line["resps"][0][0] for line in map(json.loads, samples_file.read_text().splitlines())}
+    head, *records = map(json.loads, ledger.read_text().splitlines())
+    for record in records:
+        record["answer_sha256"] = of_answer(answers[record["doc_id"]])
+    ledger.write_text("\n".join(map(json.dumps, [head, *records])) + "\n")
+    return checksums(records)
+
+
 def test_no_path_user_name_or_key_goes_out(world: World, tmp_path: Path) -> None:
     folder = copied(world, tmp_path)
     key, home = "hf_" + "a1B2c3D4" * 4, "/home/alice/models/secret.txt"
@@ -256,9 +267,11 @@ def test_no_path_user_name_or_key_goes_out(world: World, tmp_path: Path) -> None
     def plant(sample: dict[str, Any]) -> None:
         sample["resps"][0][0] += f" see {home} with {key}"
 
-    change(next(folder.rglob("samples_*.jsonl")), plant)
+    samples_file = next(folder.rglob("samples_*.jsonl"))
+    change(samples_file, plant)
     (file,) = folder.rglob("results_*.json")
     content = json.loads(file.read_text())
+    content["config"]["tandem"]["totals"]["ledger"] = record_answers(folder / "ledger.jsonl", samples_file)
     content["config"]["model_args"] |= {"cache_dir": home, "base_url": "http://alice:pw123456@gpu17.internal/v1"}
     file.write_text(json.dumps(content))
     submit(folder, "--output", tmp_path / "out")
