@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lm_eval_tandem.cascade.prompts import Question
+from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.whole_files import replacing
 
 FORMAT = "tandem-reference/1"
 """Format of a reference file, in its entry `format`."""
 COLLECT = "collect it with `lm-eval-tandem collect --reference`"
+UNKNOWN = "unknown"
+"""The chat template of a reference whose file does not say how the questions were rendered."""
+OPTIONAL = {"assessment_mean", "chat_template"}
+"""Entries of a model that files need not have."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Reference:
         Number of questions.
     assessment_mean
         Mean of `selection.assess`; None where the model was not asked.
+    chat_template
+        What `template_of` returned for the questions; `UNKNOWN` where the file does not say. No part of `repr`, by
+        which runs are named.
 
     Raises
     ------
@@ -44,9 +55,14 @@ class Reference:
     conf_std: float
     questions: int
     assessment_mean: float | None = None
+    chat_template: str | None = field(default=UNKNOWN, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            if name == "chat_template":
+                if value is not None and not isinstance(value, str):
+                    raise ArgumentError(f"{name} of a reference has to be a checksum or null; {COLLECT} anew.")
+                continue
             if name == "assessment_mean" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -84,10 +100,10 @@ def read_reference(path: Path, models: Iterable[str] = ()) -> dict[str, Referenc
         raise ArgumentError(f"reference={path} cannot be read ({error}); {COLLECT}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("models"), dict):
         raise ArgumentError(f"reference={path} is no reference file of the format {FORMAT}; {COLLECT}.")
-    names = {field.name for field in fields(Reference)}
+    names = {one.name for one in fields(Reference)}
     found = {}
     for label, values in content["models"].items():
-        if not isinstance(values, dict) or not names - {"assessment_mean"} <= set(values) <= names:
+        if not isinstance(values, dict) or not names - OPTIONAL <= set(values) <= names:
             raise ArgumentError(
                 f"reference={path} has to hold {', '.join(sorted(names))} of {label}, and nothing else; {COLLECT} anew."
             )
@@ -128,14 +144,63 @@ def write_reference(path: Path, models: Mapping[str, Reference], description: Ma
 
 
 def reference_of(label: str, reference: Mapping[str, Reference], source: str = "the reference") -> Reference:
-    """The statistics of a model; `source` is the subject of the error message.
+    """The statistics of a model, whose label may be another path to the same folder.
+
+    Parameters
+    ----------
+    label
+        The model.
+    reference
+        `read_reference`.
+    source
+        The subject of the error message.
 
     Raises
     ------
     ArgumentError
         The reference lacks the model.
     """
-    if label not in reference:
+    known = label if label in reference else next((held for held in reference if same_path(held, label)), None)
+    if known is None:
         held = ", ".join(reference) or "no model"
         raise ArgumentError(f"{source} holds statistics of {held}, but not of {label}; {COLLECT} with this model.")
-    return reference[label]
+    return reference[known]
+
+
+def template_of(engine: Engine, question: Question) -> str | None:
+    """The chat template in which a model reads a question: SHA-256 of its text, or `UNKNOWN`; None for plain text."""
+    if question.messages is None:
+        return None
+    text = getattr(getattr(engine.lm, "tokenizer", None), "chat_template", None)
+    return UNKNOWN if text is None else hashlib.sha256(str(text).encode()).hexdigest()
+
+
+def other_rendering(reference: Mapping[str, Reference], engines: Mapping[str, Engine], question: Question) -> str:
+    """How a question is rendered otherwise than those of a reference, as a sentence; "" where it is not.
+
+    Parameters
+    ----------
+    reference, engines
+        By the model's name.
+    question
+        One question of the run.
+    """
+    asked = "as plain text" if question.messages is None else "in the models' chat templates"
+    unknown = []
+    for name, one in reference.items():
+        usual, ours = one.chat_template, template_of(engines[name], question)
+        if usual == UNKNOWN:
+            unknown.append(name)
+        elif usual != ours and (None in (usual, ours) or ours != UNKNOWN):
+            another = "in its chat template" if ours is None else "in another chat template"
+            return (
+                f"how {name} reads questions was measured {'as plain text' if usual is None else another}, and this "
+                f"run asks {asked}, so what is selected means little; {COLLECT} as the run asks, with "
+                "--apply_chat_template or without."
+            )
+    if not unknown:
+        return ""
+    return (
+        f"it does not say whether {' and '.join(unknown)} read the questions in a chat template, so it is not known to "
+        f"fit this run, which asks {asked}; {COLLECT} anew to be sure."
+    )

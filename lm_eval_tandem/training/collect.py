@@ -11,7 +11,7 @@ import difflib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.cascade.policies import POLICIES, Policy
+from lm_eval_tandem.cascade.prompts import TEMPLATE
 from lm_eval_tandem.engines import ScoringView, registry
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.judge.features import SCHEMA
@@ -121,7 +122,7 @@ def collect(
     Parameters
     ----------
     arguments
-        As in `--model_args`, without policy, store, ledger and record_features, which are set here.
+        As in `--model_args`, without policy, store, ledger and record_…, which are set here.
     tasks
         Names of the training tasks.
     output
@@ -157,7 +158,7 @@ def collect(
     """
     from lm_eval_tandem.harness.model import TandemLM  # brings torch and transformers
 
-    for name in ("policy", "store", "ledger", "record_features"):
+    for name in ("policy", "store", "ledger", "record_features", "record_insights"):
         if name in arguments:
             raise ArgumentError(f"collect sets {name} itself; leave {name}={arguments[name]} out of --model_args.")
     if hidden and not prompts:
@@ -167,11 +168,13 @@ def collect(
         registry.check_view(ScoringView(hidden=True), backend, "collect --hidden")
     check_limit(limit)
     check_policies(policies)
+    check_step_end(arguments, policies)
     manager = task_manager(tasks, include)
     check_tasks(tasks, manager)
     check_metric(metric, tasks, manager)
     make_folder(output)
-    lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, record_features="answers")
+    recorded = {"record_features": "answers", "record_insights": True}
+    lm = TandemLM(**arguments, policy="stage:1", store=output / STORE, **recorded)
     if hidden:
         lm.record_hidden()
     intern = lm.engines["intern"]
@@ -185,7 +188,7 @@ def collect(
     others = [*([MENTOR] if mentor else []), *policies]
     print_estimate(run, limit, others)
     rows = run.rows(limit, others)
-    description = _description(lm, tasks, hidden)
+    description = _description(lm, tasks, hidden) | {TEMPLATE: bool(evaluation.get(TEMPLATE))}
     lm.close()
     return collected_file.write(output / collected_file.NAME, rows, description)
 
@@ -247,6 +250,14 @@ def check_policies(policies: Sequence[str]) -> None:
                 "budget_forcing:120,steps:0.5."
             )
         Policy.parse(text, stages=0)
+
+
+def check_step_end(arguments: Mapping[str, Any], policies: Sequence[str]) -> None:
+    """Raise ArgumentError for an end of steps where no collected policy writes step by step."""
+    if arguments.get("step_end") is None or any(POLICIES[text.partition(":")[0]].is_stepwise for text in policies):
+        return
+    stepwise = " or ".join(kind.syntax for kind in POLICIES.values() if kind.is_stepwise)
+    raise ArgumentError(f"step_end has no effect without --policies {stepwise}; give such a policy, or leave it out.")
 
 
 def make_folder(output: Path) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.cascade.prompts import HANDOFF, SETTING
+from lm_eval_tandem.cascade.prompts import HANDOFF, SETTING, TEMPLATE
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError, one_line
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
+from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.training.costs import ROLES, CostUnit, choose_unit
 from lm_eval_tandem.training.dataset import Collected, concatenate
 from lm_eval_tandem.training.rows import Row
@@ -95,12 +96,14 @@ def read(*paths: Path, cost: str | None = None, objective: str = "accuracy") -> 
 def _setting(description: dict[str, Any]) -> dict[str, Any]:
     """What collections that are fitted on together have in common."""
     models = {role: description[role]["model"] for role in ROLES}
-    return models | {name: description.get(name) for name in SETTING}
+    return models | {name: description.get(name) for name in (*SETTING, TEMPLATE)}
 
 
 def _check_same_setting(path: Path, other: dict[str, Any], first_path: Path, first: dict[str, Any]) -> None:
     for (entry, mine), theirs in zip(_setting(first).items(), _setting(other).values(), strict=True):
-        if mine != theirs and None not in (mine, theirs):  # earlier versions did not write the name of the prompts
+        if entry in ROLES and same_path(mine, theirs):
+            continue
+        if mine != theirs and None not in (mine, theirs):  # earlier versions did not write all of them
             raise ClassifierError(
                 f"{path} was collected with {entry} {theirs}, but {first_path} with {mine}; "
                 "fit on collections of one pair and one set of efforts."

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_tandem import pair
-from lm_eval_tandem.cascade.prompts import SETTING
+from lm_eval_tandem.cascade.prompts import SETTING, TEMPLATE
 from lm_eval_tandem.engines import registry
 from lm_eval_tandem.errors import ArgumentError, ClassifierError
 from lm_eval_tandem.harness.arguments import PAIR
@@ -100,7 +100,7 @@ def _fit_one(
     fitted = fit_sufficiency(data, objective=objective, finetune=finetune, **of_fit)
     report = fitted.report
     fitted_on = {name: report[name] for name in ("questions", "objective", "cost_unit", "inputs", "model", "labels")}
-    fitted_on |= {name: description[name] for name in ("tasks", *SETTING) if name in description}
+    fitted_on |= {name: description[name] for name in ("tasks", TEMPLATE, *SETTING) if name in description}
     artefact.save(
         output,
         fitted.estimator,

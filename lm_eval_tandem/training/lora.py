@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lm_eval_tandem.engines.hf.engine import load_hflm
 from lm_eval_tandem.engines.hf.kv_cache import Network
 from lm_eval_tandem.engines.hf.lora_adapter import Adapter, LoraShape
+from lm_eval_tandem.errors import loading
 
 States = NDArray[np.float32]
 Prompts = list[NDArray[np.int32]]
@@ -108,7 +109,8 @@ class Finetuning:
         NDArray[numpy.float32]
             The hidden states of all prompts under the adapter, (Q, T, D).
         """
-        lm = load_hflm(self.arguments)
+        with loading(f"the model {self.arguments['pretrained']}"):
+            lm = load_hflm(self.arguments)
         tokenizer: Any = lm.tokenizer
         network = Network(lm.model, tokenizer.pad_token_id or 0)
         cards = [network.device] if network.device.type == "cuda" else []

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lm_eval_tandem import digits
 from lm_eval_tandem.cascade.prompts import Question, prompt_of
 from lm_eval_tandem.engines import Engine
-from lm_eval_tandem.ensembles.reference_file import Reference, write_reference
+from lm_eval_tandem.ensembles.reference_file import Reference, template_of, write_reference
 from lm_eval_tandem.ensembles.selection import UNSAID, assess, assessment_prompt, measure
 from lm_eval_tandem.errors import ENDS_THE_RUN, ArgumentError, TandemError
 from lm_eval_tandem.event_loop import EventLoopThread
@@ -71,7 +71,7 @@ def collect_reference(
         The loaded models by label, of backends that report confidence (`registry.check_view` with
         `selection.CONFIDENT`).
     questions
-        The reference questions.
+        The reference questions, all of them plain texts or all of them conversations.
     path
         The file to write.
     description
@@ -114,7 +114,9 @@ def collect_reference(
     found = {}
     for column, label in enumerate(engines):
         try:
-            found[label] = statistics([row[column] for row in kept])
+            found[label] = replace(
+                statistics([row[column] for row in kept]), chat_template=template_of(engines[label], asked[0])
+            )
         except ArgumentError as error:
             raise ArgumentError(f"{label} cannot be given a reference: {error}") from None
     warn_of_unsaid({label: [row[column] for row in kept] for column, label in enumerate(engines)})

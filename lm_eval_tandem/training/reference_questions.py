@@ -5,7 +5,7 @@ The harness makes the prompts, with few-shot examples and chat templates as it w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lm_eval_tandem.engines import registry
 from lm_eval_tandem.ensembles.selection import CONFIDENT
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.ensemble_model import EnsembleLM
-from lm_eval_tandem.harness.ensemble_settings import models_alone, read_ensemble
+from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, models_alone
 from lm_eval_tandem.harness.requests import tasks_of
 from lm_eval_tandem.training.collect import check_limit, check_tasks, make_folder, task_manager
 from lm_eval_tandem.training.reference import collect_reference
@@ -28,11 +28,14 @@ class QuestionsOnly(EnsembleLM):
     """Keeps the questions that the harness asks, and answers none; its models have to report confidence."""
 
     def __init__(self, **arguments: Any) -> None:
-        given = {**models_alone(arguments), "aggregation": "vote"}
-        for name, role in read_ensemble(given, registry.arguments).roles.items():
-            registry.check_view(CONFIDENT, role.backend, f"collect --reference of {name}")
-        super().__init__(**given)
+        super().__init__(**models_alone(arguments), aggregation="vote")
         self.questions: list[Question] = []
+
+    def _read(self, arguments: Mapping[str, Any]) -> EnsembleSettings:
+        settings = super()._read(arguments)
+        for name, role in settings.roles.items():
+            registry.check_view(CONFIDENT, role.backend, f"collect --reference of {name}")
+        return settings
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Keep the questions; every answer is empty."""

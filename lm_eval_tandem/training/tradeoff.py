@@ -19,6 +19,7 @@ from lm_eval_tandem.digits import without_last_bits
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.judge.artefact import Sufficiency
+from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.training.bootstrap import central_interval, mean_interval, resampled_means
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected
@@ -247,7 +248,7 @@ def thresholds(
         return with_intervals(rows, data.cost_unit), advice(policies, goal, data.cost_unit)
     pair = {role: description[role]["model"] for role in ("mentor", "intern")}
     fitted_on = artefact.load(folder, stages=data.features.shape[1]).pair
-    if pair != fitted_on:
+    if not all(same_path(fitted_on.get(role), name) for role, name in pair.items()):
         raise ClassifierError(
             f"{folder} was fitted on the pair {' and '.join(map(str, fitted_on.values()))}, but the questions were "
             f"collected with {' and '.join(pair.values())}; "

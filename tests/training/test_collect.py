@@ -58,7 +58,7 @@ def test_the_cost_of_collecting_is_estimated_before_it_starts(tmp_path: Path) ->
     done = subprocess.run([*COLLECT, "c"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     estimate, _, rest = done.stderr.partition("are not generated again.")
-    assert "collect: 60 questions at 4 stages and the mentor alone: about " in estimate
+    assert "collect: 60 questions at 4 stages and under mentor: about " in estimate
     assert "TFLOPs" in estimate
     assert "60/60" in rest
 
@@ -68,7 +68,9 @@ def test_lines_are_in_the_same_order_whatever_finishes_first(tmp_path: Path) -> 
     for batch_size in (1, 16):
         arguments = {"dtype": "float32", "device": "cpu", "efforts": "24", "batch_size": batch_size}
         file = collect(arguments, ["tandem_pair_math_train"], tmp_path / str(batch_size), [], limit=14, mentor=False)
-        ids.append(read(file)[0].ids)
+        data, description = read(file)
+        assert description["apply_chat_template"] is False
+        ids.append(data.ids)
     assert ids[0] == ids[1] == [f"tandem_pair_math_train/{doc}" for doc in range(14)]
 
 
@@ -88,6 +90,10 @@ def test_a_task_that_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> 
             ({"limit": limit}, r"--limit \S+ selects no questions; give their number per task, a share of them below 1")
             for limit in (-4.0, 0.0, math.nan, math.inf)
         ],
+        *[
+            ({"given": {"step_end": "."}, **policies}, r"step_end has no effect without --policies steps:N or verify:N")
+            for policies in ({}, {"policies": ["handoff:20"]})
+        ],
         (
             {"metric": "accuracy"},
             r"--metric accuracy is none of tandem_pair_math_train's; use one of acc, no_answer, length, ",
@@ -103,7 +109,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     (tmp_path / "taken").write_text("mine")
     output = tmp_path / options.pop("output", "collected")
     with pytest.raises(ArgumentError, match=sentence):
-        collect({}, ["tandem_pair_math_train"], output, [], **options)
+        collect(options.pop("given", {}), ["tandem_pair_math_train"], output, [], **options)
     assert (tmp_path / "taken").read_text() == "mine"
 
 

@@ -185,11 +185,27 @@ def test_mixed_pairs_and_efforts_are_refused(tmp_path: Path) -> None:
         fit([first, saved(tmp_path / "b", mentor="larger")], tmp_path / "out")
     with pytest.raises(ClassifierError, match=r"collected with efforts \[10, 30\]"):
         fit([first, saved(tmp_path / "c", efforts=[10, 30])], tmp_path / "out")
+    chats = saved(tmp_path / "d", apply_chat_template=True)
+    with pytest.raises(ClassifierError, match=r"collected with apply_chat_template False, but .* with True"):
+        fit([chats, saved(tmp_path / "e", apply_chat_template=False)], tmp_path / "out")
     fit([first], tmp_path / "out", objective=OBJECTIVE)
+    assert "apply_chat_template" not in artefact.load(tmp_path / "out").config["fitted_on"]
+    fit([chats], tmp_path / "chats", objective=OBJECTIVE)
+    assert artefact.load(tmp_path / "chats").config["fitted_on"]["apply_chat_template"] is True
     with pytest.raises(
         ClassifierError, match=r"was fitted on the pair large and small, .* collected with larger and small;"
     ):
         thresholds([tmp_path / "b"], tmp_path / "out", OBJECTIVE)
+
+
+def test_other_paths_to_the_same_models_are_the_same_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large").mkdir()
+    first = saved(tmp_path / "a", mentor="./large")
+    second = saved(tmp_path / "b", rows(50, "other", 5), tasks=("other",), mentor="large")
+    fit([first, second], tmp_path / "out", objective=OBJECTIVE)
+    third = saved(tmp_path / "c", rows(50, "third", 6), tasks=("third",), mentor=str(tmp_path / "large"))
+    assert thresholds([third], tmp_path / "out", OBJECTIVE)[0]
 
 
 def test_thresholds_judge_no_question_by_a_classifier_that_has_seen_it(tmp_path: Path) -> None:

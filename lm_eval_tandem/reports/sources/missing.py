@@ -12,7 +12,7 @@ from lm_eval_tandem.reports.sources.other_models import OtherModel
 from lm_eval_tandem.reports.sources.runs import Run
 from lm_eval_tandem.reports.table import Missing
 
-NOT_REPEATED = ("policy", "ledger", "classifier", "thresholds", "record_features")
+NOT_REPEATED = ("policy", "ledger", "classifier", "thresholds", "record_features", "record_insights")
 """Model arguments that the command for another run does not take over."""
 
 
