@@ -64,7 +64,7 @@ class Spent:
     Parameters
     ----------
     new
-        Tokens that it generated, in the answer or not.
+        Tokens that it generated, in the answer or not. Models that choose a token together have all generated it.
     read
         Answer tokens of other models that it read, to go on with them.
     prefill

@@ -28,14 +28,14 @@ STEP_BY_STEP = "step by step"
 
 @dataclass
 class Judgement:
-    """One judgement of a stage, or, without score and threshold, a measurement that decided nothing.
+    """One judgement of a stage, or, without score and threshold, what was recorded of a stage and decided nothing.
 
     Parameters
     ----------
     stage
         The stage t that was judged; 0 is the question alone.
     score
-        s_t in [0, 1]; None if the stage was only measured.
+        s_t in [0, 1]; None if the stage was not judged.
     threshold
         tau_t; None as for `score`.
     mentor_tokens
@@ -61,7 +61,8 @@ class Judgement:
     prompt_ids
         The prompt's tokens, recorded with `hidden`; never written to disk.
     insight
-        What the intern reads of the mentor at this stage, for `collect`; no part of the ledger's file.
+        What the mentor has written up to this stage, as the intern reads it, with record_insights; None, and not in
+        the file, without.
     """
 
     stage: int
@@ -141,16 +142,27 @@ class Record:
     dollars
         What the question cost in dollars; None without prices.
     refused_tokens
-        Tokens that the intern generated for probes and that are not in the answer; part of `tokens.intern_new`.
+        Tokens that were generated and are not in the answer: of the intern, for probes or in dropped steps, part of
+        `tokens.intern_new`; in an ensemble those of responses and segments that were not taken. Of tokens that models
+        choose together none is refused.
     segments
         Who wrote which part of the answer, where several models may have.
     spent
         What each model of an ensemble did, by its name; empty in a tandem.
     selected
         In an ensemble the models that were selected for the question, in their order.
+    selection_scores
+        What every model of an ensemble was selected by, by its name: z of `zscore`, the assessment of
+        `self_assessment` less its usual mean; empty for other selections.
+    response_scores
+        Where one of several responses was taken by a scorer: the score of each, by its writer's name; None for a text
+        in which there is nothing to rate. Of segments only the chosen ones' scores are kept (`segments`).
     cached
         Prompt tokens that were in a prefix cache, and so are in no other count: by "mentor", "intern" and "judge", in
         an ensemble by the models' names; empty where they were not counted, as in ledgers of older versions.
+    answer_sha256
+        `ledger_checksums.of_answer` of the text that was returned; "" where nobody noted it, as in ledgers of older
+        versions.
     """
 
     task: str
@@ -173,7 +185,10 @@ class Record:
     segments: list[Segment] = field(default_factory=list)
     spent: dict[str, Spent] = field(default_factory=dict)
     selected: list[str] = field(default_factory=list)
+    selection_scores: dict[str, float] = field(default_factory=dict)
+    response_scores: dict[str, float | None] = field(default_factory=dict)
     cached: dict[str, int] = field(default_factory=dict)
+    answer_sha256: str = ""
 
     @property
     def length(self) -> int:
@@ -299,17 +314,29 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
     times = {name: round(value, 6) for name, value in record.items() if name.endswith("seconds")}
     judgements = []
     for whole in record["stages"]:
-        judgement = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids", "insight")}
+        judgement = {name: value for name, value in whole.items() if name not in ("hidden", "prompt_ids")}
+        if judgement["insight"] is None:
+            del judgement["insight"]
         measurements = {
-            name: [float(f"{value:.7g}") for value in values]
+            name: [seven_digits(value) for value in values]
             for name, values in judgement.items()
             if isinstance(values, list) and name not in ("answer_ids", "prompt_end")
         }
         judgements.append({**judgement, "seconds": round(judgement["seconds"], 6), **measurements})
-    for name in ("segments", "spent", "selected", "cached"):
+    for name in ("segments", "spent", "selected", "selection_scores", "response_scores", "cached", "answer_sha256"):
         if not record[name]:
             del record[name]
-    return {**record, **times, "stages": judgements}
+    scores: dict[str, Any] = {
+        name: {model: None if score is None else seven_digits(score) for model, score in record[name].items()}
+        for name in ("selection_scores", "response_scores")
+        if name in record
+    }
+    return {**record, **times, **scores, "stages": judgements}
+
+
+def seven_digits(value: float) -> float:
+    """A measurement with as many digits as float32 has."""
+    return float(f"{value:.7g}")
 
 
 def totals(records: Iterable[Record]) -> dict[str, Any]:

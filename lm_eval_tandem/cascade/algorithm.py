@@ -97,6 +97,8 @@ class Cascade:
     record_prompts
         Whether that includes the intern's pass over each prompt. Without it the stage alone is kept, and of the answer
         its first tokens' log-probabilities and entropies.
+    record_insights
+        Keep what the intern reads of the mentor at each stage in the record, at fixed stages too.
     prices
         Dollars per million tokens, by role, for calls whose price the engine does not report. With any price given,
         every record has its dollars, even if they are 0.
@@ -115,6 +117,7 @@ class Cascade:
     judge: Judge | None = None
     record_features: bool = False
     record_prompts: bool = True
+    record_insights: bool = False
     prices: Mapping[str, Prices] = field(default_factory=dict)
     view: ScoringView = DEFAULT_VIEW
     step_end: str = STEP_END
@@ -167,7 +170,9 @@ class Cascade:
                     break  # The mentor has finished, so further stages would judge the same insight again.
                 await self._extend_insight(run, stage)
             if self._mentor_has_answered(run):
-                return await self._finish_answer(run, stage, self._prepare_answer(run, stage, ()), MENTOR_FINISHED)
+                begun = self._prepare_answer(run, stage, ())
+                self._record_unjudged(run, stage, begun)
+                return await self._finish_answer(run, stage, begun, MENTOR_FINISHED)
             answer, score = await self._judge_stage(run, stage, draft=answers[-1].ids if answers else ())
             answers.append(answer)
             scores.append(score)
@@ -215,6 +220,7 @@ class Cascade:
         answer, reason = self._prepare_answer(run, stage, draft), "fixed" if stage else "alone"
         reason = MENTOR_FINISHED if self._mentor_has_answered(run) else reason
         if not self.record_features:
+            self._record_unjudged(run, stage, answer)
             return await self._finish_answer(run, stage, answer, reason)
         stats = await self._score_prompt(run, replace(self.view, adapter=None)) if self.record_prompts else None
         vector = prompt_features(None, stage) if stats is None else features(stats, stage)
@@ -432,10 +438,10 @@ class Cascade:
         stage: int,
         answer: PartialAnswer,
         seconds: float,
-        vector: NDArray[np.float64],
+        vector: NDArray[np.float64] | None,
         score: float | None,
     ) -> Judgement:
-        """Add an entry to the run's judgements; without a score it is a measurement that decided nothing."""
+        """Add an entry to the run's judgements; without a score it decided nothing."""
         run.judge_seconds += seconds
         judgement = Judgement(
             stage=stage,
@@ -444,10 +450,16 @@ class Cascade:
             mentor_tokens=run.insight.tokens,
             prompt_tokens=len(answer.engine.encode(answer.prompt.text)),
             seconds=seconds,
-            features=vector.tolist() if self.record_features else None,
+            features=vector.tolist() if self.record_features and vector is not None else None,
+            insight=self._read_insight(run) if self.record_insights else None,
         )
         run.judgements.append(judgement)
         return judgement
+
+    def _record_unjudged(self, run: QuestionRun, stage: int, answer: PartialAnswer) -> None:
+        """Add an entry for a stage that is neither judged nor measured, if it has an insight to keep."""
+        if self.record_insights and stage:
+            self._record_judgement(run, stage, answer, 0.0, None, None)
 
     def _record_measurements(
         self, judgement: Judgement, run: QuestionRun, stats: TokenStats | None, answer: PartialAnswer
@@ -455,7 +467,6 @@ class Cascade:
         """Add what fitting a classifier needs beside the features: the answer's tokens and the parts of the prompt."""
         judgement.answer_logprob = answer.logprob[:MAX_PROBE_TOKENS].tolist()
         judgement.answer_entropy = answer.entropy[:MAX_PROBE_TOKENS].tolist()
-        judgement.insight = self._read_insight(run)
         prompt_ids = answer.engine.encode(answer.prompt.text)
         if answer.engine.reads_drafts:
             judgement.answer_ids = list(answer.ids[:MAX_PROBE_TOKENS])

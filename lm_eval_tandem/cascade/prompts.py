@@ -19,6 +19,8 @@ from lm_eval_tandem.errors import ArgumentError
 SETTING = ("efforts", "insights", "guidance", "prompts")
 """Entries of a run's description that decide what an intern reads: those of a classifier's training questions are to be
 those of the runs that it judges."""
+TEMPLATE = "apply_chat_template"
+"""Entry of a classifier and of what it was fitted on: whether the questions were asked in chat templates."""
 Insights = Literal["cutoff", "staged"]
 Guidance = Literal["guided", "continuation", "thought", "handoff"]
 HANDOFF: Guidance = "handoff"

@@ -75,7 +75,7 @@ class Selector:
     replies: Replies = field(default_factory=Replies, compare=False)
 
     async def select(self, run: EnsembleRun) -> list[Member]:
-        """The members that answer a question; what they read for it is counted."""
+        """The members that answer a question; what they read for it is counted, and their scores are recorded."""
         members = list(run.members.values())
         if self.kind == "all":
             return members
@@ -96,6 +96,7 @@ class Selector:
         )
         count_texts(run, members, found)
         measured = {member.name: one.values for member, one in zip(members, found, strict=True)}
+        run.selection_scores = selection.zscores(measured, self.reference)
         return selection.select_by_zscore(measured, self.reference, self.count)
 
     async def _by_assessment(self, run: EnsembleRun, members: list[Member]) -> list[str]:
@@ -107,6 +108,7 @@ class Selector:
         count_texts(run, members, found)
         self.replies.add(found)
         assessed = {member.name: one.value for member, one in zip(members, found, strict=True)}
+        run.selection_scores = selection.compared_with_usual(assessed, self.reference)
         return [selection.select_by_assessment(assessed, self.reference)]
 
 

@@ -10,7 +10,7 @@ import regex
 
 from lm_eval_tandem.digits import without_last_bits
 from lm_eval_tandem.engines.rating import Scorer
-from lm_eval_tandem.ensembles.run import EnsembleRun, Member, Writing
+from lm_eval_tandem.ensembles.run import EnsembleRun, Member, Writing, finite
 from lm_eval_tandem.errors import ArgumentError, CallError
 
 Extract = Callable[[str], str | None]
@@ -83,6 +83,7 @@ class BestOf:
         written = await responses(run)
         candidates = [run.candidate(writing.completion.text) for writing in written]
         scores = await run.rate(self.scorer, candidates, self.reader)
+        run.response_scores = {one.member.name: finite(score) for one, score in zip(written, scores, strict=True)}
         best = highest(scores)
         return run.answer_with(written[best], scores[best]), "highest score"
 

@@ -78,10 +78,14 @@ class EnsembleRun:
         What the watcher is told of the answer.
     selected
         The members that answer.
+    selection_scores, response_scores
+        By what members were selected, and a response was taken; see `ledger.Record`.
     spent
         What each model did.
     growing
         The answer.
+    refused
+        Tokens of the responses and segments so far that were not made a part of the answer.
     judge_seconds, generate_seconds
         Seconds of selecting and scoring, and of generating.
     """
@@ -92,8 +96,11 @@ class EnsembleRun:
     watcher: Watcher = SILENT
     live: LiveAnswer = field(init=False)
     selected: list[Member] = field(default_factory=list)
+    selection_scores: dict[str, float] = field(default_factory=dict)
+    response_scores: dict[str, float | None] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
     growing: GrowingAnswer = field(init=False)
+    refused: int = 0
     judge_seconds: float = 0.0
     generate_seconds: float = 0.0
     _meters: dict[str, Meter] = field(default_factory=dict)
@@ -146,11 +153,13 @@ class EnsembleRun:
         )
         self._parts_read[member.name] = len(self.growing.segments)
         self.generate_seconds += completion.seconds
+        self.refused += completion.new_tokens  # until it is taken
         return Writing(member, completion)
 
     def take(self, writing: Writing, score: float | None = None) -> str:
         """Make what a member wrote the next part of the answer, and return its text."""
         completion, member = writing.completion, writing.member
+        self.refused -= writing.tokens
         written = self.growing.take(
             member.name, member.engine, completion.token_ids, writing.tokens, completion.finish_reason, finite(score)
         )
@@ -161,6 +170,7 @@ class EnsembleRun:
     def answer_with(self, writing: Writing, score: float | None = None) -> str:
         """Make a whole response the answer, as the engine cut it, and return it."""
         text = writing.completion.text
+        self.refused -= writing.tokens
         self.live.begin(writing.member.name, 0)
         self.growing.text, self.growing.finish_reason = text, writing.completion.finish_reason
         self.growing.segments = [Segment(writing.member.name, writing.tokens, len(text), finite(score))]
@@ -216,8 +226,7 @@ class EnsembleRun:
     def record(self, reason: str) -> Record:
         """The record of the question."""
         growing = self.growing
-        in_answer = sum(segment.tokens for segment in growing.segments)
-        record = Record(
+        return Record(
             task=self.task.task,
             doc_id=self.task.doc_id,
             repeat=self.task.repeat,
@@ -233,13 +242,14 @@ class EnsembleRun:
             judge_seconds=self.judge_seconds,
             generate_seconds=self.generate_seconds,
             dollars=sum_known(*(spent.dollars for spent in self.spent.values())),
+            refused_tokens=self.refused,
             segments=growing.segments,
             spent=self.spent,
             selected=[member.name for member in self.selected],
+            selection_scores=self.selection_scores,
+            response_scores=self.response_scores,
             cached={member: meter.found for member, meter in self._meters.items()},
         )
-        record.refused_tokens = max(0, record.length - in_answer)
-        return record
 
 
 def finite(score: float | None) -> float | None:

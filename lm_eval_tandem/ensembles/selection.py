@@ -219,8 +219,10 @@ def select_by_zscore(
     return _highest(zscores(measured, reference))[:count]
 
 
-def select_by_assessment(assessed: Mapping[str, float], reference: Mapping[str, Reference] | None = None) -> str:
-    """The model that is most confident of solving a question; of equally confident ones, the one that was given first.
+def compared_with_usual(
+    assessed: Mapping[str, float], reference: Mapping[str, Reference] | None = None
+) -> dict[str, float]:
+    """How confident each model is of solving a question, compared with how confident it usually is.
 
     Parameters
     ----------
@@ -231,7 +233,18 @@ def select_by_assessment(assessed: Mapping[str, float], reference: Mapping[str, 
         say Yes to everything.
     """
     usual = {label: one.assessment_mean or 0.0 for label, one in (reference or {}).items()}
-    return _highest({label: value - usual.get(label, 0.0) for label, value in assessed.items()})[0]
+    return {label: value - usual.get(label, 0.0) for label, value in assessed.items()}
+
+
+def select_by_assessment(assessed: Mapping[str, float], reference: Mapping[str, Reference] | None = None) -> str:
+    """The model that is most confident of solving a question; of equally confident ones, the one that was given first.
+
+    Parameters
+    ----------
+    assessed, reference
+        As in `compared_with_usual`.
+    """
+    return _highest(compared_with_usual(assessed, reference))[0]
 
 
 def select_random(names: Sequence[str], count: int, seed: int, key: tuple[str, int, int]) -> list[str]:

@@ -33,7 +33,7 @@ from lm_eval_tandem.harness.distributed import Ranks
 from lm_eval_tandem.harness.questions import Answerer, Outcome, answer_all
 from lm_eval_tandem.harness.requests import Answer, ChatPrompt, tasks_of
 from lm_eval_tandem.ledger import Record
-from lm_eval_tandem.ledger_checksums import checksums
+from lm_eval_tandem.ledger_checksums import checksums, of_answer
 from lm_eval_tandem.store import Store
 
 log = logging.getLogger(__name__)
@@ -212,18 +212,32 @@ class AnsweringLM(LM):
         bar = tqdm(total=len(tasks), disable=disable_tqdm or self.rank != 0, desc=f"Running {self.settings.run_name}")
 
         def taken(place: int, text: str, record: Record) -> None:
+            record.answer_sha256 = of_answer(text)
             self.records.append(record)
             take(longest_first[place], text, record)
             bar.update(1)
 
-        ordered = [tasks[i] for i in longest_first]
+        ordered, former = [tasks[i] for i in longest_first], len(self.records)
         try:
             with self.ranks.failing_together():
-                return self._loop.run(answer_all(self.answerer, ordered, self.max_under_way, taken))
+                outcome = self._loop.run(answer_all(self.answerer, ordered, self.max_under_way, taken))
         finally:
             bar.close()
             self._seconds += time.perf_counter() - started
             self._write_ledger()
+        for sentence in self.warnings(self.records[former:]).values():
+            log.warning("%s", sentence)
+        return outcome
+
+    def warnings(self, records: Sequence[Record]) -> dict[str, str]:
+        """What to warn of once these questions have been answered, which their answers alone do not show.
+
+        Returns
+        -------
+        dict
+            A sentence for each kind of warning, by a name of the kind.
+        """
+        return {}
 
     def _gather_records(self) -> None:
         """Collect at rank 0 the records and the work of all processes."""

@@ -276,6 +276,14 @@ ARGUMENTS = (
         "without its pass over the prompt.",
         default=False,
     ),
+    Argument(
+        "record_insights",
+        to_bool,
+        words("True", "False"),
+        "Keep what the intern reads of the mentor in the record of each question, as the text `insight` of each stage. "
+        "`lm_eval` writes records only with `ledger`.",
+        default=False,
+    ),
 )
 """In the order of the documentation."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,6 +14,7 @@ from lm_eval_tandem.engines import Engine, registry
 from lm_eval_tandem.engines.rating import Scorer
 from lm_eval_tandem.ensembles import scorers, selection
 from lm_eval_tandem.ensembles.ensemble import Aggregation, Ensemble, Selector
+from lm_eval_tandem.ensembles.reference_file import other_rendering
 from lm_eval_tandem.ensembles.responses import BestOf, One, Vote, extractor
 from lm_eval_tandem.ensembles.run import Member
 from lm_eval_tandem.ensembles.segments import BELOW, Segments
@@ -24,7 +25,6 @@ from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness import ensemble_arguments, run_report
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings, read_ensemble
-from lm_eval_tandem.harness.questions import Outcome
 from lm_eval_tandem.harness.windows import prompt_too_long, too_little_room
 from lm_eval_tandem.ledger import Record
 
@@ -50,13 +50,14 @@ class EnsembleLM(AnsweringLM):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self._begin()
-        self.settings = read_ensemble(arguments, registry.arguments)
+        self.settings = self._read(arguments)
         chosen = self.settings
         if chosen.ledger is not None:
             labels = {name: role.label for name, role in chosen.roles.items()}
             ledger.check_replaceable(chosen.ledger, chosen.policy, chosen.pair_name, labels)
         registry.check(chosen.roles)
         self.scorer: Scorer | None = None
+        self._has_warned = False
         with self.ranks.failing_together(), ExitStack() as opened:  # closed again where a later step fails
             self._open_store(opened)
             self._engines = {name: self._load_engine(role, opened) for name, role in chosen.roles.items()}
@@ -77,6 +78,10 @@ class EnsembleLM(AnsweringLM):
         selector = Selector(chosen.selection.name, count, chosen.reference)  # type: ignore[arg-type]
         self.ensemble = Ensemble(self._members, selector, self._aggregation(), chosen.policy, self._joint)
         self._loop = EventLoopThread()
+
+    def _read(self, arguments: Mapping[str, Any]) -> EnsembleSettings:
+        """The settings; a subclass may refuse some of them here, before a model is loaded."""
+        return read_ensemble(arguments, registry.arguments)
 
     def _load_joint(self, opened: ExitStack) -> Any:
         """The engine of all models, where they decode in step; None elsewhere."""
@@ -148,6 +153,7 @@ class EnsembleLM(AnsweringLM):
         ContextError
             The prompt with the longest answer does not fit.
         """
+        self._compare_rendering(task)
         sizes, assessed = [], self.settings.selection.name == "self_assessment"
         for name, engine in self._engines.items():
             sizes.append(len(engine.encode(prompt_of(engine, task.question))))
@@ -167,28 +173,26 @@ class EnsembleLM(AnsweringLM):
                 )
         return sizes[0]
 
-    def answer_tasks(
-        self,
-        tasks: Sequence[Task],
-        sizes: Sequence[int],
-        take: Callable[[int, str, Record], None],
-        disable_tqdm: bool = False,
-    ) -> Outcome:
-        """See `AnsweringLM.answer_tasks`; warns of what the answers alone do not show."""
-        former = len(self.records)
-        outcome = super().answer_tasks(tasks, sizes, take, disable_tqdm)
-        new = self.records[former:]
-        empty = sum(record.reason == BELOW and not record.segments for record in new)
+    def _compare_rendering(self, task: Task) -> None:
+        """Warn, once, of a reference that was measured on questions rendered otherwise."""
+        if self.settings.reference is None or self._has_warned:
+            return
+        if sentence := other_rendering(self.settings.reference, self._engines, task.question):
+            self._has_warned = True
+            log.warning("reference=%s: %s", self.settings.options["reference"], sentence)
+
+    def warnings(self, records: Sequence[Record]) -> dict[str, str]:
+        """See `AnsweringLM.warnings`: empty answers, and models that say nothing of themselves."""
+        found = {}
+        empty = sum(record.reason == BELOW and not record.segments for record in records)
         if empty:
-            log.warning(
-                "%d of %d answers are empty, because no first segment reached score_threshold=%g; lower it.",
-                empty,
-                len(new),
-                self.settings.options["score_threshold"],
+            found["empty"] = (
+                f"{empty} of {len(records)} answers are empty, because no first segment reached "
+                f"score_threshold={self.settings.options['score_threshold']:g}; lower it."
             )
         if unsaid := self.ensemble.selector.replies.warning:
-            log.warning("%s", unsaid)
-        return outcome
+            found["unsaid"] = unsaid
+        return found
 
     def longest_answer(self, task: Task) -> int:
         """The largest `max_tokens` with which a question fits into every window; below 1 where none is small enough."""

@@ -174,16 +174,16 @@ def read_ensemble(
 
 
 def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that have a value, those of the file that `ensemble` names among them."""
+    """The arguments that have a value, and those of the file that `ensemble` names in its place."""
     arguments = {name: value for name, value in given.items() if value is not None}
-    if "ensemble" in arguments:
-        arguments = read_file(Path(str(arguments["ensemble"])).expanduser()) | arguments
+    if arguments.get("ensemble"):
+        arguments = read_file(Path(str(arguments.pop("ensemble"))).expanduser()) | arguments
     return arguments
 
 
 def models_alone(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that say which models there are and how they are loaded, without those of strategies."""
-    of_strategies = ("ensemble", "selection", "aggregation", "ledger", *OF_STRATEGIES, *SCORER_OPTIONS)
+    of_strategies = ("selection", "aggregation", "ledger", *OF_STRATEGIES, *SCORER_OPTIONS)
     return {name: value for name, value in expanded(given).items() if name not in of_strategies}
 
 

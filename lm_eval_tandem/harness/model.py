@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_tandem import ledger
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
+from lm_eval_tandem.cascade.prompts import TEMPLATE
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import DEFAULT_VIEW, Engine, ScoringView, registry
-from lm_eval_tandem.errors import ClassifierError, EngineError
+from lm_eval_tandem.errors import ArgumentError, ClassifierError, EngineError
 from lm_eval_tandem.event_loop import EventLoopThread
 from lm_eval_tandem.harness import arguments as model_arguments
 from lm_eval_tandem.harness import run_report
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.requests import check_fits
-from lm_eval_tandem.harness.settings import Settings, check_one_policy, read_settings
+from lm_eval_tandem.harness.settings import Given, Settings, check_one_policy, read_settings
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.10 has none
@@ -47,6 +49,7 @@ class TandemLM(AnsweringLM):
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
         """Make the model as the harness does, for a run of one policy; see `AnsweringLM.create_from_arg_obj`."""
         check_one_policy(arg_dict)
+        check_kept(arg_dict)
         return super().create_from_arg_obj(arg_dict, additional_config)
 
     def __init__(self, **arguments: Any) -> None:
@@ -57,6 +60,7 @@ class TandemLM(AnsweringLM):
         if chosen.ledger is not None:
             models = {name: role.label for name, role in chosen.roles.items() if role is not None}
             ledger.check_replaceable(chosen.ledger, str(chosen.policy), chosen.pair_name, models)
+        self._has_warned = False
         self._classifier = self._load_classifier() if chosen.policy.needs_judge else None
         self.judge = self.judge_for(chosen.policy)
         view = DEFAULT_VIEW if self.judge is None else self.judge.view
@@ -78,6 +82,7 @@ class TandemLM(AnsweringLM):
             judge=self.judge,
             record_features=bool(chosen.recorded),
             record_prompts=chosen.recorded is True,
+            record_insights=chosen.record_insights,
             prices={name: role.prices for name, role in chosen.roles.items() if role and role.prices},
             view=view,
             step_end=chosen.step_end,
@@ -148,7 +153,7 @@ class TandemLM(AnsweringLM):
         assert chosen.intern is not None
         fitted = judge.pair.get("mentor"), judge.pair.get("intern")
         ours = chosen.mentor.label, chosen.intern.label
-        if fitted != ours:
+        if not all(map(ledger.same_path, fitted, ours)):
             log.warning(
                 "classifier=%s was fitted on the pair %s, so its scores mean little for %s; fit one on this pair with "
                 "`lm-eval-tandem collect` and `lm-eval-tandem fit`.",
@@ -197,12 +202,44 @@ class TandemLM(AnsweringLM):
 
     def check_fits(self, task: Task) -> int:
         """See `requests.check_fits`."""
+        if self.judge is not None:
+            self.compare_rendering(task)
         return check_fits(task, self.settings, self.engines)
+
+    def compare_rendering(self, task: Task) -> None:
+        """Warn, once, of a classifier that was fitted on questions in chat templates, and is to judge others."""
+        assert self._classifier is not None
+        as_chats, is_chat = self._classifier.config["fitted_on"].get(TEMPLATE), task.question.messages is not None
+        if as_chats in (None, is_chat) or self._has_warned:
+            return
+        self._has_warned = True
+        log.warning(
+            "classifier=%s was fitted on questions %s chat templates, and this one is asked %s, so its scores mean "
+            "little; ask in the same way, or fit one on this way to ask.",
+            self.settings.classifier,
+            *(("in", "as plain text") if as_chats else ("without", "in one")),
+        )
 
     @property
     def description(self) -> dict[str, Any]:
         """What ran: pair, policy, efforts, thresholds, classifier, parameters, versions."""
         return run_report.description(self.settings, self.engines, self.judge)
+
+
+def check_kept(given: Mapping[str, Any]) -> None:
+    """Refuse `record_insights` in a run of the harness that writes no records.
+
+    Raises
+    ------
+    ArgumentError
+        There is no `ledger`.
+    """
+    recorded = Given({name: given[name] for name in ("record_insights", "ledger") if given.get(name) is not None})
+    if recorded["record_insights"] and recorded["ledger"] is None:
+        raise ArgumentError(
+            "record_insights=True has no effect without ledger=FILE, into which records are written; give a file, or "
+            "leave it out."
+        )
 
 
 def as_argument(value: Any) -> str:

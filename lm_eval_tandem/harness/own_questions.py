@@ -8,6 +8,8 @@ it, and what it cost.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,15 +27,19 @@ if TYPE_CHECKING:
     from lm_eval_tandem.harness.requests import ChatPrompt
     from lm_eval_tandem.harness.settings import Settings
 
+log = logging.getLogger(__name__)
+
 TASK = "run"
 """What the records call the task of own questions."""
 MODELS = ("tandem", "ensemble")
 RUNNING = ("batch_size", "max_batch_size", "device")
 """Entries of a configuration that become model arguments."""
+CHAT_MODELS = re.compile("inst|chat", re.IGNORECASE)
+"""What names of models for chats hold."""
 ASKING = ("apply_chat_template", "system_instruction")
 """Entries of a configuration that change what the models read."""
-LEFT_OUT = ("task", "doc_id", "repeat")
-"""Entries of a record that say nothing of a row."""
+LEFT_OUT = ("task", "doc_id", "repeat", "answer_sha256")
+"""Entries of a record that say nothing of a row, beside which the answer itself stands."""
 
 
 def run(config: Path, questions: Path, output: Path, limit: int | None = None) -> tuple[int, int]:
@@ -65,6 +71,7 @@ def run(config: Path, questions: Path, output: Path, limit: int | None = None) -
         No further question can be answered; those that were are written.
     """
     from lm_eval_tandem.harness.requests import sampling_of
+    from lm_eval_tandem.harness.settings import check_one_policy
 
     given = read_config(config)
     if limit is not None and limit < 1:
@@ -75,13 +82,17 @@ def run(config: Path, questions: Path, output: Path, limit: int | None = None) -
     sampling_of({"until": [], **given["gen_kwargs"]}, 1, 0)  # refuses what has no meaning
     model = given.get("model", MODELS[0])
     arguments = {name: given[name] for name in RUNNING if given.get(name) is not None}
-    arguments |= {"store": str(output) + ".sqlite"} | given["model_args"]
+    arguments = complete(model, arguments | {"store": str(output) + ".sqlite"} | given["model_args"])
     settings = settings_of(model, arguments)
+    if model == MODELS[0]:
+        check_one_policy(arguments)
     asked_with = {"gen_kwargs": given["gen_kwargs"], **{name: given.get(name) or None for name in ASKING}}
     identity = answers_file.identity_of(settings, asked_with)
     answers_file.check_output(output, questions, (settings.store, settings.ledger))
     answers_file.check_replaceable(output, identity, [row.returned for row in all_rows])
 
+    if not given.get("apply_chat_template"):
+        warn_of_plain_text(settings)
     lm = load(model, arguments)
     try:
         added, ended_by = answer(lm, rows, conversations, given)
@@ -95,6 +106,15 @@ def run(config: Path, questions: Path, output: Path, limit: int | None = None) -
         raise ended_by
     failed = sum("error" in one for one in added)
     return len(added) - failed, failed
+
+
+def complete(model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model, with those of the file that `ensemble` names: it is read, and warned of, once."""
+    if model == "ensemble":
+        from lm_eval_tandem.harness.ensemble_settings import expanded
+
+        return expanded(arguments)
+    return dict(arguments)
 
 
 def settings_of(model: str, arguments: Mapping[str, Any]) -> Settings | EnsembleSettings:
@@ -119,6 +139,21 @@ def load(model: str, arguments: Mapping[str, Any]) -> AnsweringLM:
     from lm_eval_tandem.harness.model import TandemLM
 
     return TandemLM(**arguments)
+
+
+def warn_of_plain_text(settings: Settings | EnsembleSettings) -> None:
+    """Warn, where no chat template is asked for, of models whose names say that they were trained for chats.
+
+    The harness warns of the same names (`simple_evaluate`).
+    """
+    labels = [role.label for role in settings.roles.values() if role is not None]
+    chat = [label for label in dict.fromkeys(labels) if CHAT_MODELS.search(label)]
+    if chat:
+        log.warning(
+            "%s: the name is of a model for chats, and the questions are asked as plain text; add "
+            "apply_chat_template: true.",
+            " and ".join(chat),
+        )
 
 
 def answer(

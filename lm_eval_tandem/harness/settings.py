@@ -52,6 +52,7 @@ class Settings:
     ledger: Path | None
     seed: int
     recorded: bool | str
+    record_insights: bool
     bundled: bool
     step_end: str
 
@@ -137,6 +138,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
         ledger=own["ledger"],
         seed=own["seed"],
         recorded=own["record_features"],
+        record_insights=own["record_insights"],
         bundled=bundled,
         step_end=own["step_end"].replace("\\n", "\n"),
     )
@@ -167,7 +169,8 @@ def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
 def check_one_policy(given: Mapping[str, Any]) -> None:
     """Refuse, in a run that stays with one policy, what has an effect on other policies alone.
 
-    A collection or a server goes on from one policy to others, so that what is given there may be for any of them.
+    A server that has loaded both models goes on from one policy to others, so that what is given there may be for any
+    of them.
 
     Raises
     ------

@@ -32,6 +32,7 @@ BACKLOG = 2048
 REFUSED = {
     "ledger": "a server has no end at which it could be written; take the log, or usage.tandem of the replies",
     "record_features": "features are collected with lm-eval-tandem collect",
+    "record_insights": 'a request asks for them with "tandem": {"insights": true}',
 }
 """Model arguments that a server does not take, and why."""
 
@@ -124,24 +125,29 @@ def read_model(given: argparse.Namespace) -> tuple[str, dict[str, Any], Mapping[
     """Which model, with which arguments, and the other entries of the configuration."""
     from lm_eval.utils import simple_parse_args_string
 
-    from lm_eval_tandem.harness.own_questions import MODELS, read_config
+    from lm_eval_tandem.harness.own_questions import MODELS, RUNNING, complete, read_config, settings_of
     from lm_eval_tandem.harness.requests import sampling_of
+    from lm_eval_tandem.harness.settings import check_one_policy
 
     if given.config is not None and (given.model_args or given.model):
         raise ArgumentError("--config and --model or --model_args were both given; keep the file, or the others.")
     config: Mapping[str, Any] = {} if given.config is None else read_config(given.config, "serve")
     model = config.get("model", given.model or MODELS[0])
     arguments = dict(config["model_args"]) if config else simple_parse_args_string(given.model_args)
+    sampling_of({"until": [], **config.get("gen_kwargs", {})}, 1, 0)  # refuses what has no meaning
+    for name in RUNNING:
+        beside = getattr(given, name, None) or config.get(name)
+        if beside is not None:
+            arguments.setdefault(name, beside)
+    arguments = complete(model, arguments)
     for name, why in REFUSED.items():
         if name in arguments:
             raise ArgumentError(f"{name}={arguments[name]} has no effect under serve: {why}; leave it out.")
-    sampling_of({"until": [], **config.get("gen_kwargs", {})}, 1, 0)  # refuses what has no meaning
-    for name in ("batch_size", "device"):
-        beside = getattr(given, name) or config.get(name)
-        if beside is not None:
-            arguments.setdefault(name, beside)
     if not any(name in arguments for name in ("mentor", "intern", "models", "batch_size")):
         arguments["batch_size"] = BUNDLED_BATCH
+    settings = settings_of(model, arguments)
+    if model == MODELS[0] and None in settings.roles.values():  # one model alone can do no other policy
+        check_one_policy(arguments)
     return model, arguments, config
 
 

@@ -181,12 +181,17 @@ class Offers:
                 return replace(cascade, mentor=measuring), measuring
             return replace(cascade, intern=measuring), measuring
 
+        def check_fits(task: Task) -> int:
+            if policy.needs_judge:
+                lm.compare_rendering(task)
+            return requests.check_fits(task, settings, engines)
+
         return Offer(
             policy=str(policy),
             kind=policy.name,
             has_intern=policy.needs_intern,
             answerer=cascade,
-            check_fits=lambda task: requests.check_fits(task, settings, engines),
+            check_fits=check_fits,
             longest_answer=lambda task: requests.longest_answer(task, settings, engines),
             reader=reader,
             answer_tokens=lambda record: answer_tokens(record, hands_off),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from lm_eval_tandem.engines.tokenizer import LONG_PROMPT, LocalTokenizer
 from lm_eval_tandem.errors import CallError, ContextError, EngineError, UnreachableError
 from lm_eval_tandem.harness.answering import AnsweringLM
 from lm_eval_tandem.harness.requests import sampling_of
+from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.server import prompts
 from lm_eval_tandem.server.errors import busy, refusal, stopping
 from lm_eval_tandem.server.listener import Listener
@@ -30,6 +32,8 @@ from lm_eval_tandem.server.offers import Offer, Offers
 from lm_eval_tandem.server.protocol import Asked
 from lm_eval_tandem.server.scoring import cannot_read, score_prompt
 from lm_eval_tandem.server.work import Answered, Job, Limits, Work
+
+log = logging.getLogger(__name__)
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names by which a configuration's gen_kwargs may give the length of answers."""
@@ -83,6 +87,7 @@ class Service:
             if engine is not None
         )
         self._open: set[Work] = set()
+        self._warned: set[str] = set()
         self._is_stopping = False
         self._preparing = 0
         """Number of requests that are prepared in threads, which hold the tokenizers meanwhile."""
@@ -259,6 +264,7 @@ class Service:
             answerer, measuring = offer.measured()
         watcher: Watcher = SILENT if listener is None else listener
         text, record = await answerer.answer(job.task, watcher)
+        self._warn(record)
         return Answered(
             text=(job.echoed or "") + text,
             finish_reason=record.finish_reason or "stop",
@@ -269,3 +275,10 @@ class Service:
             insight=listener.insight if listener is not None else "",
             tokens=None if measuring is None else measuring.answer(text),
         )
+
+    def _warn(self, record: Record) -> None:
+        """Warn of what the harness warns of at the end of a run, once for each kind: at its first answer."""
+        for kind, sentence in self.lm.warnings([record]).items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                log.warning("%s", sentence)

@@ -313,7 +313,7 @@ def test_of_whole_lines_the_one_that_was_cut_off_is_not_read(
     folder = tiny.save_script(tmp_path, "40 - 6 = 34\n34 + 2 = 36", QUESTION.text + words.request)
     mentor = HFEngine({"pretrained": str(folder), "dtype": "float32", "device": "cpu"})
     efforts = (len(mentor.encode(written)),)
-    fixed = Cascade(mentor, engines[1], Prompts(words), Policy("stage", stage=1), efforts, record_features=True)
+    fixed = Cascade(mentor, engines[1], Prompts(words), Policy("stage", stage=1), efforts, record_insights=True)
     _, record = answer(fixed)
     mentor.close()
     assert record.stages[0].insight == read

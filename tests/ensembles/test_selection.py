@@ -19,7 +19,7 @@ import tiny
 from engines.conformance import TEXTS, run
 from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.engines.hf.engine import HFEngine
-from lm_eval_tandem.ensembles.reference_file import Reference, read_reference, write_reference
+from lm_eval_tandem.ensembles.reference_file import UNKNOWN, Reference, read_reference, reference_of, write_reference
 from lm_eval_tandem.ensembles.selection import (
     ASSESSMENT,
     assess,
@@ -181,6 +181,41 @@ def test_a_reference_file_reads_as_it_was_written_and_others_are_refused(tmp_pat
         write_reference(tmp_path / "file" / "reference.json", models, {})
 
 
+def test_a_reference_of_an_older_version_does_not_say_how_questions_were_rendered(tmp_path: Path) -> None:
+    file = tmp_path / "reference.json"
+    write_reference(file, {"a": replace(USUAL, chat_template=None)}, {})
+    assert read_reference(file)["a"].chat_template is None
+    content = json.loads(file.read_text())
+    del content["models"]["a"]["chat_template"]
+    file.write_text(json.dumps(content))
+    assert read_reference(file) == {"a": USUAL}
+    assert USUAL.chat_template == UNKNOWN
+    content["models"]["a"]["chat_template"] = True
+    file.write_text(json.dumps(content))
+    with pytest.raises(ArgumentError, match="for a: chat_template of a reference has to be a checksum or null"):
+        read_reference(file)
+
+
+def test_a_reference_is_named_alike_whatever_it_says_of_templates() -> None:
+    """The names of runs hold a checksum of it."""
+    assert repr(USUAL) == repr(replace(USUAL, chat_template=None))
+
+
+@pytest.mark.parametrize("label", ["m", "./m", "b/../m", "absolute"])
+def test_names_of_the_same_folder_are_of_the_same_model(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write_reference(Path("reference.json"), {"./m": USUAL}, {})
+    assert str(tmp_path) not in Path("reference.json").read_text()
+    label = str(tmp_path / "m") if label == "absolute" else label
+    assert reference_of(label, read_reference(Path("reference.json"), [label])) == USUAL
+    with pytest.raises(ArgumentError, match=r"holds statistics of \./m, but not of b;"):
+        read_reference(Path("reference.json"), ["b"])
+
+
 def test_a_collected_reference_is_that_of_all_questions_that_every_model_can_read(
     engines: dict[str, HFEngine], brute: dict[str, BruteForce], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,6 +234,7 @@ def test_a_collected_reference_is_that_of_all_questions_that_every_model_can_rea
         assert (one.ppl_std, one.conf_std) == pytest.approx(deviations.tolist(), rel=1e-3)
         assert one.assessment_mean == pytest.approx(sum(said) / 3, rel=1e-3, abs=1e-9)
         assert one.questions == 3
+        assert one.chat_template is None
     for asked, words in (
         (["x", TEXTS[0]], r"1 of 2 questions could be .* \(the first"),
         ([TEXTS[0]] * 2, "that differ"),

@@ -202,12 +202,14 @@ def test_the_response_with_the_highest_score_is_taken(engines: dict[str, HFEngin
     responses = {name: written(engine, QUESTION, LENGTH)[0] for name, engine in engines.items()}
     nothing = answer(engines, BestOf(Unsure()))[1]
     assert nothing.segments[0].score is None, "minus infinity is no JSON"
+    assert nothing.response_scores == dict.fromkeys(NAMES)
     assert (nothing.spent[SCORER].tflops, nothing.spent[SCORER].dollars) == (0.0, 0.75), "billed in dollars alone"
     assert nothing.tflops is not None
     text, record = answer(engines, BestOf(Longest()))
     best = max(responses, key=lambda name: responses[name].count("e"))
     assert (text, record.segments[0].writer) == (responses[best], best)
     assert record.segments[0].score == responses[best].count("e")
+    assert record.response_scores == {name: response.count("e") for name, response in responses.items()}
     read = sum(map(len, responses.values()))
     assert record.spent[SCORER].judged == read
     assert record.spent[SCORER].bill == pytest.approx(2e-12 * 1000 * read)

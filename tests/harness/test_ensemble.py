@@ -351,7 +351,7 @@ def test_a_killed_run_goes_on_and_stands_in_the_report_beside_the_pair_s_policie
     tables = {table.name: table for table in made.tables}
     policies = next(table for name, table in tables.items() if name.startswith("policies-"))
     assert [row[0] for row in policies.rows] == ["ensemble:loop (segment_tokens=12)", "cascade"]
-    assert {"whole bill (MFLOPs)", "seconds of calls", "points above the cascade"} <= set(policies.columns)
+    assert {"whole bill (MFLOPs)", "call seconds (summed)", "points above the cascade"} <= set(policies.columns)
     compared = next(table for name, table in tables.items() if name.startswith("compared-"))
     assert [row[0] for row in compared.rows] == ["ensemble:loop (segment_tokens=12)"]
 
@@ -407,6 +407,39 @@ def test_every_strategy_through_bare_lm_eval_killed_and_continued_at_two_batch_s
     answers = [[sample["resps"] for sample in samples(tmp_path / folder)] for folder in ("a", "b")]
     assert answers[0] == answers[1]
     assert len(answers[0]) == 24
+
+
+@pytest.mark.parametrize("as_chats", [False, True])
+def test_a_reference_of_questions_that_were_rendered_otherwise_is_warned_of(
+    as_chats: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"limit": 4, "apply_chat_template": as_chats}
+    file = collect_from_tasks({**COMMON, "models": "pair"}, ["tandem_pair_math_train"], tmp_path, (), **asked)
+    given = {**COMMON, "models": "pair", "selection": "zscore", "count": 1, "reference": str(file)}
+
+    def warnings_of(chats: bool) -> list[str]:
+        lm = EnsembleLM(**given)
+        requests = instances(2, max_gen_toks=4)
+        for request in requests:
+            question, generation = request.args
+            history = [{"role": "user", "content": question}]
+            request.arguments = (lm.apply_chat_template(history) if chats else question, generation)
+        caplog.clear()
+        lm.generate_until(requests, disable_tqdm=True)
+        lm.close()
+        return [record.message for record in caplog.records if "reference=" in record.message]
+
+    assert warnings_of(as_chats) == []
+    (sentence,) = warnings_of(not as_chats)
+    was, now = ("as plain text", "in the models' chat templates") if not as_chats else ("in its chat template", "plain")
+    assert f"how mentor reads questions was measured {was}" in sentence
+    assert now in sentence
+    content = json.loads(file.read_text())
+    for values in content["models"].values():
+        del values["chat_template"]
+    file.write_text(json.dumps(content))
+    (sentence,) = warnings_of(as_chats)
+    assert "it does not say whether mentor and intern read the questions in a chat template" in sentence
 
 
 def test_a_reference_is_collected_with_the_file_of_the_run_that_needs_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 import tiny
 from bundled import COMMON, instances
-from lm_eval_tandem import _paths, ledger
+from lm_eval_tandem import _paths, ledger, pair
 from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, EngineError, StoreError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.requests import Answer, tasks_of
@@ -43,6 +43,45 @@ def test_a_classifier_that_was_fitted_on_other_insights_is_named(caplog: pytest.
     assert "classifier=pair was fitted with efforts=18:24:40, and this run has 18:24:30" in " ".join(
         caplog.text.replace(str(CLASSIFIER), "pair").split()
     )
+
+
+def test_other_paths_to_the_models_of_a_classifier_are_the_same_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, name in ((pair.MENTOR, "m"), (pair.INTERN, "i"), (CLASSIFIER, "c")):
+        shutil.copytree(source, name)
+    config = json.loads(Path("c/config.json").read_text())
+    Path("c/config.json").write_text(json.dumps({**config, "pair": {"mentor": "./m", "intern": str(tmp_path / "i")}}))
+    given = {"classifier": "./c", "efforts": "18:24:40", "prompts": "pair", **COMMON}
+    TandemLM(mentor="m", intern="./i", **given).close()
+    assert "was fitted on the pair" not in caplog.text
+    TandemLM(mentor="m", intern="m", **given).close()
+    assert "was fitted on the pair" in caplog.text
+
+
+@pytest.mark.parametrize("as_chats", [None, False, True])
+def test_a_classifier_that_was_fitted_on_questions_rendered_otherwise_is_named(
+    as_chats: bool | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(CLASSIFIER, tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    if as_chats is not None:  # classifiers of earlier versions do not say
+        config["fitted_on"]["apply_chat_template"] = as_chats
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    lm = TandemLM(classifier=str(tmp_path / "c"), **COMMON)
+    for is_chat in (False, True):
+        caplog.clear()
+        lm._has_warned = False
+        requests = instances(2, max_gen_toks=4)
+        for request in requests:
+            question, generation = request.args
+            chat = lm.apply_chat_template([{"role": "user", "content": question}])
+            request.arguments = (chat if is_chat else question, generation)
+        lm.generate_until(requests, disable_tqdm=True)
+        said = [record.message for record in caplog.records if "chat templates" in record.message]
+        assert len(said) == (as_chats is not None and as_chats != is_chat)
+    lm.close()
 
 
 @pytest.mark.usefixtures("no_model")

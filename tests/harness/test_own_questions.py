@@ -259,3 +259,29 @@ def test_a_file_of_the_authors_toolkit_runs_as_it_is(
         else:
             assert row["tandem"]["policy"] == "outline:8"
             assert (row["tandem"]["tokens"]["mentor_new"], row["tandem"]["tokens"]["intern_new"]) == (8, 4)
+
+
+@pytest.mark.parametrize("policy", ["handoff:20", "cascade", "mentor"])
+def test_an_end_of_steps_is_refused_where_a_run_has_no_steps(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by lm_eval --model tandem."""
+    config = {"model_args": {**COMMON, "policy": policy, "step_end": "."}}
+    with pytest.raises(FileNotFoundError):  # no output
+        run(tmp_path, [{"prompt": "One?"}], config, fails=True)
+    assert f"step_end has no effect with policy={policy}; it is for steps:N" in capsys.readouterr().err
+
+
+def test_models_for_chats_are_not_asked_in_plain_text_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.save(tmp_path / "Tiny-Instruct", "llama", 0)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    models = {"mentor": str(folder), "intern": str(folder)}
+    config = {"model_args": {**COMMON, **models, "policy": "intern"}, "gen_kwargs": {"max_gen_toks": 4}}
+    run(tmp_path, [{"prompt": "One?"}], config)
+    (sentence,) = [record.message for record in caplog.records if "plain text" in record.message]
+    assert sentence.startswith(f"{folder}: ")
+    caplog.clear()
+    run(tmp_path / "Tiny-Instruct", [{"prompt": "One?"}], config | {"apply_chat_template": True})
+    assert not [record for record in caplog.records if "plain text" in record.message]

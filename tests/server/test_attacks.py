@@ -281,6 +281,7 @@ def test_without_a_key_only_this_machine_s_names_are_answered() -> None:
         (["--config", "nothing.yaml"], "cannot be read"),
         (["--config", "nothing.yaml", "--model_args", "policy=intern"], "both given"),
         (["--model_args", "policy=nothing"], "is not known"),
+        (["--model_args", "policy=intern,step_end=."], "step_end has no effect with policy=intern; it is for steps:N"),
     ],
 )
 def test_a_server_that_cannot_work_is_refused_before_it_starts(

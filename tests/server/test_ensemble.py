@@ -104,3 +104,11 @@ def test_it_has_no_intern_to_fall_back_to(capsys: pytest.CaptureFixture[str], tm
             ]
         )
     assert "leave it out" in capsys.readouterr().err
+
+
+def test_what_a_run_warns_of_at_its_end_is_logged_once() -> None:
+    """The bundled models have learned no reply to the question whether they can solve something."""
+    with serving(["--model", "ensemble", "--model_args", "selection=self_assessment"]) as asked:
+        for _ in range(2):
+            asked.complete(EASY, "ensemble", max_tokens=4)
+        assert asked.process.complained().count("no model gives Yes and No together a probability of 0.01") == 1

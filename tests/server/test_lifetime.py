@@ -116,6 +116,16 @@ def test_sigterm_while_the_models_load_is_an_orderly_end_too(tmp_path: Path) -> 
         process.kill()
 
 
+def test_what_the_harness_warns_of_is_logged_once_before_the_server_listens(tmp_path: Path) -> None:
+    config = {"model_args": {"efforts": "10:20:30", "step_end": "."}, "batch_size": "auto", "max_batch_size": 3}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with serving(["--config", str(tmp_path / "config.yaml")]) as server:
+        before = server.process.complained().partition(" at http://")[0]
+        assert before.count("was fitted with efforts=18:24:40, and this run has 10:20:30") == 1
+        server.chat(model="tandem/steps:0.5")  # which has a use for the end of steps
+        assert server.process.complained().count("was fitted with efforts=") == 1
+
+
 def test_a_server_that_was_killed_computes_no_finished_answer_again(tmp_path: Path) -> None:
     options = ["--model_args", f"policy=cascade,store={tmp_path / 'store.sqlite'}"]
     with serving(options) as first:

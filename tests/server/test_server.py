@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ pytest.importorskip("fastapi", reason="the server is tested with: pip install .[
 from lm_eval.api.instance import Instance
 
 from bundled import COMMON, instances
+from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.pair import problems
+from lm_eval_tandem.server.command import load, read_model
 from server.serving import EASY, HARD, Served, error_of, serving
 
 QUESTIONS = 8
@@ -340,6 +344,40 @@ def test_who_hangs_up_is_answered_no_further(server: Served) -> None:
     computed = server.metric("tandem_computed_tokens_total")
     assert server.chat(EASY)["choices"][0]["finish_reason"] == "stop"
     assert server.metric("tandem_computed_tokens_total") - computed < 1000, "the models work on what was hung up"
+
+
+def test_the_size_of_batches_comes_from_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text('{"model_args": {"policy": "intern"}, "batch_size": "auto", "max_batch_size": 3}')
+    given = argparse.Namespace(config=file, model=None, model_args="", batch_size=None, device="cpu")
+    _, arguments, _ = read_model(given)
+    expected = {"policy": "intern", "batch_size": "auto", "max_batch_size": 3, "device": "cpu"}
+    assert arguments == expected
+
+
+def test_the_file_of_an_ensemble_is_read_and_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its models are no bundled ones by default, so the bundled pair's size of batches is not theirs."""
+    file = tmp_path / "toolkit.yaml"
+    specs = [{"path": "pair/mentor"}, {"path": "pair/intern"}]
+    content = {"server": {"port": 8000}, "model_specs": specs, "ensemble": {"output_aggregation_method": "loop"}}
+    file.write_text(json.dumps(content))
+    given = argparse.Namespace(
+        config=None, model="ensemble", model_args=f"ensemble={file}", batch_size=None, device="cpu"
+    )
+    model, arguments, _ = read_model(given)
+    assert "batch_size" not in arguments
+    load(model, arguments).close()
+    assert len([record for record in caplog.records if "have no effect here" in record.message]) == 1
+
+
+def test_what_has_no_effect_is_refused_in_the_file_of_an_ensemble_too(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("models: pair\naggregation: loop\nledger: l.jsonl\n")
+    given = argparse.Namespace(
+        config=None, model="ensemble", model_args=f"ensemble={file}", batch_size=None, device=None
+    )
+    with pytest.raises(ArgumentError, match=r"^ledger=l\.jsonl has no effect under serve: "):
+        read_model(given)
 
 
 def test_too_many_answers_at_once_are_turned_away(server: Served) -> None:
