@@ -1,4 +1,4 @@
-"""Folders of data: inside the package in a wheel, beside it in a checkout."""
+"""Folders of data, inside the package in a wheel and beside it in a checkout, and paths that models are named by."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def task_configs() -> Path:
 def classifiers() -> Path:
     """The folder of sufficiency classifiers, one folder each."""
     return _folder("classifiers")
+
+
+def same_path(one: str | None, other: str) -> bool:
+    """Whether two labels of models are paths to the same file or folder."""
+    return one is not None and Path(one).expanduser().resolve() == Path(other).expanduser().resolve()

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from command_line import command, results, run
-from lm_eval_tandem import ledger
+from lm_eval_tandem import ledger_file
 from lm_eval_tandem.accounting import Spent, Tokens
 from lm_eval_tandem.cascade.policies import POLICIES
 from lm_eval_tandem.cascade.prompts import Prompts, Question, Wording
@@ -101,7 +101,7 @@ def test_the_wording_on_the_page_makes_the_prompt_on_the_page(tmp_path: Path) ->
 
 
 def test_every_field_of_a_ledger_is_explained() -> None:
-    """The rows are the fields that `ledger.lines_of` writes, no more and no fewer."""
+    """The rows are the fields that `ledger_file.lines_of` writes, no more and no fewer."""
     record = Record(
         **{"task": "t", "doc_id": 0, "repeat": 0, "policy": "all", "stage": 0, "reason": "", "finish_reason": "stop"},
         **{"mentor_finish_reason": None, "mentor_stages": 0, "tokens": Tokens(), "tflops": 0.0, "bill": 0.0},
@@ -109,7 +109,7 @@ def test_every_field_of_a_ledger_is_explained() -> None:
         **{"segments": [Segment("a", 1, 1)], "spent": {"NAME": Spent()}, "selected": ["a"], "cached": {"a": 1}},
         **{"selection_scores": {"a": 1.0}, "response_scores": {"a": None}, "answer_sha256": "0"},
     )
-    (line,) = ledger.lines_of([record])
+    (line,) = ledger_file.lines_of([record])
     written = set()
     for name, value in line.items():
         if name == "tokens":

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_tandem import ledger
+from lm_eval_tandem import ledger, ledger_file
 from lm_eval_tandem.accounting import Tokens, bill, tflops
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.cached import CachedEngine
@@ -74,9 +74,9 @@ def record(doc_id: int, **changes: object) -> Record:
 
 def test_a_ledger_holds_each_question_once_in_order(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "ledger.jsonl"
-    ledger.write(path, [record(2), record(1)], {"run": "r"})
+    ledger_file.write(path, [record(2), record(1)], {"run": "r"})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[0] == {"format": ledger.FORMAT, "run": "r"}
+    assert lines[0] == {"format": ledger_file.FORMAT, "run": "r"}
     assert [line["doc_id"] for line in lines[1:]] == [1, 2]
     assert [file.name for file in path.parent.iterdir()] == ["ledger.jsonl"], "something unfinished was left"
 

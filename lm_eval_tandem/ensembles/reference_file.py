@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lm_eval_tandem._paths import same_path
 from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.whole_files import replacing
 
 FORMAT = "tandem-reference/1"

@@ -22,7 +22,7 @@ from lm_eval.api.model import LM, CacheHook
 from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
-from lm_eval_tandem import errors, ledger
+from lm_eval_tandem import errors, ledger_file
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine, Role, registry
 from lm_eval_tandem.engines.cached import CachedEngine
@@ -262,7 +262,7 @@ class AnsweringLM(LM):
         if path is None or self.rank != 0:
             return
         try:
-            ledger.write(path, self.records, self._described())
+            ledger_file.write(path, self.records, self._described())
         except OSError as error:  # answers are worth more than the ledger about them
             log.error("ledger=%s could not be written (%s); the run goes on without it.", path, error)
 
@@ -364,7 +364,7 @@ class AnsweringLM(LM):
     def totals(self) -> dict[str, Any]:
         """What the run did: the ledger's totals, and what the engines computed in all its processes."""
         found = run_report.totals(self.records, (self._computed_here(), *self._computed_elsewhere), self._seconds)
-        written = {} if self.settings.ledger is None else {"ledger": checksums(ledger.lines_of(self.records))}
+        written = {} if self.settings.ledger is None else {"ledger": checksums(ledger_file.lines_of(self.records))}
         return found | written
 
     def _described(self) -> dict[str, Any]:

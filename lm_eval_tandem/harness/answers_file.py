@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_tandem._paths import same_path
 from lm_eval_tandem.accounting import PRICES
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.engines.identity import WITHOUT_EFFECT
@@ -21,7 +22,6 @@ from lm_eval_tandem.harness import run_report
 from lm_eval_tandem.harness.ensemble_settings import EnsembleSettings
 from lm_eval_tandem.harness.question_rows import ADDED
 from lm_eval_tandem.harness.settings import Settings
-from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.whole_files import replacing
 
 ADVICE = "give another file, or move this one away (finished calls stay in the store)."

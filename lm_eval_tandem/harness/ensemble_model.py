@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from lm_eval_tandem import ledger
+from lm_eval_tandem import ledger_file
 from lm_eval_tandem.cascade.prompts import prompt_of
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine, registry
@@ -54,7 +54,7 @@ class EnsembleLM(AnsweringLM):
         chosen = self.settings
         if chosen.ledger is not None:
             labels = {name: role.label for name, role in chosen.roles.items()}
-            ledger.check_replaceable(chosen.ledger, chosen.policy, chosen.pair_name, labels)
+            ledger_file.check_replaceable(chosen.ledger, chosen.policy, chosen.pair_name, labels)
         registry.check(chosen.roles)
         self.scorer: Scorer | None = None
         self._has_warned = False

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_tandem import ledger
+from lm_eval_tandem import _paths, ledger_file
 from lm_eval_tandem.cascade.algorithm import Cascade
 from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.prompts import TEMPLATE
@@ -59,7 +59,7 @@ class TandemLM(AnsweringLM):
         chosen = self.settings
         if chosen.ledger is not None:
             models = {name: role.label for name, role in chosen.roles.items() if role is not None}
-            ledger.check_replaceable(chosen.ledger, str(chosen.policy), chosen.pair_name, models)
+            ledger_file.check_replaceable(chosen.ledger, str(chosen.policy), chosen.pair_name, models)
         self._has_warned = False
         self._classifier = self._load_classifier() if chosen.policy.needs_judge else None
         self.judge = self.judge_for(chosen.policy)
@@ -153,7 +153,7 @@ class TandemLM(AnsweringLM):
         assert chosen.intern is not None
         fitted = judge.pair.get("mentor"), judge.pair.get("intern")
         ours = chosen.mentor.label, chosen.intern.label
-        if not all(map(ledger.same_path, fitted, ours)):
+        if not all(map(_paths.same_path, fitted, ours)):
             log.warning(
                 "classifier=%s was fitted on the pair %s, so its scores mean little for %s; fit one on this pair with "
                 "`lm-eval-tandem collect` and `lm-eval-tandem fit`.",

@@ -19,7 +19,8 @@ from lm_eval_tandem.errors import ENDS_THE_RUN, ArgumentError, TandemError, with
 from lm_eval_tandem.harness import answers_file, toolkit_config
 from lm_eval_tandem.harness.config_entries import BESIDE, check_entries, check_toolkit_entries
 from lm_eval_tandem.harness.question_rows import QuestionRow, read_rows
-from lm_eval_tandem.ledger import Record, rounded
+from lm_eval_tandem.ledger import Record
+from lm_eval_tandem.ledger_file import rounded
 
 if TYPE_CHECKING:
     from lm_eval_tandem.harness.answering import AnsweringLM

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_tandem._paths import same_path
 from lm_eval_tandem.cascade.prompts import HANDOFF, SETTING, TEMPLATE
 from lm_eval_tandem.engines.drafts import PROMPT_TAIL
 from lm_eval_tandem.errors import ClassifierError, one_line
 from lm_eval_tandem.judge.features import FEATURE_NAMES, SCHEMA
-from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.training.costs import ROLES, CostUnit, choose_unit
 from lm_eval_tandem.training.dataset import Collected, concatenate
 from lm_eval_tandem.training.rows import Row

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_tandem._paths import same_path
 from lm_eval_tandem.digits import without_last_bits
 from lm_eval_tandem.errors import ClassifierError
 from lm_eval_tandem.judge import artefact, input_schemas
 from lm_eval_tandem.judge.artefact import Sufficiency
-from lm_eval_tandem.ledger import same_path
 from lm_eval_tandem.training.bootstrap import central_interval, mean_interval, resampled_means
 from lm_eval_tandem.training.collected_file import read
 from lm_eval_tandem.training.dataset import Collected

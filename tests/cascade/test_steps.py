@@ -20,7 +20,8 @@ from lm_eval_tandem.cascade.steps import RATING_TOKENS
 from lm_eval_tandem.engines import Completion, Prompt, Sampling
 from lm_eval_tandem.engines.cached import CachedEngine
 from lm_eval_tandem.engines.hf.engine import HFEngine
-from lm_eval_tandem.ledger import STEP_BY_STEP, Record, Segment, rounded
+from lm_eval_tandem.ledger import STEP_BY_STEP, Record, Segment
+from lm_eval_tandem.ledger_file import rounded
 from lm_eval_tandem.store import Store
 
 QUESTION = "How many coins?"

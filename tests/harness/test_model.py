@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 import tiny
 from bundled import COMMON, instances
-from lm_eval_tandem import _paths, ledger, pair
+from lm_eval_tandem import _paths, ledger_file, pair
 from lm_eval_tandem.errors import ArgumentError, ClassifierError, ContextError, EngineError, StoreError
 from lm_eval_tandem.harness.model import TandemLM
 from lm_eval_tandem.harness.requests import Answer, tasks_of
@@ -126,7 +126,7 @@ class TestRefusedBeforeAModelIsLoaded:
             "mentor": {"model": "pair/mentor"},
             "intern": {"model": "pair/intern"},
         }
-        ledger.write(file, [], head)
+        ledger_file.write(file, [], head)
         written = file.read_bytes()
         with pytest.raises(ArgumentError, match=rf"holds .* policy=stage:1 of .* which policy=stage:2 of .*; {asked}"):
             TandemLM(ledger=str(file), policy="stage:2")
@@ -140,7 +140,7 @@ class TestRefusedBeforeAModelIsLoaded:
         (tmp_path / "big").mkdir()
         (tmp_path / "other" / "big").mkdir(parents=True)
         head = {"policy": "mentor", "pair": "big", "mentor": {"model": os.path.relpath(tmp_path / "big")}}
-        ledger.write(tmp_path / "l.jsonl", [], head)
+        ledger_file.write(tmp_path / "l.jsonl", [], head)
         given = {"policy": "mentor", "intern": "pair", "ledger": str(tmp_path / "l.jsonl")}
         with pytest.raises(EngineError, match="a model was loaded"):
             TandemLM(mentor=str(tmp_path / "big"), **given)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.packing import pack
 from bundled import COMMON, instances
 from command_line import command, run_forked
-from lm_eval_tandem import ledger
+from lm_eval_tandem import ledger_file
 from lm_eval_tandem.cli import main
 from lm_eval_tandem.engines import Engine, Prompt, Sampling
 from lm_eval_tandem.errors import ArgumentError
@@ -77,7 +77,7 @@ def test_each_stage_holds_the_text_that_the_intern_read(given: dict[str, Any], p
     assert texts == plain
     assert [record.tokens for record in records] == [record.tokens for record in without]
     assert [record.bill for record in records] == [record.bill for record in without]
-    assert not any("insight" in entry for line in ledger.lines_of(without) for entry in line["stages"])
+    assert not any("insight" in entry for line in ledger_file.lines_of(without) for entry in line["stages"])
     found = insights(records)
     stored = {**given, "record_insights": True, "store": str(tmp_path / "s.sqlite")}
     for _ in range(2):

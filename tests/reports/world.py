@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem import ledger
+from lm_eval_tandem import ledger_file
 from lm_eval_tandem.accounting import Tokens, tflops
 from lm_eval_tandem.ledger import MENTOR_FINISHED, Judgement, Record
 from lm_eval_tandem.reports.sources import ledgers, reading
@@ -164,7 +164,7 @@ class World:
         else:
             samples.write_text(text)
         if with_ledger:
-            ledger.write(place / "ledger.jsonl", [record for record, _ in made], about)
+            ledger_file.write(place / "ledger.jsonl", [record for record, _ in made], about)
         return file
 
 

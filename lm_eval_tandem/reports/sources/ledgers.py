@@ -12,8 +12,8 @@ import numpy as np
 
 from lm_eval_tandem.digits import mean
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.ledger import FORMAT
 from lm_eval_tandem.ledger_checksums import JUDGED_LATER, as_packed, checksum
+from lm_eval_tandem.ledger_file import FORMAT
 from lm_eval_tandem.reports.sources.files import describe, read_lines
 from lm_eval_tandem.reports.sources.runs import MEASURES, Floats, QuestionId, Run, identity
 
