@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.packing import pack, without_repetition
 from lm_eval_tandem.errors import ArgumentError
-from lm_eval_tandem.reports.sources import grouping, harness_files, runs
+from lm_eval_tandem.reports.sections.environment import environment
+from lm_eval_tandem.reports.sources import grouping, harness_files, report_data, runs
 from lm_eval_tandem.reports.sources.grouping import group
 from lm_eval_tandem.reports.sources.labels import without_paths
 from reports.world import STAMP, World, read
@@ -206,6 +207,20 @@ def test_a_broken_ledger_is_named_and_other_files_are_ignored(tmp_path: Path) ->
     ledger.write_text(ledger.read_text()[:-40])
     with pytest.raises(ArgumentError, match=r"ledger\.jsonl cannot be read as a ledger"):
         read([tmp_path])
+
+
+def test_a_gguf_file_in_another_folder_is_the_same_model(tmp_path: Path) -> None:
+    names = {"mentor": "large.gguf", "intern": "small.gguf"}
+    there = World.random(4, models={role: f"models/{name}" for role, name in names.items()})
+    there.write(tmp_path / "a", "cascade")
+    World.random(4, models=names).write(tmp_path / "b", "mentor")
+    World.random(4, models=names | {"intern": "models/other.gguf"}).write(tmp_path / "c", "intern")
+    data = report_data.read([tmp_path])
+    (comparison,) = data.comparisons
+    assert [run.policy for run in comparison.runs] == ["mentor", "cascade"]
+    told = [line for line in environment(data) if "is in no table" in line]
+    assert len(told) == 1
+    assert "(models/other.gguf) is none of the pairs that ran on this task; report it alone." in told[0]
 
 
 def test_runs_on_different_questions_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "transformers", "vllm", "openai", "xllamacpp")
 
 
 def environment(data: ReportData) -> list[str]:
-    """Return one line per fact, sorted, each once, and one for each run that was left out for a repetition of it."""
+    """Return one line per fact, sorted, each once, and one for each run that no table shows."""
     lines: set[str] = set()
     for run in data.runs:
         description = run.description
@@ -30,7 +30,20 @@ def environment(data: ReportData) -> list[str]:
             lines.add(f"efforts {efforts} mentor tokens; lm-eval-tandem {description['version']}")
         lines.add(f"commit {run.commit}")
         lines.add(f"{run.domain}: accuracy is the metric {run.metric}")
-    return sorted(lines) + [left.sentence(names=True) for left in data.left_out]
+    return sorted(lines) + [left.sentence(names=True) for left in data.left_out] + without_pair(data)
+
+
+def without_pair(data: ReportData) -> list[str]:
+    """Return a line on each run that is in no comparison, because its model is none of those of the pairs."""
+    compared = {(run.domain, run.identity) for one in data.comparisons for run in one.runs}
+    compared |= {(part.run.domain, part.run.identity) for one in data.comparisons for part in one.partial}
+    return [
+        f"{run.name} on {run.domain} is in no table: its model "
+        f"({', '.join(without_paths(facts['model']) for facts in models_of(run.description).values())}) is none of the "
+        "pairs that ran on this task; report it alone."
+        for run in data.runs
+        if (run.domain, run.identity) not in compared
+    ]
 
 
 def classifier(description: Mapping[str, Any]) -> str:

@@ -125,8 +125,22 @@ def is_one_model_of(run: Run, example: Run) -> bool:
     return (
         len(roles) == 1
         and ours.get("thinking") == theirs.get("thinking")
-        and ours[roles[0]]["model"] == theirs[roles[0]]["model"]
+        and is_same_model(ours[roles[0]], theirs[roles[0]])
     )
+
+
+def is_same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions are of one model: the same label, or one GGUF file in two folders.
+
+    Such files are told apart by checksum where results have it, and otherwise by name and number of parameters.
+    """
+    labels = [str(facts["model"]) for facts in (one, other)]
+    if labels[0] == labels[1]:
+        return True
+    names = [label.rpartition("/")[2] for label in labels]
+    if not names[0].endswith(".gguf") or names[0] != names[1]:
+        return False
+    return all(one.get(name) == other.get(name) for name in ("sha256", "parameters") if name in one and name in other)
 
 
 def pair_names(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
