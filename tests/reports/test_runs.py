@@ -223,6 +223,19 @@ def test_a_gguf_file_in_another_folder_is_the_same_model(tmp_path: Path) -> None
     assert "(models/other.gguf) is none of the pairs that ran on this task; report it alone." in told[0]
 
 
+def test_of_few_questions_the_closed_gap_has_an_interval(tmp_path: Path) -> None:
+    """The stages differ on one of three questions, so that many resamples hold no gap."""
+    right = np.array([[1.0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    world = World(right, np.where(right > 0, 0.9, 0.1))
+    for policy in ("stage:0", "stage:1", "stage:2", "cascade"):
+        world.write(tmp_path, policy)
+    (comparison,) = group(read([tmp_path]))
+    assert comparison.cascade is not None
+    found = comparison.gap_closed(comparison.cascade)
+    assert found is not None
+    assert np.isfinite([found[0], *found[1]]).all()
+
+
 def test_runs_on_different_questions_are_refused(tmp_path: Path) -> None:
     World.random(3).write(tmp_path, "intern")
     World.random(2).write(tmp_path, "mentor")

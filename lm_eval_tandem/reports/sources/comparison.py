@@ -242,7 +242,7 @@ class Comparison:
         """Return which share of the cost between always-high and the oracle a run saves, with its 95 % interval.
 
         1 means that it costs as little as the oracle, 0 as much as always-high. None if one of the costs is not known,
-        or always-high costs no more than the oracle.
+        or always-high costs no more than the oracle. Resamples without such a gap say nothing of its share.
         """
         high, oracle = self.always_high, self.oracle
         if high is None or oracle is None or "tflops" not in run.measures:
@@ -252,7 +252,9 @@ class Comparison:
         if gap <= 0:
             return None
         low, own, top = (self.resampled(one, "tflops") for one in (oracle, run, high))
-        return float(subtract(highest, cost)) / gap, central_interval(subtract(top, own) / (top - low))
+        has_gap = top > low  # of few questions, some resamples hold none on which the two differ
+        shares = subtract(top, own)[has_gap] / (top - low)[has_gap]
+        return float(subtract(highest, cost)) / gap, central_interval(shares)
 
     @property
     def subjects(self) -> list[str]:
