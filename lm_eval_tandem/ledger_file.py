@@ -43,7 +43,7 @@ def check_replaceable(path: Path, policy: str, pair: str, models: Mapping[str, s
         raise ArgumentError(f"ledger={path} holds something else than a ledger, which the run would replace; {advice}")
     facts = head.get("models") or {role: head.get(role) for role in ("mentor", "intern")}
     theirs = {name: str(one.get("model")) for name, one in facts.items() if isinstance(one, dict)}
-    same_models = all(theirs.get(role) == label or same_path(theirs.get(role), label) for role, label in models.items())
+    same_models = all(same_path(theirs.get(role), label) for role, label in models.items())
     if (head.get("policy"), head.get("pair"), set(theirs), same_models) != (policy, pair, set(models), True):
         called = f"policy={head.get('policy')} of {' and '.join(map(str, theirs.values())) or 'other models'}"
         raise ArgumentError(
