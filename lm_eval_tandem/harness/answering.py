@@ -99,6 +99,7 @@ class AnsweringLM(LM):
         self.records: list[Record] = []
         self._computed_elsewhere: list[dict[str, Any]] = []
         self._seconds = 0.0
+        self._has_warned_of_rendering = False
 
     @property
     @abstractmethod
@@ -228,6 +229,16 @@ class AnsweringLM(LM):
         for sentence in self.warnings(self.records[former:]).values():
             log.warning("%s", sentence)
         return outcome
+
+    def compare_rendering(self, task: Task) -> None:
+        """Warn, once, of questions that are rendered otherwise than those by which the run decides."""
+        if not self._has_warned_of_rendering and (sentence := self._other_rendering(task)):
+            self._has_warned_of_rendering = True
+            log.warning("%s", sentence)
+
+    @abstractmethod
+    def _other_rendering(self, task: Task) -> str:
+        """What to warn of if this question is rendered otherwise; "" where it is not, or that is not known."""
 
     def warnings(self, records: Sequence[Record]) -> dict[str, str]:
         """What to warn of once these questions have been answered, which their answers alone do not show.

@@ -57,7 +57,6 @@ class EnsembleLM(AnsweringLM):
             ledger_file.check_replaceable(chosen.ledger, chosen.policy, chosen.pair_name, labels)
         registry.check(chosen.roles)
         self.scorer: Scorer | None = None
-        self._has_warned = False
         with self.ranks.failing_together(), ExitStack() as opened:  # closed again where a later step fails
             self._open_store(opened)
             self._engines = {name: self._load_engine(role, opened) for name, role in chosen.roles.items()}
@@ -153,7 +152,7 @@ class EnsembleLM(AnsweringLM):
         ContextError
             The prompt with the longest answer does not fit.
         """
-        self._compare_rendering(task)
+        self.compare_rendering(task)
         sizes, assessed = [], self.settings.selection.name == "self_assessment"
         for name, engine in self._engines.items():
             sizes.append(len(engine.encode(prompt_of(engine, task.question))))
@@ -173,13 +172,10 @@ class EnsembleLM(AnsweringLM):
                 )
         return sizes[0]
 
-    def _compare_rendering(self, task: Task) -> None:
-        """Warn, once, of a reference that was measured on questions rendered otherwise."""
-        if self.settings.reference is None or self._has_warned:
-            return
-        if sentence := other_rendering(self.settings.reference, self._engines, task.question):
-            self._has_warned = True
-            log.warning("reference=%s: %s", self.settings.options["reference"], sentence)
+    def _other_rendering(self, task: Task) -> str:
+        """See `AnsweringLM._other_rendering`: otherwise than the questions of the reference."""
+        sentence = other_rendering(self.settings.reference or {}, self._engines, task.question)
+        return sentence and f"reference={self.settings.options['reference']}: {sentence}"
 
     def warnings(self, records: Sequence[Record]) -> dict[str, str]:
         """See `AnsweringLM.warnings`: empty answers, and models that say nothing of themselves."""

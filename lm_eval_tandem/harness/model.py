@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lm_eval_tandem import _paths, ledger_file
 from lm_eval_tandem.cascade.algorithm import Cascade
@@ -23,8 +23,6 @@ from lm_eval_tandem.harness.requests import check_fits
 from lm_eval_tandem.harness.settings import Given, Settings, check_one_policy, read_settings
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.10 has none
-
     from lm_eval_tandem.judge.artefact import Sufficiency
 
 log = logging.getLogger(__name__)
@@ -60,7 +58,6 @@ class TandemLM(AnsweringLM):
         if chosen.ledger is not None:
             models = {name: role.label for name, role in chosen.roles.items() if role is not None}
             ledger_file.check_replaceable(chosen.ledger, str(chosen.policy), chosen.pair_name, models)
-        self._has_warned = False
         self._classifier = self._load_classifier() if chosen.policy.needs_judge else None
         self.judge = self.judge_for(chosen.policy)
         view = DEFAULT_VIEW if self.judge is None else self.judge.view
@@ -206,18 +203,16 @@ class TandemLM(AnsweringLM):
             self.compare_rendering(task)
         return check_fits(task, self.settings, self.engines)
 
-    def compare_rendering(self, task: Task) -> None:
-        """Warn, once, of a classifier that was fitted on questions in chat templates, and is to judge others."""
+    def _other_rendering(self, task: Task) -> str:
+        """See `AnsweringLM._other_rendering`: otherwise than the questions on which the classifier was fitted."""
         assert self._classifier is not None
         as_chats, is_chat = self._classifier.config["fitted_on"].get(TEMPLATE), task.question.messages is not None
-        if as_chats in (None, is_chat) or self._has_warned:
-            return
-        self._has_warned = True
-        log.warning(
-            "classifier=%s was fitted on questions %s chat templates, and this one is asked %s, so its scores mean "
-            "little; ask in the same way, or fit one on this way to ask.",
-            self.settings.classifier,
-            *(("in", "as plain text") if as_chats else ("without", "in one")),
+        if as_chats in (None, is_chat):
+            return ""
+        theirs, ours = ("in", "as plain text") if as_chats else ("without", "in one")
+        return (
+            f"classifier={self.settings.classifier} was fitted on questions {theirs} chat templates, and this one is "
+            f"asked {ours}, so its scores mean little; ask in the same way, or fit one on this way to ask."
         )
 
     @property

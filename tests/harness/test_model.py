@@ -72,7 +72,7 @@ def test_a_classifier_that_was_fitted_on_questions_rendered_otherwise_is_named(
     lm = TandemLM(classifier=str(tmp_path / "c"), **COMMON)
     for is_chat in (False, True):
         caplog.clear()
-        lm._has_warned = False
+        lm._has_warned_of_rendering = False
         requests = instances(2, max_gen_toks=4)
         for request in requests:
             question, generation = request.args
