@@ -27,6 +27,9 @@ class Ranks:
         self.state: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             import torch
+
+            # Its functions have the group for a default argument; one that is there already would outlive its end.
+            import torch.distributed.nn.functional
             from accelerate import PartialState
 
             self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)

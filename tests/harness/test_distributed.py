@@ -54,6 +54,26 @@ def test_two_ranks_give_the_results_and_the_ledger_of_one(tmp_path: Path) -> Non
     assert answers[1] == answers[0]
 
 
+ENDED = """
+from pathlib import Path
+from lm_eval_tandem import pair
+from lm_eval_tandem.harness.distributed import end_process_group
+from lm_eval_tandem.model import TandemLM
+
+TandemLM(policy="mentor", mentor=str(pair.MENTOR), mentor_backend="hf")
+end_process_group()
+print("threads:", *[(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads in a folder")
+def test_a_rank_that_has_ended_leaves_no_thread_of_the_group(tmp_path: Path) -> None:
+    """A thread of gloo that lives while the interpreter ends may abort its process, which ends the other rank too."""
+    printed = run([*TWO, "--no-python", sys.executable, "-c", ENDED], tmp_path)
+    assert printed.count("threads:") == 2
+    assert "gloo" not in printed
+
+
 UNSUPERVISED = """
 import sys
 from lm_eval.api.instance import Instance
