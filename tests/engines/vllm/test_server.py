@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,30 @@ from lm_eval_tandem.pair import problems
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed; `make vllm` runs these tests with it")
 
+TESTS = Path(__file__).parents[2]
 QUESTIONS = [str(row["question"]) for row in problems.rows("math", "test", 40)]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serve(pair.MENTOR, "--enable-prompt-tokens-details") as url:
+def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that slows the server down while it exists."""
+    return tmp_path_factory.mktemp("pace") / "slow"
+
+
+@pytest.fixture(scope="module")
+def server(switch: Path) -> Iterator[str]:
+    paced = {"PYTHONPATH": str(TESTS), "TANDEM_TEST_PACE": str(switch)}
+    arguments = ("--enable-prompt-tokens-details", "--logits-processors", "engines.vllm.paced:Pace")
+    with serve(pair.MENTOR, *arguments, environment=paced) as url:
         yield url
+
+
+@pytest.fixture
+def slow(switch: Path) -> Iterator[None]:
+    """The server writes no faster than a large model does."""
+    switch.touch()
+    yield
+    switch.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +95,10 @@ class TestAPIEngine(EngineConformance):
         JudgedConformance.test_reported_tokens_are_the_beginning_of_the_result
     )
     test_a_call_that_goes_on_reports_its_own_tokens = JudgedConformance.test_a_call_that_goes_on_reports_its_own_tokens
+
+    @pytest.mark.usefixtures("slow")
+    def test_a_cancelled_call_reports_nothing_more(self, engine: Any) -> None:
+        super().test_a_cancelled_call_reports_nothing_more(engine)
 
     @pytest.mark.skip(reason="entropies are estimates here; that of the whole vocabulary is tested below")
     def test_stats_of_generated_tokens_are_those_of_a_scored_prompt(self) -> None: ...  # type: ignore[override]
@@ -167,6 +189,7 @@ def test_the_answers_of_an_intern_are_those_in_process(server: str, policy: str,
     assert_answers_are_those_in_process(server, n, policy, pair.MENTOR, **OPTIONS)
 
 
+@pytest.mark.usefixtures("slow")
 def test_refused_beginnings_end_at_the_server_within_16_tokens(server: str) -> None:
     def written() -> int:
         with urllib.request.urlopen(server.removesuffix("/v1") + "/metrics") as reply:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -30,10 +30,13 @@ SMALL = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str
 
 
 @contextmanager
-def serve(model: Path | str, *arguments: str, name: str = "served") -> Iterator[str]:
+def serve(
+    model: Path | str, *arguments: str, name: str = "served", environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Serve the model as `name` until the block ends; gives the base URL, as in http://127.0.0.1:8000/v1.
 
     arguments: further ones of `vllm serve`; they go after, and so before, those of `SMALL`.
+    environment: variables beside those of this process and `CPU`.
     Raises AssertionError with the end of the server's log where it does not start.
     """
     port = free_port()
@@ -43,7 +46,11 @@ def serve(model: Path | str, *arguments: str, name: str = "served") -> Iterator[
     with TemporaryFile() as log:
         # A group of its own: the engine's processes are children of the server's and end with the group.
         server = subprocess.Popen(
-            command, env={**os.environ, **CPU}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env={**os.environ, **CPU, **(environment or {})},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             if not healthy(server, f"http://127.0.0.1:{port}/health"):
