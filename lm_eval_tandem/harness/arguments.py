@@ -273,7 +273,7 @@ ARGUMENTS = (
         to_recorded,
         words("True", "False", "answers"),
         "Keep the judge's features in the ledger, at fixed stages too; `answers`: only those of the intern's answer, "
-        "without its pass over the prompt.",
+        "without its pass over the prompt. `lm_eval` writes records only with `ledger`.",
         default=False,
     ),
     Argument(

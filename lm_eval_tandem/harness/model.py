@@ -222,19 +222,21 @@ class TandemLM(AnsweringLM):
 
 
 def check_kept(given: Mapping[str, Any]) -> None:
-    """Refuse `record_insights` in a run of the harness that writes no records.
+    """Refuse `record_features` and `record_insights` in a run of the harness that writes no records.
 
     Raises
     ------
     ArgumentError
         There is no `ledger`.
     """
-    recorded = Given({name: given[name] for name in ("record_insights", "ledger") if given.get(name) is not None})
-    if recorded["record_insights"] and recorded["ledger"] is None:
-        raise ArgumentError(
-            "record_insights=True has no effect without ledger=FILE, into which records are written; give a file, or "
-            "leave it out."
-        )
+    kept = ("record_features", "record_insights")
+    recorded = Given({name: given[name] for name in (*kept, "ledger") if given.get(name) is not None})
+    for name in kept:
+        if recorded[name] and recorded["ledger"] is None:
+            raise ArgumentError(
+                f"{name}={recorded[name]} has no effect without ledger=FILE, into which records are written; give a "
+                "file, or leave it out."
+            )
 
 
 def as_argument(value: Any) -> str:

@@ -159,9 +159,14 @@ def test_run_shows_them_beside_the_answers_to_own_questions(tmp_path: Path) -> N
 
 def test_lm_eval_refuses_them_where_no_record_is_written() -> None:
     """The harness has no other place for them; `run` has, and so has who uses the model in Python."""
-    for value in (True, "true"):
-        with pytest.raises(ArgumentError, match=r"^record_insights=True has no effect without ledger=FILE"):
-            TandemLM.create_from_arg_obj({**COMMON, "record_insights": value})
+    for name, value, said in (
+        ("record_insights", True, True),
+        ("record_insights", "true", True),
+        ("record_features", "True", True),
+        ("record_features", "answers", "answers"),
+    ):
+        with pytest.raises(ArgumentError, match=rf"^{name}={said} has no effect without ledger=FILE"):
+            TandemLM.create_from_arg_obj({**COMMON, name: value})
     with pytest.raises(ArgumentError, match=r"^record_insights=x has to be True or False"):
         TandemLM.create_from_arg_string("record_insights=x,ledger=l.jsonl")
 
