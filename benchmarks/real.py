@@ -211,12 +211,15 @@ class Setting:
         return Step(f"{pair.name}-{task}-{name}", command, output, "results_*.json")
 
     def reports(self, pair: Pair) -> Iterator[Step]:
-        """The report of a pair; made anew each time."""
+        """The report of a pair, made anew each time; the mentor is that of all pairs, and was asked with the first."""
         folder = self.output / pair.name
+        tasks = ("tandem_gsm8k", "tandem_humaneval")
+        mentor = [] if "mentor" in pair.policies else [self.output / PAIRS[0].name / task / "mentor" for task in tasks]
         command = [
-            *(sys.executable, "-m", "lm_eval_tandem.cli", "report", str(folder / "tandem_gsm8k")),
-            *(str(folder / "tandem_humaneval"), "--output", str(folder / "report")),
-            *("--title", f"{MENTOR} and {pair.intern}", "--classifier", str(folder / "classifier")),
+            *(sys.executable, "-m", "lm_eval_tandem.cli", "report", *map(str, (folder / task for task in tasks))),
+            *map(str, mentor),
+            *("--output", str(folder / "report"), "--title", f"{MENTOR} and {pair.intern}"),
+            *("--classifier", str(folder / "classifier")),
         ]
         yield Step(f"report-{pair.name}", command, folder / "report", None)
 

@@ -31,6 +31,16 @@ def test_nothing_is_fitted_on_test_questions_and_the_advice_comes_first(setting:
         assert [step.name.partition("-")[0] for step in training] == ["collect", "fit", "thresholds"]
 
 
+def test_every_report_has_the_mentor(setting: Any) -> None:
+    """It was asked with the first pair."""
+    asked = {step.output for step in setting.testing(real.PAIRS[0]) if step.output.name == "mentor"}
+    for one in real.PAIRS:
+        (step,) = setting.reports(one)
+        given = {Path(folder) for folder in cli.parser().parse_args(step.command[3:]).results}
+        assert all(given & {folder, folder.parent} for folder in asked)
+        assert {setting.output / one.name / task for task in ("tandem_gsm8k", "tandem_humaneval")} <= given
+
+
 def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(setting: Any) -> None:
     first = real.PAIRS[0]
     (trying,) = setting.strategies(first)
