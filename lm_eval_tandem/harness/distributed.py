@@ -28,7 +28,8 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             import torch
 
-            # Its functions have the group for a default argument; one that is there already would outlive its end.
+            # Its functions take the group for a default argument: one that exists when they are imported is never let
+            # go of, and destroy_process_group then ends no thread.
             import torch.distributed.nn.functional
             from accelerate import PartialState
 
