@@ -176,7 +176,8 @@ class Guard:
         parts, size, deadline = list[bytes](), 0, time.monotonic() + self._options.read_seconds
         while True:
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    message = await receive()
             except TimeoutError:
                 raise RequestError(
                     408,

@@ -172,8 +172,9 @@ class ServerPool:
             sent = self.supported(body)
             self.work.calls += 1
             try:
-                request = self._client(session, attempt).post(path, body=sent, cast_to=object)
-                reply = await asyncio.wait_for(request, self.options.timeout)
+                # `asyncio.wait_for` would lose a cancellation that arrives together with the reply (Python < 3.12).
+                async with asyncio.timeout(self.options.timeout):
+                    reply = await self._client(session, attempt).post(path, body=sent, cast_to=object)
             except Exception as error:  # the client raises many kinds of exceptions, which `failure` distinguishes
                 if self._drop_refused(error, sent):
                     continue

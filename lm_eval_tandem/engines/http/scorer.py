@@ -142,8 +142,8 @@ class HTTPScorer:
         unsent = PUBLIC_HEADERS if self._key else (*PUBLIC_HEADERS, "Authorization")
         headers = {"headers": dict.fromkeys(unsent, openai.Omit())}
         try:
-            request = client.post(self.name, body=body, options=headers, cast_to=str)
-            reply = await asyncio.wait_for(request, self._options.timeout)
+            async with asyncio.timeout(self._options.timeout):  # not `wait_for`, as in `ServerPool.post`
+                reply = await client.post(self.name, body=body, options=headers, cast_to=str)
         except openai.AuthenticationError as error:
             variable, said = self._options.api_key_env, self._errors.message(error)
             step = f"set {variable} to a valid one" if variable else "name its environment variable in api_key_env=…"

@@ -285,15 +285,9 @@ class Stream:
         return bool(self._unread)
 
     async def _wait_for_change(self, patience: float) -> None:
-        # `asyncio.wait_for` would lose a cancellation that arrives together with the change (Python < 3.12).
         self._changed.clear()
-        waiting = asyncio.ensure_future(self._changed.wait())
-        try:
-            done, _ = await asyncio.wait({waiting}, timeout=patience)
-        finally:
-            waiting.cancel()
-        if not done:
-            raise TimeoutError
+        async with asyncio.timeout(patience):
+            await self._changed.wait()
 
     @property
     def _fully_read(self) -> bool:
