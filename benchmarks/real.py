@@ -42,6 +42,7 @@ MENTOR = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 GUIDANCE, EFFORTS = "handoff", "40:80:160"
 """Chosen on training questions: see docs/real-models.md."""
 TRAINING_QUESTIONS = 120
+TEST_TASKS = ("tandem_gsm8k", "tandem_humaneval")
 TEST_QUESTIONS, SEED = 200, 2026
 """Size and seed of the sample of GSM8K's test questions."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
@@ -166,7 +167,7 @@ class Setting:
 
     def testing(self, pair: Pair) -> Iterator[Step]:
         """Every policy on both tasks."""
-        for task in ("tandem_gsm8k", "tandem_humaneval"):
+        for task in TEST_TASKS:
             for policy in pair.policies:
                 arguments = [self.models_of(pair), f"policy={policy}"]
                 if policy in ("cascade", "escalate", "llm_cascade"):
@@ -213,11 +214,11 @@ class Setting:
     def reports(self, pair: Pair) -> Iterator[Step]:
         """The report of a pair, made anew each time; the mentor is that of all pairs, and was asked with the first."""
         folder = self.output / pair.name
-        tasks = ("tandem_gsm8k", "tandem_humaneval")
-        mentor = [] if "mentor" in pair.policies else [self.output / PAIRS[0].name / task / "mentor" for task in tasks]
+        runs = [folder / task for task in TEST_TASKS]
+        if "mentor" not in pair.policies:
+            runs += [self.output / PAIRS[0].name / task / "mentor" for task in TEST_TASKS]
         command = [
-            *(sys.executable, "-m", "lm_eval_tandem.cli", "report", *map(str, (folder / task for task in tasks))),
-            *map(str, mentor),
+            *(sys.executable, "-m", "lm_eval_tandem.cli", "report", *map(str, runs)),
             *("--output", str(folder / "report"), "--title", f"{MENTOR} and {pair.intern}"),
             *("--classifier", str(folder / "classifier")),
         ]

@@ -38,7 +38,7 @@ def test_every_report_has_the_mentor(setting: Any) -> None:
         (step,) = setting.reports(one)
         given = {Path(folder) for folder in cli.parser().parse_args(step.command[3:]).results}
         assert all(given & {folder, folder.parent} for folder in asked)
-        assert {setting.output / one.name / task for task in ("tandem_gsm8k", "tandem_humaneval")} <= given
+        assert {setting.output / one.name / task for task in real.TEST_TASKS} <= given
 
 
 def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(setting: Any) -> None:

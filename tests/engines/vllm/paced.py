@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-SWITCH = "TANDEM_TEST_PACE"
-"""The environment variable with the path of a file: every token takes `SECONDS` longer while the file exists."""
+from engines.vllm.vllm_server import SWITCH
+
 SECONDS = 0.05
+"""How much longer every token takes while the file named by `SWITCH` exists."""
 
 
 class Pace(LogitsProcessor):

@@ -33,7 +33,6 @@ from lm_eval_tandem.pair import problems
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed; `make vllm` runs these tests with it")
 
-TESTS = Path(__file__).parents[2]
 QUESTIONS = [str(row["question"]) for row in problems.rows("math", "test", 40)]
 
 
@@ -45,9 +44,7 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(switch: Path) -> Iterator[str]:
-    paced = {"PYTHONPATH": str(TESTS), "TANDEM_TEST_PACE": str(switch)}
-    arguments = ("--enable-prompt-tokens-details", "--logits-processors", "engines.vllm.paced:Pace")
-    with serve(pair.MENTOR, *arguments, environment=paced) as url:
+    with serve(pair.MENTOR, "--enable-prompt-tokens-details", slow_while=switch) as url:
         yield url
 
 

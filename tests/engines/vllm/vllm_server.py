@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,31 +26,32 @@ CPU = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+TESTS = Path(__file__).parents[2]
+SWITCH = "TANDEM_TEST_PACE"
+"""The environment variable by which a server's processes know the file `slow_while`."""
 SMALL = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(2**28), "--block-size", "32")
 
 
 @contextmanager
-def serve(
-    model: Path | str, *arguments: str, name: str = "served", environment: Mapping[str, str] | None = None
-) -> Iterator[str]:
+def serve(model: Path | str, *arguments: str, name: str = "served", slow_while: Path | None = None) -> Iterator[str]:
     """Serve the model as `name` until the block ends; gives the base URL, as in http://127.0.0.1:8000/v1.
 
     arguments: further ones of `vllm serve`; they go after, and so before, those of `SMALL`.
-    environment: variables beside those of this process and `CPU`.
+    slow_while: a file; while it exists, the server writes no faster than one of a large model (`paced`).
     Raises AssertionError with the end of the server's log where it does not start.
     """
     port = free_port()
     program = Path(sys.executable).parent / "vllm"
     command = [str(program), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--served-model-name", name, *SMALL, *arguments]
+    environment = {**os.environ, **CPU}
+    if slow_while is not None:
+        command += ["--logits-processors", "engines.vllm.paced:Pace"]
+        environment |= {"PYTHONPATH": str(TESTS), SWITCH: str(slow_while)}
     with TemporaryFile() as log:
         # A group of its own: the engine's processes are children of the server's and end with the group.
         server = subprocess.Popen(
-            command,
-            env={**os.environ, **CPU, **(environment or {})},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             if not healthy(server, f"http://127.0.0.1:{port}/health"):
