@@ -32,7 +32,10 @@ ASSETS = {
     if file.suffix != ".md"
 }
 ASSETS |= {"results/pair/report.html": "results/report.html"}
-ASSETS |= {"results/real/coder-0.5b/report/report.html": "results/coder-0.5b.html"}
+ASSETS |= {
+    file.relative_to(ROOT).as_posix(): f"results/{file.parents[1].name}.html"
+    for file in sorted(ROOT.glob("results/real/*/report/report.html"))
+}
 """Files that are copied as they are."""
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 

@@ -160,6 +160,7 @@ def test_prompts_are_scored_with_estimates_where_that_is_requested(server: str, 
         APIEngine("served", {**given, "entropy": "exact"})
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_closed_stream_ends_the_request_at_the_server(server: str) -> None:
     engine = APIEngine("served", {"base_url": server, "resume": "stream", "price_input": 1, "price_output": 1})
 
