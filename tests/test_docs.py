@@ -69,6 +69,14 @@ def code_blocks(page: str, language: str) -> list[str]:
     return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if name == language]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_lm_eval_say_where_the_package_s_tasks_are(page: Path) -> None:
+    """The bare command knows them by --include_path alone."""
+    commands = re.findall(r"^\s*lm_eval .*", page.read_text(encoding="utf-8").replace("\\\n", ""), re.MULTILINE)
+    missing = [one for one in commands if re.search("--tasks tandem_", one) and "--include_path" not in one]
+    assert missing == []
+
+
 def test_the_task_of_one_s_own_runs_and_shows_its_costs(tmp_path: Path) -> None:
     folder = tmp_path / "my_tasks"
     folder.mkdir()

@@ -226,8 +226,10 @@ class AnsweringLM(LM):
             bar.close()
             self._seconds += time.perf_counter() - started
             self._write_ledger()
-        for sentence in self.warnings(self.records[former:]).values():
-            log.warning("%s", sentence)
+        answered = self.records[former:]
+        for sentence in (*self.warnings(answered).values(), run_report.cut_answers(answered)):
+            if sentence:
+                log.warning("%s", sentence)
         return outcome
 
     def compare_rendering(self, task: Task) -> None:

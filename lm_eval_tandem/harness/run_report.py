@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,6 +43,8 @@ JUDGE_FACTS = ("schema", "sha256", "model", "tasks", "labels", "per", "adapter")
 PACKAGES = ("numpy", "tokenizers", "accelerate", "jinja2", "scikit-learn", "math-verify", "sympy")
 """Packages whose version results name for the whole run, beside those that `ENGINE_FACTS` names for an engine."""
 SHA256 = re.compile("[0-9a-f]{64}")
+CUT_ANSWERS = 0.1
+"""The share of answers that are cut, from which on a run warns of it."""
 
 
 def description(settings: Settings, engines: Engines, judge: Sufficiency | None) -> dict[str, Any]:
@@ -243,6 +245,23 @@ def totals(records: Iterable[Record], processes: Iterable[Mapping[str, Any]], wa
         found = added(found, process)
     found["wall_seconds"] = wall_seconds
     return found | shares(found)
+
+
+def cut_answers(records: Collection[Record]) -> str:
+    """What to warn of where many answers ended at their longest length, which is 256 tokens in most tasks of lm-eval.
+
+    Returns
+    -------
+    str
+        A sentence, or "" where less than `CUT_ANSWERS` of the answers were cut.
+    """
+    cut = sum(record.finish_reason == "length" for record in records)
+    if not cut or cut < CUT_ANSWERS * len(records):
+        return ""
+    return (
+        f"{cut} of {len(records)} answers were cut at the longest answer that was allowed, perhaps before what is "
+        "graded; raise max_gen_toks (--gen_kwargs, or generation_kwargs of the task)."
+    )
 
 
 def shares(totals: Mapping[str, Any]) -> dict[str, float]:

@@ -234,6 +234,16 @@ def test_answers_carry_their_cost_and_totals_add_up(tmp_path: Path) -> None:
     lm.close()
 
 
+@pytest.mark.parametrize(("allowed", "cut"), [(4, 12), (200, 0)])
+def test_a_run_warns_of_many_answers_that_were_cut(allowed: int, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+    lm = TandemLM(policy="intern", **COMMON)
+    lm.generate_until(instances(max_gen_toks=allowed), disable_tqdm=True)
+    lm.close()
+    sentences = [record.message for record in caplog.records if "were cut" in record.message]
+    assert [sentence.split(" answers")[0] for sentence in sentences] == [f"{cut} of 12"] * (cut > 0)
+    assert all("raise max_gen_toks" in sentence for sentence in sentences)
+
+
 def test_a_store_shares_the_mentors_text_and_changes_nothing(tmp_path: Path) -> None:
     store = str(tmp_path / "s.sqlite")
 
