@@ -135,7 +135,7 @@ def of_real_models(models: Path, threads: int) -> Trial:
         models=f"{real.MENTOR} and {first.intern}",
         how=f"greedy, llama.cpp, at most {real.ANSWER_TOKENS} tokens; steps end with a blank line",
         task="tandem_gsm8k_train",
-        questions=40,
+        questions=20,
         candidates={
             "outline": tandem("outline", 80, 160),
             "steps": tandem("steps", 0.5, 1, 2),
