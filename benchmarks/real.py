@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -199,7 +200,7 @@ class Setting:
             yield self._test(pair, "tandem_gsm8k", chosen["name"], model, arguments)
 
     def _test(self, pair: Pair, task: str, policy: str, model: str, arguments: Sequence[str]) -> Step:
-        name = policy.replace(":", "-")
+        name = "-".join(re.findall(r"[\w.]+", policy))
         output = self.output / pair.name / task / name
         kept = f"store={self.work / 'store.sqlite'},ledger={output / 'ledger.jsonl'}"
         command = [

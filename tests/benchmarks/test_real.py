@@ -52,16 +52,18 @@ def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(set
             "candidate": ["tandem", {"mentor": "a.gguf", "intern": "b.gguf", "policy": "outline:80"}],
         },
         {"name": "ensemble:vote", "candidate": ["ensemble", {"models": "a.gguf;b.gguf", "aggregation": "vote"}]},
+        {"name": "ensemble:random/loop (segment_tokens=32)", "candidate": ["ensemble", {"models": "a.gguf;b.gguf"}]},
     ]
     trying.output.mkdir(parents=True)
     (trying.output / "strategies.json").write_text(json.dumps(chosen))
     again, *testing = setting.strategies(first)
     assert again.finished
     assert [step.name for step in testing] == [
-        f"coder-0.5b-tandem_gsm8k-{name}" for name in ("outline-80", "ensemble-vote")
+        f"coder-0.5b-tandem_gsm8k-{name}"
+        for name in ("outline-80", "ensemble-vote", "ensemble-random-loop-segment_tokens-32")
     ]
     models = [step.command[step.command.index("--model") + 1] for step in testing]
-    assert models == ["tandem", "ensemble"]
+    assert models == ["tandem", "ensemble", "ensemble"]
     given = testing[1].command[testing[1].command.index("--model_args") + 1]
     assert given.startswith(f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,")
 
