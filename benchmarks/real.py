@@ -10,7 +10,7 @@ SmolLM2-135M-Instruct (interns). The order is the one that honest figures need:
 3. every policy on a fixed sample of GSM8K's test questions, and on all of HumanEval, to which the classifier is carried
    over from GSM8K;
 4. `benchmarks/strategies.py` for the first pair: other ways to work together are tried on training questions, and what
-   is chosen of each is asked the same test questions of GSM8K;
+   is chosen of each is asked half of those test questions of GSM8K, beside the policies;
 5. the reports.
 
 A step that is finished is not repeated, and of one that was killed only what is missing is asked again: answers are in
@@ -44,8 +44,14 @@ GUIDANCE, EFFORTS = "handoff", "40:80:160"
 """Chosen on training questions: see docs/real-models.md."""
 TRAINING_QUESTIONS = 120
 TEST_TASKS = ("tandem_gsm8k", "tandem_humaneval")
+STRATEGIES = "strategies"
+"""The folder of the strategies' runs."""
 TEST_QUESTIONS, SEED = 200, 2026
 """Size and seed of the sample of GSM8K's test questions."""
+STRATEGY_QUESTIONS = 100
+"""Those of the sample that the strategies are asked: some of them take minutes a question."""
+COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
+"""The policies that stand beside the strategies."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
 GENERATION = ["--apply_chat_template", "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
 OBJECTIVE = "accuracy@cost<=0.73"
@@ -170,15 +176,10 @@ class Setting:
         """Every policy on both tasks."""
         for task in TEST_TASKS:
             for policy in pair.policies:
-                arguments = [self.models_of(pair), f"policy={policy}"]
-                if policy in ("cascade", "escalate", "llm_cascade"):
-                    arguments.append(f"classifier={self.output / pair.name / 'classifier'}")
-                if policy == "intern" or policy.startswith("stage"):
-                    arguments.append("record_features=answers")
-                yield self._test(pair, task, policy, "tandem", arguments)
+                yield self._test(pair, task, policy, "tandem", self._arguments(pair, policy))
 
     def strategies(self, pair: Pair) -> Iterator[Step]:
-        """Other ways to work together: chosen on training questions, then asked GSM8K's test questions.
+        """Other ways to work together: chosen on training questions, then asked test questions of GSM8K.
 
         The later steps are known once the first one has written what is chosen.
         """
@@ -193,15 +194,37 @@ class Setting:
             written.parent,
             written.name,
         )
+        asked: list[tuple[str, str, list[str]]] = []
         for chosen in json.loads(written.read_text(encoding="utf-8")) if written.exists() else []:
             model, own = chosen["candidate"]
             given = {**located(own, self.models), "max_length": WINDOW, "threads": self.threads}
-            arguments = [f"{name}={value}" for name, value in given.items()]
-            yield self._test(pair, "tandem_gsm8k", chosen["name"], model, arguments)
+            asked.append((chosen["name"], model, [f"{name}={value}" for name, value in given.items()]))
+        if asked:
+            asked += [(policy, "tandem", self._arguments(pair, policy)) for policy in COMPARED]
+        for name, model, arguments in asked:
+            yield self._test(pair, "tandem_gsm8k", name, model, arguments, STRATEGY_QUESTIONS, STRATEGIES)
 
-    def _test(self, pair: Pair, task: str, policy: str, model: str, arguments: Sequence[str]) -> Step:
-        name = "-".join(re.findall(r"[\w.]+", policy))
-        output = self.output / pair.name / task / name
+    def _arguments(self, pair: Pair, policy: str) -> list[str]:
+        """`--model_args` of a policy on the test questions."""
+        arguments = [self.models_of(pair), f"policy={policy}"]
+        if policy in ("cascade", "escalate", "llm_cascade"):
+            arguments.append(f"classifier={self.output / pair.name / 'classifier'}")
+        if policy == "intern" or policy.startswith("stage"):
+            arguments.append("record_features=answers")
+        return arguments
+
+    def _test(
+        self,
+        pair: Pair,
+        task: str,
+        policy: str,
+        model: str,
+        arguments: Sequence[str],
+        questions: int = TEST_QUESTIONS,
+        folder: str | None = None,
+    ) -> Step:
+        name, folder = "-".join(re.findall(r"[\w.]+", policy)), folder or task
+        output = self.output / pair.name / folder / name
         kept = f"store={self.work / 'store.sqlite'},ledger={output / 'ledger.jsonl'}"
         command = [
             *(sys.executable, "-m", "lm_eval_tandem", "--model", model, "--tasks", task, *GENERATION),
@@ -209,8 +232,8 @@ class Setting:
             *("--output_path", str(output), "--log_samples", "--confirm_run_unsafe_code"),
         ]
         if task == "tandem_gsm8k":
-            command += ["--samples", json.dumps({task: sample()})]
-        return Step(f"{pair.name}-{task}-{name}", command, output, "results_*.json")
+            command += ["--samples", json.dumps({task: sample(questions)})]
+        return Step(f"{pair.name}-{folder}-{name}", command, output, "results_*.json")
 
     def reports(self, pair: Pair) -> Iterator[Step]:
         """The report of a pair, made anew each time; the mentor is that of all pairs, and was asked with the first."""
@@ -218,12 +241,18 @@ class Setting:
         runs = [folder / task for task in TEST_TASKS]
         if "mentor" not in pair.policies:
             runs += [self.output / PAIRS[0].name / task / "mentor" for task in TEST_TASKS]
+        yield self._report(pair, "report", runs)
+        if pair == PAIRS[0]:
+            yield self._report(pair, f"report_{STRATEGIES}", [folder / STRATEGIES])
+
+    def _report(self, pair: Pair, name: str, runs: Sequence[Path]) -> Step:
+        folder = self.output / pair.name
         command = [
             *(sys.executable, "-m", "lm_eval_tandem.cli", "report", *map(str, runs)),
-            *("--output", str(folder / "report"), "--title", f"{MENTOR} and {pair.intern}"),
+            *("--output", str(folder / name), "--title", f"{MENTOR} and {pair.intern}"),
             *("--classifier", str(folder / "classifier")),
         ]
-        yield Step(f"report-{pair.name}", command, folder / "report", None)
+        return Step(f"{name}-{pair.name}", command, folder / name, None)
 
 
 def located(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -234,9 +263,10 @@ def located(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def sample() -> list[int]:
-    """The numbers of the test questions of GSM8K that are asked, ascending."""
-    return sorted(random.Random(SEED).sample(range(GSM8K_TEST), TEST_QUESTIONS))
+def sample(questions: int = TEST_QUESTIONS) -> list[int]:
+    """The numbers of the test questions of GSM8K that are asked, ascending; fewer are spread over all of them."""
+    numbers = sorted(random.Random(SEED).sample(range(GSM8K_TEST), TEST_QUESTIONS))
+    return numbers[:: TEST_QUESTIONS // questions]
 
 
 def prepare_data(data: Path | None, work: Path) -> dict[str, str]:

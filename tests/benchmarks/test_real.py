@@ -35,7 +35,7 @@ def test_every_report_has_the_mentor(setting: Any) -> None:
     """It was asked with the first pair."""
     asked = {step.output for step in setting.testing(real.PAIRS[0]) if step.output.name == "mentor"}
     for one in real.PAIRS:
-        (step,) = setting.reports(one)
+        step, *_ = setting.reports(one)
         given = {Path(folder) for folder in cli.parser().parse_args(step.command[3:]).results}
         assert all(given & {folder, folder.parent} for folder in asked)
         assert {setting.output / one.name / task for task in real.TEST_TASKS} <= given
@@ -58,12 +58,15 @@ def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(set
     (trying.output / "strategies.json").write_text(json.dumps(chosen))
     again, *testing = setting.strategies(first)
     assert again.finished
-    assert [step.name for step in testing] == [
-        f"coder-0.5b-tandem_gsm8k-{name}"
-        for name in ("outline-80", "ensemble-vote", "ensemble-random-loop-segment_tokens-32")
-    ]
+    chosen_names = ["outline-80", "ensemble-vote", "ensemble-random-loop-segment_tokens-32"]
+    compared = ["intern", "stage-3", "llm_cascade", "escalate", "cascade", "mentor"]
+    assert [step.name for step in testing] == [f"coder-0.5b-strategies-{name}" for name in chosen_names + compared]
     models = [step.command[step.command.index("--model") + 1] for step in testing]
-    assert models == ["tandem", "ensemble", "ensemble"]
+    assert models == ["tandem", "ensemble", "ensemble", *["tandem"] * 6]
+    asked = {step.command[step.command.index("--samples") + 1] for step in testing}
+    assert [json.loads(one) for one in asked] == [{"tandem_gsm8k": real.sample()[::2]}]
+    *_, report = setting.reports(first)
+    assert cli.parser().parse_args(report.command[3:]).results == [testing[0].output.parent]
     given = testing[1].command[testing[1].command.index("--model_args") + 1]
     assert given.startswith(f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,")
 
@@ -108,7 +111,7 @@ def test_a_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in real.DATA:
         rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(3)]
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(real, "sample", lambda: [0, 2])
+    monkeypatch.setattr(real, "sample", lambda *_: [0, 2])
     monkeypatch.setattr(real, "GENERATION", ["--batch_size", "2", "--gen_kwargs", "max_gen_toks=8"])
     monkeypatch.setattr(real, "WINDOW", 512)
     command = [str(models), "--data", str(data), "--work", str(tmp_path / "work"), "--threads", "1"]
