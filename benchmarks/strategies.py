@@ -119,7 +119,8 @@ def bundled() -> Trial:
 def of_real_models(models: Path, threads: int) -> Trial:
     """What llama.cpp can run of them on the first pair of `benchmarks/real.py`; its third model votes with the two.
 
-    `handoff:N` is what a stage of N tokens is there, and strategies token by token need transformers.
+    `handoff:N` is what a stage of N tokens is there. Strategies token by token need transformers. The intern scores,
+    since llama.cpp reads the log-probabilities of a given text token by token: minutes a question with the mentor.
     """
     first, second = real.PAIRS
     files = (real.MENTOR, first.intern, second.intern)
@@ -142,12 +143,11 @@ def of_real_models(models: Path, threads: int) -> Trial:
             "verify": tandem("verify", 5, 8),
             "random (model)": [ensemble(selection="random")],
             "vote": [ensemble(3, aggregation="vote")],
-            "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{real.MENTOR}")],
+            "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{first.intern}")],
             "loop": [ensemble(aggregation="loop", segment_tokens=n) for n in segments],
             "random (segment)": [ensemble(aggregation="random", segment_tokens=n) for n in segments],
             "reward_based": [
-                ensemble(aggregation="reward_based", segment_tokens=n, scorer=f"logprob:{real.MENTOR}")
-                for n in segments
+                ensemble(aggregation="reward_based", segment_tokens=segments[-1], scorer=f"logprob:{first.intern}")
             ],
         },
         common={"batch_size": real.BATCH, "max_length": real.WINDOW, "threads": threads},
