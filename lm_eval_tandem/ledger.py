@@ -206,6 +206,11 @@ class Record:
         return self.task, self.doc_id, self.repeat
 
     @property
+    def truncated(self) -> bool:
+        """Whether the answer was cut at the longest that was allowed."""
+        return self.finish_reason == "length"
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The figures that a task reports beside its score; those that are not known are left out."""
         in_tandem = not self.spent
@@ -215,7 +220,7 @@ class Record:
             "tflops": self.tflops,
             "dollars": self.dollars,
             "stage": float(self.stage) if in_tandem else None,
-            "truncated": float(self.finish_reason == "length"),
+            "truncated": float(self.truncated),
         }
         return {name: figure for name, figure in figures.items() if figure is not None}
 
@@ -260,7 +265,7 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
         "tokens": asdict(tokens),
         **({"models": {name: asdict(spent) for name, spent in models.items()}} if models else {}),
         "stage_share": {str(stage): stages[stage] / n for stage in sorted(stages)},
-        "truncated": sum(record.finish_reason == "length" for record in counted) / n,
+        "truncated": sum(record.truncated for record in counted) / n,
         "refused_tokens": sum(record.refused_tokens for record in counted) / n,
         "judge_seconds": judge,
         "generate_seconds": sum(record.generate_seconds for record in counted),

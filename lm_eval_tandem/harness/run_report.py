@@ -255,7 +255,7 @@ def cut_answers(records: Collection[Record]) -> str:
     str
         A sentence, or "" where less than `CUT_ANSWERS` of the answers were cut.
     """
-    cut = sum(record.finish_reason == "length" for record in records)
+    cut = sum(record.truncated for record in records)
     if not cut or cut < CUT_ANSWERS * len(records):
         return ""
     return (

@@ -131,7 +131,7 @@ def rows_of_stage(
                 parts=judgement.parts or [],
                 mentor_tokens=record.tokens.mentor_new,
                 intern_tokens=record.tokens.intern_new,
-                truncated=record.finish_reason == "length",
+                truncated=record.truncated,
                 answer_logprob=judgement.answer_logprob,
                 answer_entropy=judgement.answer_entropy,
                 answer_ids=judgement.answer_ids,
