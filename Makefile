@@ -179,7 +179,7 @@ GPU_PYTHON = $(if $(filter command environment,$(firstword $(origin PYTHON))),$(
 bench-gpu:
 	@"$(GPU_PYTHON)" benchmarks/gpu.py --minutes $(MINUTES) $(GPU_OPTIONS)
 
-# every policy with real models: MODELS= is a folder with the GGUF files that benchmarks/real.py names. It takes about ten
+# every policy with real models: MODELS= is a folder with the GGUF files that benchmarks/real.py names. It takes more than ten
 # hours of two cores, and the same command continues where it was stopped; see docs/real-models.md
 REAL = "$(BIN)/python" benchmarks/real.py "$(MODELS)" $(if $(wildcard $(DATA)/gsm8k_test.jsonl),--data "$(DATA)") --work "$(BUILD)/real"
 real: wheel sandbox

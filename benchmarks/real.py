@@ -194,15 +194,16 @@ class Setting:
             written.parent,
             written.name,
         )
-        asked: list[tuple[str, str, list[str]]] = []
-        for chosen in json.loads(written.read_text(encoding="utf-8")) if written.exists() else []:
+        if not written.exists():
+            return
+        asked = (STRATEGY_QUESTIONS, STRATEGIES)
+        for chosen in json.loads(written.read_text(encoding="utf-8")):
             model, own = chosen["candidate"]
             given = {**located(own, self.models), "max_length": WINDOW, "threads": self.threads}
-            asked.append((chosen["name"], model, [f"{name}={value}" for name, value in given.items()]))
-        if asked:
-            asked += [(policy, "tandem", self._arguments(pair, policy)) for policy in COMPARED]
-        for name, model, arguments in asked:
-            yield self._test(pair, "tandem_gsm8k", name, model, arguments, STRATEGY_QUESTIONS, STRATEGIES)
+            arguments = [f"{name}={value}" for name, value in given.items()]
+            yield self._test(pair, "tandem_gsm8k", chosen["name"], model, arguments, *asked)
+        for policy in COMPARED:
+            yield self._test(pair, "tandem_gsm8k", policy, "tandem", self._arguments(pair, policy), *asked)
 
     def _arguments(self, pair: Pair, policy: str) -> list[str]:
         """`--model_args` of a policy on the test questions."""
@@ -242,7 +243,7 @@ class Setting:
         if "mentor" not in pair.policies:
             runs += [self.output / PAIRS[0].name / task / "mentor" for task in TEST_TASKS]
         yield self._report(pair, "report", runs)
-        if pair == PAIRS[0]:
+        if (folder / STRATEGIES).is_dir():
             yield self._report(pair, f"report_{STRATEGIES}", [folder / STRATEGIES])
 
     def _report(self, pair: Pair, name: str, runs: Sequence[Path]) -> Step:

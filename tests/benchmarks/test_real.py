@@ -65,7 +65,9 @@ def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(set
     assert models == ["tandem", "ensemble", "ensemble", *["tandem"] * 6]
     asked = {step.command[step.command.index("--samples") + 1] for step in testing}
     assert [json.loads(one) for one in asked] == [{"tandem_gsm8k": real.sample()[::2]}]
-    *_, report = setting.reports(first)
+    (_,) = setting.reports(first)
+    testing[0].output.mkdir(parents=True)
+    _, report = setting.reports(first)
     assert cli.parser().parse_args(report.command[3:]).results == [testing[0].output.parent]
     given = testing[1].command[testing[1].command.index("--model_args") + 1]
     assert given.startswith(f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,")
