@@ -120,7 +120,8 @@ def of_real_models(models: Path, threads: int) -> Trial:
     """What llama.cpp can run of them on the first pair of `benchmarks/real.py`; its third model votes with the two.
 
     `handoff:N` is what a stage of N tokens is there. Strategies token by token need transformers. The intern scores,
-    since llama.cpp reads the log-probabilities of a given text token by token: minutes a question with the mentor.
+    since llama.cpp reads the log-probabilities of a given text no faster than it writes: the mentor would take thrice
+    as long.
     """
     first, second = real.PAIRS
     files = (real.MENTOR, first.intern, second.intern)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -75,8 +74,8 @@ class LogprobScorer:
         return {"scorer": "logprob", "model": dict(self._engine.identity)}
 
     async def score(self, candidates: Sequence[Candidate]) -> list[Score]:
-        """See `rating.Scorer.score`."""
-        return list(await asyncio.gather(*map(self._score, candidates)))
+        """See `rating.Scorer.score`. One after the other, so that each continues what its session has read."""
+        return [await self._score(candidate) for candidate in candidates]
 
     def close(self) -> None:
         """See `rating.Scorer.close`: nothing, because the engine is not the scorer's own."""

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import tiny
+from engines.llamacpp.local import NEEDS_LLAMACPP, converted, opened
 from lm_eval_tandem import pair
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.hf.reward_model import RewardModel
@@ -228,6 +229,37 @@ def test_the_log_probability_of_a_text_is_that_of_a_plain_forward_pass(tmp_path:
     engine.cannot_score = "it cannot."
     with pytest.raises(EngineError, match=r"^it cannot\.$"):
         LogprobScorer("intern", engine)
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["hf", pytest.param("llamacpp", marks=NEEDS_LLAMACPP)])
+def test_what_the_texts_of_a_question_begin_with_is_read_once(kind: str, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model")
+    if kind == "hf":
+        engine: Any = HFEngine({"pretrained": str(folder), "device": "cpu", "dtype": "float32", "batch_size": 4})
+    else:
+        engine = opened(converted(folder, tmp_path))
+    questions = [f"{name} says: {QUESTION}" for name in ("Ada", "Bob", "Cleo")]
+    asked = [
+        [Candidate(text, None, "", f"\n{answer}", {"intern": text}, text) for answer in ANSWERS] for text in questions
+    ]
+
+    async def score() -> list[list[Score]]:
+        scorer = LogprobScorer("intern", engine)
+        return await asyncio.gather(*(scorer.score(candidates) for candidates in asked))
+
+    at_once = asyncio.run(score())
+    count = lambda text: len(engine.encode(text))  # noqa: E731
+    answers = sum(
+        count(text + one.text) - count(text) for text, ones in zip(questions, asked, strict=True) for one in ones
+    )
+    again = len(questions) * len(ANSWERS)  # the token that predicts the first new one
+    assert engine.work.prefill_tokens <= sum(map(count, questions)) + answers + again
+    for text in questions:
+        engine.release(text)
+    alone = [[rate(LogprobScorer("intern", engine), one)[0] for one in candidates] for candidates in asked]
+    for ones, others in zip(at_once, alone, strict=True):
+        assert [one.value for one in ones] == pytest.approx([one.value for one in others], abs=1e-4)
     engine.close()
 
 
