@@ -119,9 +119,9 @@ def bundled() -> Trial:
 def of_real_models(models: Path, threads: int) -> Trial:
     """What llama.cpp can run of them on the first pair of `benchmarks/real.py`; its third model votes with the two.
 
-    `handoff:N` is what a stage of N tokens is there. Strategies token by token need transformers. The intern scores,
-    since llama.cpp reads the log-probabilities of a given text no faster than it writes: the mentor would take thrice
-    as long.
+    `handoff:N` is what a stage of N tokens is there. `zscore` and strategies token by token need transformers. The
+    intern scores, since llama.cpp reads the log-probabilities of a given text no faster than it writes: the mentor
+    would take thrice as long.
     """
     first, second = real.PAIRS
     files = (real.MENTOR, first.intern, second.intern)
@@ -143,6 +143,7 @@ def of_real_models(models: Path, threads: int) -> Trial:
             "steps": tandem("steps", 0.5, 1, 2),
             "verify": tandem("verify", 5, 8),
             "random (model)": [ensemble(selection="random")],
+            "self_assessment": [ensemble(selection="self_assessment")],
             "vote": [ensemble(3, aggregation="vote")],
             "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{first.intern}")],
             "loop": [ensemble(aggregation="loop", segment_tokens=n) for n in segments],
