@@ -178,7 +178,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class ScoringView:
-    """What a judge needs from a prompt beyond its token statistics. Its field names are part of a store's key.
+    """What is needed of a prompt beyond its token statistics, or less. Its field names are part of a store's key.
 
     Attributes
     ----------
@@ -189,11 +189,15 @@ class ScoringView:
         weights that generate answers. Nothing computed with one adapter is reused without it or with another.
     confidence
         Whether `score` also returns `TokenStats.confidence`.
+    since
+        Number of leading tokens, as `encode` counts them, whose statistics nobody needs. An engine that measures token
+        by token leaves them NaN, and reads those tokens as fast as any prompt; others measure them all the same.
     """
 
     hidden: bool = False
     adapter: str | None = None
     confidence: bool = False
+    since: int = 0
 
 
 DEFAULT_VIEW = ScoringView()
@@ -208,7 +212,7 @@ class TokenStats:
     ----------
     logprob, entropy
         float32 of shape (n,). Entry i belongs to token i given the tokens before it; entry 0 is NaN, because nothing
-        comes before it.
+        comes before it, and those before `ScoringView.since` may be.
     cached_tokens
         Leading tokens whose statistics an earlier call had computed.
     seconds

@@ -29,6 +29,8 @@ COMPLETION_ARRAYS = ("logprob", "entropy")
 SCORE_ARRAYS = (*COMPLETION_ARRAYS, "hidden", "confidence")
 SAMPLING_KEYS = {"return_token_stats": "measured", "max_entropy": "doubt"}
 """Fields of `Sampling` whose name in a key is that of version 0.1, so that stores of that version stay valid."""
+LATER_FIELDS = ("confidence", "since")
+"""Fields of `ScoringView` that came after stores had been written without them."""
 
 Result = tuple[dict[str, Any], bool]
 """The value of a call, and whether it came from the store."""
@@ -195,13 +197,13 @@ def call_of(sampling: Sampling) -> dict[str, Any]:
 
 
 def view_key(view: ScoringView) -> dict[str, Any]:
-    """The part of a key that says what is read of a prompt; `confidence` is in it only where it is requested.
+    """The part of a key that says what is read of a prompt; `LATER_FIELDS` are in it only where they are set.
 
-    So stores of versions that did not know that field stay valid.
+    So stores of versions that did not know them stay valid.
     """
     if view == DEFAULT_VIEW:
         return {}
-    return {"view": {name: value for name, value in asdict(view).items() if value or name != "confidence"}}
+    return {"view": {name: value for name, value in asdict(view).items() if value or name not in LATER_FIELDS}}
 
 
 def completion_of(value: dict[str, Any]) -> Completion:

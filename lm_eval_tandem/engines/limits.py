@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lm_eval_tandem.engines import DEFAULT_VIEW, ScoringView, TokenStats
@@ -39,16 +41,19 @@ def require_default_view(view: ScoringView, name: str) -> None:
     ViewError
         The view requests a hidden state, an adapter or the likeliest tokens.
     """
-    if view != DEFAULT_VIEW:
+    if replace(view, since=0) != DEFAULT_VIEW:
         raise ViewError(
             f"{name} runs in an engine that reports no hidden states and loads no adapters; run the intern with "
             "intern_backend=hf, or use a classifier fitted with other --inputs than hidden or lora."
         )
 
 
-def is_finite(stats: TokenStats) -> bool:
-    """Whether all statistics are numbers. Only a log-probability may be infinite, where the model masks a token."""
-    finite = bool(np.isfinite(stats.entropy[1:]).all()) and not bool(np.isnan(stats.logprob[1:]).any())
+def is_finite(stats: TokenStats, since: int = 1) -> bool:
+    """Whether the statistics of all tokens from `since` on are numbers.
+
+    Only a log-probability may be infinite, where the model masks a token.
+    """
+    finite = bool(np.isfinite(stats.entropy[since:]).all()) and not bool(np.isnan(stats.logprob[since:]).any())
     return finite and (stats.hidden is None or bool(np.isfinite(stats.hidden).all()))
 
 

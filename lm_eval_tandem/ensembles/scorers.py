@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_tandem.engines import Engine, Prompt
+from lm_eval_tandem.engines import Engine, Prompt, ScoringView
 from lm_eval_tandem.engines.drafts import common_prefix_length
 from lm_eval_tandem.engines.rating import Candidate, Score, Scorer, reward_kind
 from lm_eval_tandem.errors import ArgumentError, EngineError, install
@@ -88,7 +88,7 @@ class LogprobScorer:
         start = max(1, common_prefix_length(self._engine.encode(before), ids))  # the first has no log-probability
         if start >= len(ids) or not candidate.text:
             return Score(float("-inf"), 0, 0.0)
-        stats = await self._engine.score(Prompt(whole, session=candidate.session))
+        stats = await self._engine.score(Prompt(whole, session=candidate.session), ScoringView(since=start))
         tokens, seconds = len(stats), stats.seconds
         if len(stats) != len(ids):  # a server's own tokens, which `encode` only estimates
             unrated = await self._engine.score(Prompt(before, session=candidate.session))

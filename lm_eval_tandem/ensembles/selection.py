@@ -149,7 +149,7 @@ async def assess(engine: Engine, prompt_text: str, session: str | None) -> SelfA
     shared = min(common_prefix_length(before, both[0]), common_prefix_length(both[0], both[1]))
     probabilities = []
     for text, ids in zip(texts, both, strict=True):  # one after the other: the second reads only its reply
-        stats = await engine.score(Prompt(text, session=session))
+        stats = await engine.score(Prompt(text, session=session), ScoringView(since=shared))
         if len(stats) != len(ids):
             raise EngineError(
                 f"{engine.name} reads {len(stats)} tokens where {len(ids)} were counted, so a reply's probability is "

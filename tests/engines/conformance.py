@@ -43,7 +43,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling
+from lm_eval_tandem.engines import Completion, Engine, Prompt, Sampling, ScoringView
 from lm_eval_tandem.errors import ContextError
 
 T = TypeVar("T")
@@ -186,6 +186,23 @@ class EngineConformance:
             assert np.isnan(stats.entropy[0])
             np.testing.assert_allclose(stats.logprob[1:], logprob, atol=2e-4)
             np.testing.assert_allclose(stats.entropy[1:], entropy, atol=2e-4)
+
+    def test_what_is_scored_since_a_token_is_what_is_scored_of_the_whole(self, engine: Engine) -> None:
+        async def rest(text: str) -> tuple[Any, Any, Any]:
+            n = len(engine.encode(text)) // 2
+            later = await engine.score(Prompt(text, session=text), ScoringView(since=n))
+            earlier = await engine.score(Prompt(text, session=text), ScoringView(since=n // 2))
+            whole = await engine.score(Prompt(text, session=text))
+            engine.release(text)
+            return later, earlier, whole
+
+        for later, earlier, whole in run(together(*map(rest, TEXTS))):
+            n = len(whole) // 2
+            assert not np.isnan(whole.entropy[1:]).any()
+            for one, since in ((later, max(1, n)), (earlier, max(1, n // 2))):
+                assert len(one) == len(whole)
+                np.testing.assert_allclose(one.logprob[since:], whole.logprob[since:], atol=2e-4)
+                np.testing.assert_allclose(one.entropy[since:], whole.entropy[since:], atol=2e-4)
 
     def test_a_prompt_that_grows_is_scored_as_if_read_at_once(self, engine: Engine, reference: Reference) -> None:
         async def grow(text: str) -> Any:

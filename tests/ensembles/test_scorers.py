@@ -255,6 +255,8 @@ def test_what_the_texts_of_a_question_begin_with_is_read_once(kind: str, tmp_pat
     )
     again = len(questions) * len(ANSWERS)  # the token that predicts the first new one
     assert engine.work.prefill_tokens <= sum(map(count, questions)) + answers + again
+    if kind == "llamacpp":
+        assert engine.work.calls <= answers, "tokens of the prompts, which nobody rates, were measured one by one"
     for text in questions:
         engine.release(text)
     alone = [[rate(LogprobScorer("intern", engine), one)[0] for one in candidates] for candidates in asked]

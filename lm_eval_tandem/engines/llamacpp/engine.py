@@ -6,7 +6,8 @@ which a generation ends. Such calls ask for `BLOCK` tokens at a time, and greedy
 `LIVE_BLOCK`: a stream would lack the ids of tokens after which the text ends within a character.
 
 A server reports what its model expects at the next place alone, never within a prompt. So `score` asks token by token:
-each token is read once, as in a generation, and takes as long.
+each token is read once, as in a generation, and takes as long. What comes before the first token that is asked for
+(`ScoringView.since`) is read as fast as any prompt.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Session(ServerSession):
     Attributes
     ----------
     scored
-        The tokens whose statistics are known, and these.
+        The tokens of the last scored prompt.
+    logprob, entropy
+        Their statistics; NaN for those that nobody has needed.
     """
 
     scored: list[int] = field(default_factory=list)
@@ -189,21 +192,20 @@ class LlamaEngine(LocalTokenizer):
         require_default_view(view, self.name)
         ids = self._ids(prompt)
         check_window(self.name, self.window, len(ids), 1)
-        session = self._session(prompt)
+        session, since = self._session(prompt), max(1, view.since)
         cached = common_prefix_length(session.scored, ids)
-        known = max(1, cached)
-        logprob, entropy = session.logprob[: known - 1], session.entropy[: known - 1]
+        unknown = [np.nan] * (len(ids) - cached)
+        logprob, entropy = session.logprob[:cached] + unknown, session.entropy[:cached] + unknown
         async with self._servers.pool.slot():
             with self._time.share() as seconds:
-                for place in range(known, len(ids)):
-                    one = await self._stats_at(session, ids[:place], ids[place])
-                    logprob.append(one[0])
-                    entropy.append(one[1])
+                for place in range(since, len(ids)):
+                    if np.isnan(logprob[place]):
+                        logprob[place], entropy[place] = await self._stats_at(session, ids[:place], ids[place])
         self.work.judge_seconds += seconds[0]
         session.scored, session.logprob, session.entropy = ids, logprob, entropy
-        values = np.array([[np.nan, *logprob], [np.nan, *entropy]], dtype=np.float32)
+        values = np.array([logprob, entropy], dtype=np.float32)
         stats = TokenStats(values[0], values[1], cached, seconds[0])
-        if not is_finite(stats):
+        if not is_finite(stats, since):
             raise undefined_logits(self.name)
         return stats
 
