@@ -10,7 +10,8 @@ SmolLM2-135M-Instruct (interns). The order is the one that honest figures need:
 3. every policy on a fixed sample of GSM8K's test questions, and on all of HumanEval, to which the classifier is carried
    over from GSM8K;
 4. `benchmarks/strategies.py` for the first pair: other ways to work together are tried on training questions, and what
-   is chosen of each is asked half of those test questions of GSM8K, beside the policies;
+   is chosen of each is asked half of those test questions of GSM8K, beside the policies. What llama.cpp cannot run
+   (token by token, and `zscore`) runs on transformers, with the weights of the same files in bfloat16;
 5. the reports.
 
 A step that is finished is not repeated, and of one that was killed only what is missing is asked again: answers are in
@@ -53,6 +54,10 @@ STRATEGY_QUESTIONS = 100
 COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
 """The policies that stand beside the strategies."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
+DTYPE = "bfloat16"
+"""Of the models in transformers."""
+REFERENCE = "reference"
+"""The folder of how they read training questions."""
 GENERATION = ["--apply_chat_template", "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
 OBJECTIVE = "accuracy@cost<=0.73"
 """Three quarters of what the mentor alone costs on the training questions, in TFLOPs of Eq. 12."""
@@ -139,6 +144,21 @@ class Setting:
             f"efforts={EFFORTS},max_length={WINDOW},threads={self.threads}"
         )
 
+    def arguments(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """`--model_args` of a strategy: its files where they are, and what its engine needs."""
+        unpacked = own.get("backend") == "hf"
+        found = dict(own)
+        for name in {"mentor", "intern", "models"} & set(own):
+            files = [self.unpacked(file) if unpacked else self.models / file for file in str(own[name]).split(";")]
+            found[name] = ";".join(map(str, files))
+        if "reference" in own:
+            found["reference"] = self.work / str(own["reference"])
+        return {**found, **({"dtype": DTYPE} if unpacked else {"max_length": WINDOW, "threads": self.threads})}
+
+    def unpacked(self, file: str) -> Path:
+        """The folder for the model of a file that transformers runs."""
+        return self.work / "transformers" / Path(file).stem
+
     def training(self, pair: Pair) -> Iterator[Step]:
         """Collect, fit, and say which policy to use."""
         collected, classifier = self.work / pair.name, self.output / pair.name / "classifier"
@@ -184,11 +204,28 @@ class Setting:
         The later steps are known once the first one has written what is chosen.
         """
         written = self.output / pair.name / "strategies.json"
+        for file in (MENTOR, pair.intern):
+            folder = self.unpacked(file)
+            program = str(Path(__file__).with_name("unpack.py"))
+            command = [sys.executable, program, str(self.models / file), str(folder)]
+            yield Step(f"unpack-{folder.name}", command, folder, "tokenizer_config.json")
+        models = ",".join(f"{name}={value}" for name, value in self.arguments(read_by_both(pair)).items())
+        yield Step(
+            f"{REFERENCE}-{pair.name}",
+            [
+                *(sys.executable, "-m", "lm_eval_tandem.cli", "collect", "--reference", "--model_args", models),
+                *("--tasks", "tandem_gsm8k_train", "--limit", str(TRAINING_QUESTIONS), "--apply_chat_template"),
+                *("--batch_size", str(BATCH), "--output", str(self.work / REFERENCE)),
+            ],
+            self.work / REFERENCE,
+            f"{REFERENCE}.json",
+        )
         yield Step(
             f"strategies-{pair.name}",
             [
                 *(sys.executable, str(Path(__file__).with_name("strategies.py")), "--models", str(self.models)),
-                *("--threads", str(self.threads), "--store", str(self.work / pair.name / STORE)),
+                *("--threads", str(self.threads), "--work", str(self.work)),
+                *("--store", str(self.work / pair.name / STORE)),
                 *("--output", str(written.with_suffix(".md"))),
             ],
             written.parent,
@@ -199,8 +236,7 @@ class Setting:
         asked = (STRATEGY_QUESTIONS, STRATEGIES)
         for chosen in json.loads(written.read_text(encoding="utf-8")):
             model, own = chosen["candidate"]
-            given = {**located(own, self.models), "max_length": WINDOW, "threads": self.threads}
-            arguments = [f"{name}={value}" for name, value in given.items()]
+            arguments = [f"{name}={value}" for name, value in self.arguments(own).items()]
             yield self._test(pair, "tandem_gsm8k", chosen["name"], model, arguments, *asked)
         for policy in COMPARED:
             yield self._test(pair, "tandem_gsm8k", policy, "tandem", self._arguments(pair, policy), *asked)
@@ -256,12 +292,9 @@ class Setting:
         return Step(f"{name}-{pair.name}", command, folder / name, None)
 
 
-def located(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Model arguments with the files of models in a folder, in place of their names."""
-    found = dict(arguments)
-    for name in {"mentor", "intern", "models"} & set(found):
-        found[name] = ";".join(str(folder / file) for file in str(found[name]).split(";"))
-    return found
+def read_by_both(pair: Pair) -> dict[str, Any]:
+    """Arguments of an ensemble of a pair's models in transformers."""
+    return {"models": f"{MENTOR};{pair.intern}", "backend": "hf"}
 
 
 def sample(questions: int = TEST_QUESTIONS) -> list[int]:

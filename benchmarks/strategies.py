@@ -1,15 +1,16 @@
 """Try numbers of the strategies that have some on training questions, and choose one for each.
 
     python benchmarks/strategies.py [--questions N] [--store FILE] [--output results/bench/strategies.md]
-    python benchmarks/strategies.py --models MODELS [--threads N] [--output results/real/coder-0.5b/strategies.md]
+    python benchmarks/strategies.py --models MODELS [--work FOLDER] [--threads N] [--store FILE] [--output FILE]
 
 Prints a table of every candidate: accuracy on the first training questions, Eq. 12 and the whole bill per question. Of
 each strategy the candidate with the highest accuracy is chosen, of equals the one with the smaller bill.
 
 The bundled pair is tried on its mathematics, and `make results` runs what is chosen, which the Makefile names, on the
 test questions. With --models the GGUF files of `benchmarks/real.py` in that folder are tried on GSM8K's training
-questions, which the task reads where it always does ($TANDEM_DATA or the hub); what is chosen is written beside the
-table, as a JSON file, from which `benchmarks/real.py` runs it on test questions.
+questions, which the task reads where it always does ($TANDEM_DATA or the hub); --work is where that program has laid
+what transformers needs. What is chosen is written beside the table, as a JSON file, from which it runs it on test
+questions.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Trial:
         Those of each strategy.
     common
         Arguments of all of them.
-    folder
+    setting
         Where the models' files are; None where they are no files.
     unit, tflops
         The unit of cost in the table, in TFLOPs.
@@ -66,12 +67,12 @@ class Trial:
     common: Mapping[str, Any]
     unit: str
     tflops: float
-    folder: Path | None = None
+    setting: real.Setting | None = None
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, candidate: Candidate) -> dict[str, Any]:
         """The model arguments of a candidate."""
-        given = candidate[1] if self.folder is None else real.located(candidate[1], self.folder)
+        given = candidate[1] if self.setting is None else self.setting.arguments(candidate[1])
         return {**self.common, **given}
 
 
@@ -116,10 +117,10 @@ def bundled() -> Trial:
     )
 
 
-def of_real_models(models: Path, threads: int) -> Trial:
-    """What llama.cpp can run of them on the first pair of `benchmarks/real.py`; its third model votes with the two.
+def of_real_models(setting: real.Setting) -> Trial:
+    """Every strategy on the first pair of `benchmarks/real.py`; its third model votes with the two.
 
-    `handoff:N` is what a stage of N tokens is there. `zscore` and strategies token by token need transformers. The
+    `handoff:N` is what a stage of N tokens is there. `zscore` and what decides token by token run on transformers. The
     intern scores, since llama.cpp reads the log-probabilities of a given text no faster than it writes: the mentor
     would take thrice as long.
     """
@@ -133,9 +134,13 @@ def of_real_models(models: Path, threads: int) -> Trial:
     def ensemble(count: int = 2, **given: Any) -> Candidate:
         return "ensemble", {"models": ";".join(files[:count]), **given}
 
+    def in_transformers(**given: Any) -> Candidate:
+        return "ensemble", {**real.read_by_both(first), **given}
+
     return Trial(
         models=f"{real.MENTOR} and {first.intern}",
-        how=f"greedy, llama.cpp, at most {real.ANSWER_TOKENS} tokens; steps end with a blank line",
+        how=f"greedy, at most {real.ANSWER_TOKENS} tokens, steps end with a blank line; llama.cpp, and transformers in "
+        f"{real.DTYPE} for zscore, average, distribution and gac",
         task="tandem_gsm8k_train",
         questions=20,
         candidates={
@@ -144,6 +149,9 @@ def of_real_models(models: Path, threads: int) -> Trial:
             "verify": tandem("verify", 5, 8),
             "random (model)": [ensemble(selection="random")],
             "self_assessment": [ensemble(selection="self_assessment")],
+            "zscore": [
+                in_transformers(selection="zscore", count=1, reference=f"{real.REFERENCE}/{real.REFERENCE}.json")
+            ],
             "vote": [ensemble(3, aggregation="vote")],
             "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{first.intern}")],
             "loop": [ensemble(aggregation="loop", segment_tokens=n) for n in segments],
@@ -151,9 +159,14 @@ def of_real_models(models: Path, threads: int) -> Trial:
             "reward_based": [
                 ensemble(aggregation="reward_based", segment_tokens=segments[-1], scorer=f"logprob:{first.intern}")
             ],
+            "average": [in_transformers(aggregation="average")],
+            "distribution": [
+                in_transformers(aggregation="distribution", weights=weights) for weights in ("3:1", "9:1")
+            ],
+            "gac": [in_transformers(aggregation="gac", threshold=threshold) for threshold in (0.5, 0.9)],
         },
-        common={"batch_size": real.BATCH, "max_length": real.WINDOW, "threads": threads},
-        folder=models,
+        common={"batch_size": real.BATCH},
+        setting=setting,
         unit="TFLOPs",
         tflops=1.0,
         asked={"apply_chat_template": True, "gen_kwargs": f"max_gen_toks={real.ANSWER_TOKENS}"},
@@ -238,13 +251,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--models", type=Path, help="folder with the GGUF files; the bundled pair where it is not given"
     )
+    parser.add_argument("--work", type=Path, default=Path("build/real"))
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--questions", type=int, help="instead of the trial's own number")
     parser.add_argument("--store", type=Path, default=Path("build/strategies.sqlite"))
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     given.store.parent.mkdir(parents=True, exist_ok=True)
-    trial = bundled() if given.models is None else of_real_models(given.models, given.threads)
+    trial = bundled()
+    if given.models is not None:
+        trial = of_real_models(real.Setting(given.models, given.work, given.work, given.threads))
     trial = replace(trial, questions=given.questions or trial.questions)
     tried = []
     for strategy, candidates in trial.candidates.items():

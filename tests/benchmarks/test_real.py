@@ -43,7 +43,13 @@ def test_every_report_has_the_mentor(setting: Any) -> None:
 
 def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(setting: Any) -> None:
     first = real.PAIRS[0]
-    (trying,) = setting.strategies(first)
+    *before, trying = setting.strategies(first)
+    assert [step.name for step in before] == [
+        "unpack-qwen2.5-coder-1.5b-instruct-q4_k_m",
+        "unpack-qwen2.5-coder-0.5b-instruct-q4_k_m",
+        "reference-coder-0.5b",
+    ]
+    cli.parser().parse_args(before[-1].command[3:])
     assert trying.name == "strategies-coder-0.5b"
     assert not trying.finished
     chosen = [
@@ -53,24 +59,29 @@ def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(set
         },
         {"name": "ensemble:vote", "candidate": ["ensemble", {"models": "a.gguf;b.gguf", "aggregation": "vote"}]},
         {"name": "ensemble:random/loop (segment_tokens=32)", "candidate": ["ensemble", {"models": "a.gguf;b.gguf"}]},
+        {"name": "ensemble:gac", "candidate": ["ensemble", {"models": "a.gguf;b.gguf", "backend": "hf"}]},
     ]
     trying.output.mkdir(parents=True)
     (trying.output / "strategies.json").write_text(json.dumps(chosen))
-    again, *testing = setting.strategies(first)
+    again, *testing = list(setting.strategies(first))[len(before) :]
     assert again.finished
-    chosen_names = ["outline-80", "ensemble-vote", "ensemble-random-loop-segment_tokens-32"]
+    chosen_names = ["outline-80", "ensemble-vote", "ensemble-random-loop-segment_tokens-32", "ensemble-gac"]
     compared = ["intern", "stage-3", "llm_cascade", "escalate", "cascade", "mentor"]
     assert [step.name for step in testing] == [f"coder-0.5b-strategies-{name}" for name in chosen_names + compared]
     models = [step.command[step.command.index("--model") + 1] for step in testing]
-    assert models == ["tandem", "ensemble", "ensemble", *["tandem"] * 6]
+    assert models == ["tandem", *["ensemble"] * 3, *["tandem"] * 6]
     asked = {step.command[step.command.index("--samples") + 1] for step in testing}
     assert [json.loads(one) for one in asked] == [{"tandem_gsm8k": real.sample()[::2]}]
     (_,) = setting.reports(first)
     testing[0].output.mkdir(parents=True)
     _, report = setting.reports(first)
     assert cli.parser().parse_args(report.command[3:]).results == [testing[0].output.parent]
-    given = testing[1].command[testing[1].command.index("--model_args") + 1]
-    assert given.startswith(f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,")
+    vote, gac = (step.command[step.command.index("--model_args") + 1] for step in (testing[1], testing[3]))
+    assert vote.startswith(
+        f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,max_length="
+    )
+    folder = setting.work / "transformers"
+    assert gac.startswith(f"models={folder / 'a'};{folder / 'b'},backend=hf,dtype=bfloat16,store=")
 
 
 def test_the_sample_of_test_questions_is_fixed_and_large_enough() -> None:

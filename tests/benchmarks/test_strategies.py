@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_tandem.engines import registry
+from lm_eval_tandem.ensembles.reference_file import Reference, write_reference
 from lm_eval_tandem.harness.ensemble_settings import read_ensemble
 from lm_eval_tandem.harness.settings import read_settings
 
@@ -17,9 +18,15 @@ strategies = pytest.importorskip("strategies", reason="the tests were copied wit
 
 def test_every_candidate_has_arguments_that_are_accepted(tmp_path: Path) -> None:
     real = strategies.real
+    setting = real.Setting(tmp_path, tmp_path / "work", tmp_path, 2)
     for name in (real.MENTOR, *(pair.intern for pair in real.PAIRS)):
         (tmp_path / name).touch()
-    for trial in (strategies.bundled(), strategies.of_real_models(tmp_path, 2)):
+        setting.unpacked(name).mkdir(parents=True)
+    usual = {
+        str(setting.unpacked(name)): Reference(2.0, 1.0, 0.5, 0.1, 9) for name in (real.MENTOR, real.PAIRS[0].intern)
+    }
+    write_reference(setting.work / real.REFERENCE / f"{real.REFERENCE}.json", usual, {})
+    for trial in (strategies.bundled(), strategies.of_real_models(setting)):
         assert trial.task.endswith("_train")
         policies = set()
         for candidates in trial.candidates.values():

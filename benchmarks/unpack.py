@@ -1,0 +1,36 @@
+"""Write the model of a GGUF file as a folder that transformers loads, its weights unpacked to bfloat16.
+
+    python benchmarks/unpack.py FILE FOLDER
+
+transformers reads GGUF files itself, in minutes each time. A folder is read in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args(arguments)
+    folder, name = str(given.file.parent), given.file.name
+    unpacked = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, quantization_config=unpacked, dtype=torch.bfloat16
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model.save_pretrained(given.folder)
+    tokenizer.save_pretrained(given.folder)
+    print(f"{name}: {model.num_parameters():,} parameters, in {given.folder}")
+
+
+if __name__ == "__main__":
+    main()
