@@ -34,6 +34,7 @@ from lm_eval_tandem.engines.hf.loading import load_hflm
 from lm_eval_tandem.engines.hf.worker import Submissions, Worker, autocast
 from lm_eval_tandem.engines.identity import model_identity
 from lm_eval_tandem.engines.limits import check_window
+from lm_eval_tandem.engines.output_layer import is_repeated, sampled_rows
 from lm_eval_tandem.engines.settled import settled_text
 from lm_eval_tandem.engines.stopping import StopRule, after_token, answer_text
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
@@ -183,7 +184,28 @@ class HFEngine(LocalTokenizer):
 
 
 def count_parameters(model: Any) -> int:
-    """Number of a model's parameters; of weights that were packed into fewer numbers while loading, as before that."""
+    """Number of a model's parameters; of weights that were packed into fewer numbers while loading, as before that.
+
+    An output layer that repeats the input layer, as many GGUF files hold it, counts once.
+    """
     if getattr(model, "is_loaded_in_4bit", False):  # two weights in each byte
         return int(model.num_parameters())
-    return sum(parameter.numel() for parameter in model.parameters())
+    repeated = repeated_layer(model)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter is not repeated)
+
+
+def repeated_layer(model: Any) -> torch.Tensor | None:
+    """The output layer's own weights where they are the input layer's but for rounding; otherwise None."""
+    try:
+        one, other = (
+            getattr(layer, "weight", None) for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        )
+    except NotImplementedError:  # transformers does not know where this model has them
+        return None
+    if one is None or other is None or other is one or other.shape != one.shape:
+        return None
+    if any(layer.device.type == "meta" or not layer.is_floating_point() for layer in (one, other)):
+        return None
+    rows = torch.from_numpy(sampled_rows(len(one)))
+    a, b = (layer.detach()[rows.to(layer.device)].float().cpu().numpy() for layer in (one, other))
+    return other if is_repeated(a, b) else None

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lm_eval_tandem.engines.output_layer import is_repeated, sampled_rows
 from lm_eval_tandem.errors import ArgumentError
 
 MAGIC = b"GGUF"
@@ -22,9 +23,6 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 """Formats (of `struct`) of the types of values; 8 is a text, 9 an array."""
 TEXT, ARRAY = 8, 9
 INPUT_LAYER, OUTPUT_LAYER = "token_embd.weight", "output.weight"
-SAMPLED_ROWS = 32
-SAME_CORRELATION = 0.9
-"""Two roundings of one layer correlate by more than this, two different layers by far less."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,8 @@ class GGUFFile:
         one, other = self.tensors[INPUT_LAYER], self.tensors[OUTPUT_LAYER]
         if one.shape != other.shape:
             return False
-        rows = np.linspace(0, one.shape[1] - 1, min(SAMPLED_ROWS, one.shape[1])).astype(int)
-        a, b = self._rows(one, rows), self._rows(other, rows)
-        norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-        return norms > 0 and float((a * b).sum()) / norms > SAME_CORRELATION
+        rows = sampled_rows(one.shape[1])
+        return is_repeated(self._rows(one, rows), self._rows(other, rows))
 
     def _rows(self, tensor: Tensor, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Some rows of a matrix, as float32."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import tiny
 from lm_eval_tandem import pair
@@ -114,3 +115,18 @@ def test_a_model_is_quantised_while_it_is_loaded_and_counts_as_many_parameters(
     assert asyncio.run(small.generate(Prompt("1 + 1"), Sampling(max_tokens=3))).new_tokens == 3
     plain.close()
     small.close()
+
+
+@pytest.mark.parametrize("output", ["tied", "the input layer's", "its own"])
+def test_an_output_layer_that_is_the_input_layer_counts_once(output: str, tmp_path: Path) -> None:
+    """As of a GGUF file that holds it twice, rounded in two ways, for which llama.cpp's engine counts it once, too."""
+    folder = tiny.save(tmp_path, tie_word_embeddings=output == "tied")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    layer = model.get_input_embeddings().weight
+    if output == "the input layer's":
+        with torch.no_grad():
+            model.get_output_embeddings().weight.copy_(layer.to(torch.float8_e4m3fn).float())
+        model.save_pretrained(folder)
+    engine = HFEngine({"pretrained": str(folder), "device": "cpu", "dtype": "float32"})
+    assert engine.parameters == model.num_parameters() - (layer.numel() if output == "the input layer's" else 0)
+    engine.close()
