@@ -133,7 +133,7 @@ def serve(settings: Mapping[str, Any]) -> None:
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
-    del server  # ends its threads
+    os._exit(0)  # nothing is left to be done; ended in order, a server that has only just started may hang
 
 
 if __name__ == "__main__":

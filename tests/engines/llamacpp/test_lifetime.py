@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -109,3 +110,21 @@ def test_a_server_that_dies_ends_the_run_with_one_sentence(started: subprocess.P
     assert started.returncode == 1
     assert "tandem: error: the llama.cpp server of " in err
     assert "has ended: the process ended with code -9; finished answers are kept" in " ".join(err.split())
+
+
+def test_a_server_ends_whose_parent_has_ended_while_it_loaded(file: Path) -> None:
+    from lm_eval_tandem.engines.llamacpp import child
+    from lm_eval_tandem.engines.llamacpp.arguments import LlamaArguments
+
+    settings = json.dumps(LlamaArguments.read(str(file), {"batch_size": 2, "threads": 1}).server_settings(512))
+    for _ in range(3):  # ended in order, it hung three times of three
+        done = subprocess.run(
+            [sys.executable, "-m", child.__name__, settings],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("http://127.0.0.1:")
