@@ -19,6 +19,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def serve(settings: Mapping[str, Any]) -> None:
     params.verbosity = 1  # errors
     params.warmup = params.ui = False
     server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
+    with suppress(BrokenPipeError):  # the parent has ended, and so has standard input
+        print(server.listening_address, flush=True)
     sys.stdin.read()
     os._exit(0)  # nothing is left to be done; ended in order, a server that has only just started may hang
 
