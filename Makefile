@@ -179,8 +179,8 @@ GPU_PYTHON = $(if $(filter command environment,$(firstword $(origin PYTHON))),$(
 bench-gpu:
 	@"$(GPU_PYTHON)" benchmarks/gpu.py --minutes $(MINUTES) $(GPU_OPTIONS)
 
-# every policy with real models: MODELS= is a folder with the GGUF files that benchmarks/real.py names. It takes more than ten
-# hours of two cores, and the same command continues where it was stopped; see docs/real-models.md
+# every policy with real models: MODELS= is a folder with the GGUF files that benchmarks/real.py names. It takes most of
+# a day on two cores, and the same command continues where it was stopped; see docs/real-models.md
 REAL = "$(BIN)/python" benchmarks/real.py "$(MODELS)" $(if $(wildcard $(DATA)/gsm8k_test.jsonl),--data "$(DATA)") --work "$(BUILD)/real"
 real: wheel sandbox
 	@test -n "$(MODELS)" || { echo "make real MODELS=FOLDER: name the folder with the GGUF files that benchmarks/real.py lists"; exit 1; }

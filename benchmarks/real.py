@@ -39,6 +39,7 @@ from typing import Any
 from lm_eval_tandem import _paths
 from lm_eval_tandem.machine import cores
 from lm_eval_tandem.training.collect import STORE
+from lm_eval_tandem.training.reference_questions import NAME as REFERENCE_NAME
 
 MENTOR = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 GUIDANCE, EFFORTS = "handoff", "40:80:160"
@@ -56,8 +57,8 @@ COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
 DTYPE = "bfloat16"
 """Of the models in transformers."""
-REFERENCE = "reference"
-"""The folder of how they read training questions."""
+REFERENCE = Path("reference", REFERENCE_NAME)
+"""How they read training questions, below --work."""
 GENERATION = ["--apply_chat_template", "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
 OBJECTIVE = "accuracy@cost<=0.73"
 """Three quarters of what the mentor alone costs on the training questions, in TFLOPs of Eq. 12."""
@@ -152,7 +153,7 @@ class Setting:
             files = [self.unpacked(file) if unpacked else self.models / file for file in str(own[name]).split(";")]
             found[name] = ";".join(map(str, files))
         if "reference" in own:
-            found["reference"] = self.work / str(own["reference"])
+            found["reference"] = self.work / own["reference"]
         return {**found, **({"dtype": DTYPE} if unpacked else {"max_length": WINDOW, "threads": self.threads})}
 
     def unpacked(self, file: str) -> Path:
@@ -210,15 +211,16 @@ class Setting:
             command = [sys.executable, program, str(self.models / file), str(folder)]
             yield Step(f"unpack-{folder.name}", command, folder, "tokenizer_config.json")
         models = ",".join(f"{name}={value}" for name, value in self.arguments(read_by_both(pair)).items())
+        folder = (self.work / REFERENCE).parent
         yield Step(
-            f"{REFERENCE}-{pair.name}",
+            f"reference-{pair.name}",
             [
                 *(sys.executable, "-m", "lm_eval_tandem.cli", "collect", "--reference", "--model_args", models),
                 *("--tasks", "tandem_gsm8k_train", "--limit", str(TRAINING_QUESTIONS), "--apply_chat_template"),
-                *("--batch_size", str(BATCH), "--output", str(self.work / REFERENCE)),
+                *("--batch_size", str(BATCH), "--output", str(folder)),
             ],
-            self.work / REFERENCE,
-            f"{REFERENCE}.json",
+            folder,
+            REFERENCE.name,
         )
         yield Step(
             f"strategies-{pair.name}",

@@ -149,9 +149,7 @@ def of_real_models(setting: real.Setting) -> Trial:
             "verify": tandem("verify", 5, 8),
             "random (model)": [ensemble(selection="random")],
             "self_assessment": [ensemble(selection="self_assessment")],
-            "zscore": [
-                in_transformers(selection="zscore", count=1, reference=f"{real.REFERENCE}/{real.REFERENCE}.json")
-            ],
+            "zscore": [in_transformers(selection="zscore", count=1, reference=str(real.REFERENCE))],
             "vote": [ensemble(3, aggregation="vote")],
             "best_of": [ensemble(aggregation="best_of", scorer=f"logprob:{first.intern}")],
             "loop": [ensemble(aggregation="loop", segment_tokens=n) for n in segments],

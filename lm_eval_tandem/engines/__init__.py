@@ -214,7 +214,7 @@ class TokenStats:
         float32 of shape (n,). Entry i belongs to token i given the tokens before it; entry 0 is NaN, because nothing
         comes before it, and those before `ScoringView.since` may be.
     cached_tokens
-        Leading tokens whose statistics an earlier call had computed.
+        Leading tokens that an earlier call had scored, those that it need not measure (`ScoringView.since`) included.
     seconds
         Time of the forward pass, divided by the number of prompts in its batch.
     hidden

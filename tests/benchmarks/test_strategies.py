@@ -25,7 +25,7 @@ def test_every_candidate_has_arguments_that_are_accepted(tmp_path: Path) -> None
     usual = {
         str(setting.unpacked(name)): Reference(2.0, 1.0, 0.5, 0.1, 9) for name in (real.MENTOR, real.PAIRS[0].intern)
     }
-    write_reference(setting.work / real.REFERENCE / f"{real.REFERENCE}.json", usual, {})
+    write_reference(setting.work / real.REFERENCE, usual, {})
     for trial in (strategies.bundled(), strategies.of_real_models(setting)):
         assert trial.task.endswith("_train")
         policies = set()

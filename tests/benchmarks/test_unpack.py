@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from engines.conformance import run
-from engines.llamacpp.local import NEEDS_LLAMACPP
+from engines.llamacpp.local import NEEDS_REAL_MODELS, REAL_MODELS
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.hf.engine import HFEngine
 from lm_eval_tandem.engines.llamacpp.gguf_file import GGUFFile
 
 unpack = pytest.importorskip("benchmarks.unpack", reason="the tests were copied without benchmarks/")
-FOLDER = os.environ.get("TANDEM_TEST_MODELS", "")
-pytestmark = [
-    pytest.mark.skipif(not FOLDER, reason="TANDEM_TEST_MODELS names no folder with GGUF files"),
-    NEEDS_LLAMACPP,
-]
+pytestmark = NEEDS_REAL_MODELS
 
 
 def test_an_unpacked_model_answers_in_transformers_and_counts_as_many_parameters(tmp_path: Path) -> None:
-    file = Path(FOLDER, "smollm2-135m-instruct-q4_1.gguf")
+    file = Path(REAL_MODELS, "smollm2-135m-instruct-q4_1.gguf")
     unpack.main([str(file), str(tmp_path)])
     engine = HFEngine({"pretrained": str(tmp_path), "dtype": "bfloat16", "device": "cpu", "batch_size": 1})
     assert engine.parameters == GGUFFile.read(file).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ NEEDS_LLAMACPP = pytest.mark.skipif(
     find_spec("xllamacpp") is None or find_spec("gguf") is None,
     reason="xllamacpp is not installed: pip install '.[llamacpp]'",
 )
+REAL_MODELS = os.environ.get("TANDEM_TEST_MODELS", "")
+"""The folder of the real models; "" for none."""
+NEEDS_REAL_MODELS = [
+    pytest.mark.skipif(not REAL_MODELS, reason="TANDEM_TEST_MODELS names no folder with GGUF files"),
+    NEEDS_LLAMACPP,
+]
 EXACT = {"batch_size": 4, "cache_type": "f32", "threads": 1}
 """Arguments of an engine with the numbers of transformers in float32."""
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engines.conformance import run, together
-from engines.llamacpp.local import NEEDS_LLAMACPP
+from engines.llamacpp.local import NEEDS_REAL_MODELS, REAL_MODELS
 from lm_eval_tandem.engines import Prompt, Sampling
 from lm_eval_tandem.engines.llamacpp.gguf_file import GGUFFile
 
-FOLDER = os.environ.get("TANDEM_TEST_MODELS", "")
-pytestmark = [
-    pytest.mark.skipif(not FOLDER, reason="TANDEM_TEST_MODELS names no folder with GGUF files"),
-    NEEDS_LLAMACPP,
-]
+pytestmark = NEEDS_REAL_MODELS
 
 PARAMETERS = {
     "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf": 1_543_714_304,
@@ -29,13 +24,15 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_those_that_the_authors_state(name: str) -> None:
     """The first two store the output layer apart, rounded in another way than the input layer."""
-    assert GGUFFile.read(Path(FOLDER, name)).parameters == PARAMETERS[name]
+    assert GGUFFile.read(Path(REAL_MODELS, name)).parameters == PARAMETERS[name]
 
 
 def test_a_small_real_model_answers_and_is_measured() -> None:
     from lm_eval_tandem.engines.llamacpp.engine import LlamaEngine
 
-    engine = LlamaEngine(str(Path(FOLDER, "smollm2-135m-instruct-q4_1.gguf")), {"batch_size": 2, "max_length": 512})
+    engine = LlamaEngine(
+        str(Path(REAL_MODELS, "smollm2-135m-instruct-q4_1.gguf")), {"batch_size": 2, "max_length": 512}
+    )
     assert len(engine.encode("2048")) == 4, "its tokenizer has a token for each digit"
     text = engine.render((("user", "What is the capital of France? Answer in one word."),))
     assert text.startswith("<|im_start|>")
