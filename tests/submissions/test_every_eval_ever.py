@@ -431,9 +431,10 @@ def compare_samples(submitted: sources.SubmittedRun, task: TaskResults, model: A
         assert row["evaluation"]["score"] == sample[task.run.metric]
         assert row["output"]["raw"] == sample["resps"][0]
     if task.records and len(submitted.tasks) == 1:
-        tokens = submitted.description and submitted.config["tandem"]["totals"]["tokens"]
-        written = sum(row["token_usage"]["output_tokens"] for row in rows)
-        assert written == tokens["mentor_new"] + tokens["intern_new"]
+        totals = submitted.description and submitted.config["tandem"]["totals"]
+        of_roles = totals["tokens"]["mentor_new"] + totals["tokens"]["intern_new"]
+        of_an_ensemble = sum(model["new"] for model in totals.get("models", {}).values())
+        assert sum(row["token_usage"]["output_tokens"] for row in rows) == of_roles + of_an_ensemble
 
 
 # The board's own validator

@@ -270,9 +270,11 @@ def test_a_tampered_repository_is_refused(exported: tuple[Path, list[str]], file
 def test_real_runs_on_some_questions_make_no_result_of_the_benchmark(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "--base_models" in refused(capsys, [REAL], tmp_path, *OPTIONS)
+    runs = [REAL / "tandem_gsm8k", REAL / "tandem_humaneval"]
+    options = [*OPTIONS, "--classifier", str(REAL / "classifier")]
+    assert "--base_models" in refused(capsys, runs, tmp_path, *options)
     ids = "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF,Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"
-    printed = submit([REAL], tmp_path / "out", *OPTIONS, "--base_models", ids)
+    printed = submit(runs, tmp_path / "out", *options, "--base_models", ids)
     assert any("200 questions were asked, and openai/gsm8k has 1,319." in line for line in printed)
     assert not (tmp_path / "out" / ".eval_results").exists()
     data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
