@@ -81,7 +81,7 @@ def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(set
         f"models={setting.models / 'a.gguf'};{setting.models / 'b.gguf'},aggregation=vote,max_length="
     )
     folder = setting.work / "transformers"
-    assert gac.startswith(f"models={folder / 'a'};{folder / 'b'},backend=hf,dtype=bfloat16,store=")
+    assert gac.startswith(f"models={folder / 'a'};{folder / 'b'},backend=hf,dtype=bfloat16,batch_size=32,store=")
 
 
 def test_the_sample_of_test_questions_is_fixed_and_large_enough() -> None:
