@@ -54,6 +54,8 @@ STRATEGY_QUESTIONS = 100
 """Those of the sample that the strategies are asked: some of them take minutes a question."""
 COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
 """The policies that stand beside the strategies."""
+JUDGED = ("cascade", "escalate", "llm_cascade")
+"""The policies that need a classifier."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
 DTYPE, UNPACKED_BATCH = "bfloat16", 32
 """Of the models in transformers; a step over 32 questions takes twice as long as one over 8."""
@@ -247,7 +249,7 @@ class Setting:
     def _arguments(self, pair: Pair, policy: str) -> list[str]:
         """`--model_args` of a policy on the test questions."""
         arguments = [self.models_of(pair), f"policy={policy}"]
-        if policy in ("cascade", "escalate", "llm_cascade"):
+        if policy in JUDGED:
             arguments.append(f"classifier={self.output / pair.name / 'classifier'}")
         if policy == "intern" or policy.startswith("stage"):
             arguments.append("record_features=answers")
