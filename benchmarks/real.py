@@ -202,12 +202,8 @@ class Setting:
             for policy in pair.policies:
                 yield self._test(pair, task, policy, "tandem", self._arguments(pair, policy))
 
-    def strategies(self, pair: Pair) -> Iterator[Step]:
-        """Other ways to work together: chosen on training questions, then asked test questions of GSM8K.
-
-        The later steps are known once the first one has written what is chosen.
-        """
-        written = self.output / pair.name / "strategies.json"
+    def in_transformers(self, pair: Pair) -> Iterator[Step]:
+        """What the strategies need that run on transformers: the models, and how they read training questions."""
         for file in (MENTOR, pair.intern):
             folder = self.unpacked(file)
             program = str(Path(__file__).with_name("unpack.py"))
@@ -225,6 +221,14 @@ class Setting:
             folder,
             REFERENCE.name,
         )
+
+    def strategies(self, pair: Pair) -> Iterator[Step]:
+        """Other ways to work together: chosen on training questions, then asked test questions of GSM8K.
+
+        The later steps are known once the first one has written what is chosen.
+        """
+        yield from self.in_transformers(pair)
+        written = self.output / pair.name / "strategies.json"
         yield Step(
             f"strategies-{pair.name}",
             [
