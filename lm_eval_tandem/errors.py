@@ -115,13 +115,15 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, advice: str = "") -> Iterator[None]:
     """Turn whatever another library raises while something is loaded into one sentence.
 
     Parameters
     ----------
     what
         The subject of the sentence, such as "the model NAME".
+    advice
+        What to do, as the end of the sentence: "; give …".
 
     Raises
     ------
@@ -133,7 +135,7 @@ def loading(what: str) -> Iterator[None]:
     except TandemError:
         raise
     except Exception as error:  # transformers, torch and lm-eval raise exceptions of any kind
-        raise EngineError(f"{what} could not be loaded: {reason_of(error)}") from error
+        raise EngineError(f"{what} could not be loaded: {reason_of(error).rstrip('.')}{advice}.") from error
 
 
 def without_content(error: Exception) -> str:

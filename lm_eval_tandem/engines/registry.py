@@ -124,7 +124,11 @@ def load(role: Role) -> Engine:
     --------
     >>> engine = load(Role("Qwen/Qwen3-0.6B", "hf", {"dtype": "bfloat16"}, label="Qwen3-0.6B"))
     """
-    with loading(f"the model {role.model}"):
+    nowhere = role.backend == "hf" and not Path(role.model).exists()
+    advice = (
+        "; there is no such folder: give one, a GGUF file, or the id of a model that the hub has" if nowhere else ""
+    )
+    with loading(f"the model {role.model}", advice):
         return engine_of(role)
 
 

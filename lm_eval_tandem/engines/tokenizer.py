@@ -77,7 +77,7 @@ class LocalTokenizer:
         with self._tokenizer_lock:
             if not self.lm.tokenizer.chat_template:
                 raise EngineError(
-                    f"the tokenizer of {name} has no chat template; leave out --apply_chat_template, "
+                    f"the tokenizer of {name} has no chat template; leave out apply_chat_template, "
                     "or name a model that was trained on conversations."
                 )
             try:
@@ -88,7 +88,7 @@ class LocalTokenizer:
                 roles = ", ".join(role for role, _ in messages)
                 raise EngineError(
                     f"the chat template of {name} does not accept a conversation of the turns {roles} ({error}); "
-                    "leave out --apply_chat_template, --fewshot_as_multiturn or --system_instruction."
+                    "leave out apply_chat_template, fewshot_as_multiturn or system_instruction."
                 ) from error
 
     def _apply_template(self, messages: Messages, generation_prompt: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from lm_eval_tandem._paths import same_path
 from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.engines import Engine
-from lm_eval_tandem.errors import ArgumentError
+from lm_eval_tandem.errors import ArgumentError, one_line
 from lm_eval_tandem.whole_files import replacing
 
 FORMAT = "tandem-reference/1"
@@ -114,6 +114,41 @@ def read_reference(path: Path, models: Iterable[str] = ()) -> dict[str, Referenc
     for label in models:
         reference_of(label, found, f"reference={path}")
     return found
+
+
+def check_replaceable(path: Path, models: Collection[str], description: Mapping[str, Any]) -> None:
+    """Refuse a file that is there and holds anything but an earlier reference of the same models and questions.
+
+    Parameters
+    ----------
+    path
+        The file that is to be written.
+    models
+        The models' labels.
+    description
+        Its further entries, as far as they are known; others are not compared.
+
+    Raises
+    ------
+    ArgumentError
+        The file would be lost.
+    """
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
+        raise ArgumentError(f"{path} holds no reference, and would be lost; give another folder as --output.")
+    there = {**{name: content.get(name) for name in description}, "models": sorted(content["models"])}
+    wanted = {**description, "models": sorted(models)}
+    other = next((name for name, value in there.items() if value != wanted[name]), None)
+    if other is not None:
+        raise ArgumentError(
+            f"{path} holds a reference of other {other} ({one_line(there[other], 100)}, and not "
+            f"{one_line(wanted[other], 100)}), which would be lost; give another folder as --output."
+        )
 
 
 def write_reference(path: Path, models: Mapping[str, Reference], description: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from lm_eval_tandem.harness import run_report
 from lm_eval_tandem.harness.distributed import Ranks
 from lm_eval_tandem.harness.questions import Answerer, Outcome, answer_all
 from lm_eval_tandem.harness.requests import Answer, ChatPrompt, tasks_of
+from lm_eval_tandem.harness.settings import check_values
 from lm_eval_tandem.ledger import Record
 from lm_eval_tandem.ledger_checksums import checksums, of_answer
 from lm_eval_tandem.store import Store
@@ -136,6 +137,7 @@ class AnsweringLM(LM):
 
         What stands in `arg_dict` (--model_args) goes before what the harness adds (--batch_size, --device).
         """
+        check_values(arg_dict, "model_args")
         lm = cls(**{name: value for name, value in (additional_config or {}).items() if value is not None} | arg_dict)
         # of other characters, a plus sign among them, the harness makes addresses on a hub that it then does not find
         arg_dict.setdefault("model", re.sub(r"[^\w.-]", "_", lm.settings.run_name, flags=re.ASCII))

@@ -46,9 +46,9 @@ def to_path(name: str, value: Any) -> Path:
 
 
 def to_whole_number(name: str, value: Any) -> int:
-    """A whole number."""
+    """A whole number; the harness makes -3 a float."""
     try:
-        return int(str(value))
+        return int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
     except ValueError as error:
         raise ArgumentError(f"{name}={value} has to be a whole number.") from error
 

@@ -61,7 +61,7 @@ def to_positive(name: str, value: Any) -> int:
     """A whole number from 1."""
     number = to_whole_number(name, value)
     if number < 1:
-        raise ArgumentError(f"{name}={value} has to be 1 or more.")
+        raise ArgumentError(f"{name}={number} has to be 1 or more.")
     return number
 
 

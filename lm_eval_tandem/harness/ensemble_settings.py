@@ -18,7 +18,7 @@ from lm_eval_tandem.ensembles.reference_file import Reference, read_reference, r
 from lm_eval_tandem.ensembles.responses import extractor
 from lm_eval_tandem.ensembles.selection import CONFIDENT
 from lm_eval_tandem.ensembles.strategies import AGGREGATIONS, SELECTIONS, Strategy
-from lm_eval_tandem.errors import ArgumentError, without_content
+from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.arguments import PAIR, format_numbers
 from lm_eval_tandem.harness.ensemble_arguments import ARGUMENTS, BUNDLED, unused
 from lm_eval_tandem.harness.settings import (
@@ -28,6 +28,8 @@ from lm_eval_tandem.harness.settings import (
     accepts,
     backend_for,
     check_batch_sizes,
+    check_own_files,
+    check_values,
     checked_model,
     refuse_secret,
 )
@@ -156,6 +158,7 @@ def read_ensemble(
     loglikelihood = own["loglikelihood"] or next(iter(roles))
     if loglikelihood not in roles:
         raise ArgumentError(f"loglikelihood={loglikelihood} names no model; use one of {', '.join(roles)}.")
+    check_own_files(own["store"], own["ledger"])
     return EnsembleSettings(
         roles=roles,
         selection=selection,
@@ -195,14 +198,10 @@ def read_file(path: Path) -> dict[str, Any]:
     ArgumentError
         It cannot be read, or holds no arguments.
     """
-    import yaml
-
     from lm_eval_tandem.harness import toolkit_config
+    from lm_eval_tandem.harness.yaml_file import read_yaml
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"ensemble={path} cannot be read ({without_content(error)}); give a YAML file.") from None
+    content = read_yaml(path, f"ensemble={path}")
     if not isinstance(content, dict) or not content:
         raise ArgumentError(f"ensemble={path} holds no arguments; give models and aggregation, for example.")
     if not all(isinstance(name, str) for name in content):
@@ -211,7 +210,8 @@ def read_file(path: Path) -> dict[str, Any]:
         return toolkit_config.arguments_of(content, path)
     if "ensemble" in content:
         raise ArgumentError(f"ensemble={path} names a further file in its entry `ensemble`; put all into one.")
-    return {name: value for name, value in content.items() if value is not None}
+    check_values(content, f"ensemble={path}")
+    return content
 
 
 def roles_of(
@@ -242,7 +242,10 @@ def roles_of(
         model = spec.pop("model")
         label = model if model in BUNDLED else str(model)
         model = str(BUNDLED.get(model, model))
-        name = unused(str(spec.pop("name", "") or Path(model).name), roles)
+        own_name = str(spec.pop("name", "") or "")
+        if own_name in roles:
+            raise ArgumentError(f"models gives the name {own_name} to two models; give each a name of its own.")
+        name = unused(own_name or Path(model).name, roles)
         check_known(spec, {backend: taken[backend]}, name)
         check_batch_sizes(spec)
         arguments = {key: value for key, value in shared.items() if accepts(taken[backend], key)} | spec
@@ -318,6 +321,11 @@ def strategies_of(own: Given, models: int) -> tuple[Strategy, Strategy]:
         )
     if chosen == "one" and (count or 1) > 1:
         raise ArgumentError(f"aggregation=one takes the answer of one model, but count={count} selects more; drop one.")
+    if chosen == "one" and selection.name == "all" and models > 1:
+        raise ArgumentError(
+            f"aggregation=one takes the answer of one model, but selection=all selects all {models}; give another "
+            "selection, or one model."
+        )
     aggregation = AGGREGATIONS[chosen]
     if aggregation.level == "token" and selection.name != "all":
         raise ArgumentError(

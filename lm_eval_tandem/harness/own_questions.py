@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_tandem.errors import ENDS_THE_RUN, ArgumentError, TandemError, without_content
+from lm_eval_tandem.errors import ENDS_THE_RUN, ArgumentError, TandemError
 from lm_eval_tandem.harness import answers_file, toolkit_config
 from lm_eval_tandem.harness.config_entries import BESIDE, check_entries, check_toolkit_entries
 from lm_eval_tandem.harness.question_rows import QuestionRow, read_rows
@@ -35,6 +35,11 @@ TASK = "run"
 MODELS = ("tandem", "ensemble")
 RUNNING = ("batch_size", "max_batch_size", "device")
 """Entries of a configuration that become model arguments."""
+EXAMPLE = (
+    "give model_args with mentor, intern and policy, or with model: ensemble, models and aggregation, as for lm_eval "
+    "--config."
+)
+"""What to do where a configuration lacks what names the models."""
 CHAT_MODELS = re.compile("inst|chat", re.IGNORECASE)
 """What names of models for chats hold."""
 ASKING = ("apply_chat_template", "system_instruction")
@@ -168,6 +173,10 @@ def answer(
 
     from lm_eval_tandem.harness.requests import tasks_of
 
+    if given.get("apply_chat_template"):
+        for engine in lm.engines.values():  # one without a template would fail every question
+            if engine is not None:
+                engine.render((("user", "?"),))
     generation = {"until": [], **given["gen_kwargs"]}
     tasks, sizes = {}, {}
     errors: dict[int, str] = {}
@@ -220,30 +229,31 @@ def read_config(path: Path, command: str = "run") -> dict[str, Any]:
     ArgumentError
         It cannot be read, is of another model, or has entries without a meaning.
     """
-    import yaml
     from lm_eval.utils import simple_parse_args_string
 
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"{path} cannot be read ({without_content(error)}); give a YAML file.") from None
-    if isinstance(given, dict) and toolkit_config.is_toolkit_config(given):
+    from lm_eval_tandem.harness.settings import check_values
+    from lm_eval_tandem.harness.yaml_file import read_yaml
+
+    given = read_yaml(path)
+    if not isinstance(given, dict):
+        raise ArgumentError(f"{path} holds no entries; {EXAMPLE}")
+    if toolkit_config.is_toolkit_config(given):
         check_toolkit_entries(given, path)
         beside = {name: given.pop(name) for name in BESIDE if name in given}
         given = toolkit_config.run_of(given, path) | beside
-    if not isinstance(given, dict) or not given.get("model_args"):
-        raise ArgumentError(
-            f"{path} has no model_args; give mentor, intern and policy there, or with model: ensemble, models and "
-            "aggregation, as for lm_eval --config."
-        )
     if given.get("model", MODELS[0]) not in MODELS:
         raise ArgumentError(f"{path} is for model: {given['model']}; this command runs model: tandem and ensemble.")
     check_entries(given, path, command)
+    if not given.get("model_args"):
+        raise ArgumentError(f"{path} has no model_args; {EXAMPLE}")
     for name in ("model_args", "gen_kwargs"):
         value = given.get(name) or {}
+        if not isinstance(value, dict) and "=" not in str(value):
+            raise ArgumentError(f"{path}: {name} is {value}, which names no argument; give {name}: {{NAME: VALUE}}.")
         given[name] = value if isinstance(value, dict) else simple_parse_args_string(str(value))
         if not all(isinstance(key, str) for key in given[name]):
             raise ArgumentError(f"{path}: {name} has an entry whose name is no text; give names of arguments.")
+    check_values(given["model_args"], str(path))
     return given
 
 

@@ -107,15 +107,20 @@ def check_names(rows: Sequence[QuestionRow], path: Path) -> None:
             )
 
 
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and infinity, which Python reads in JSON and nothing else does."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def parsed(line: str) -> dict[str, Any]:
     """The object in a line; raises ValueError with what is wrong with it, as words that follow the line's number."""
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=refuse_constant)
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("holds half of a character (a surrogate without the other one)") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON ({error.msg} at character {error.colno})") from None
+        raise ValueError(f"is not JSON ({error.msg.removesuffix(' at')} at character {error.colno})") from None
     except (ValueError, RecursionError) as error:  # a number that is too long, or too many brackets
         raise ValueError(f"cannot be read as JSON ({one_line(error)})") from None
     if not isinstance(fields, dict):

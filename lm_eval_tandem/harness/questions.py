@@ -75,8 +75,8 @@ class Outcome:
             raise self.ended_by  # it says itself what to do, and its store is no place to go on from
         next_step = "give store=FILE in --model_args, and another run will ask only those."
         if store is not None:
-            answered = f"the other {len(self.answered):,} are in store={store}"
-            next_step = f"{answered}: run again with it to ask only the rest."
+            finished = f"the other {len(self.answered):,}" if self.answered else "finished calls"
+            next_step = f"{finished} are in store={store}: run again with it to ask only the rest."
         if self.ended_by is not None:
             raise type(self.ended_by)(f"{str(self.ended_by).rstrip('.')}; {next_step}")
         if self.failed:

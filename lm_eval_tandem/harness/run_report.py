@@ -260,7 +260,7 @@ def cut_answers(records: Collection[Record]) -> str:
         return ""
     return (
         f"{cut} of {len(records)} answers were cut at the longest answer that was allowed, perhaps before what is "
-        "graded; raise max_gen_toks (--gen_kwargs, or generation_kwargs of the task)."
+        "graded; raise max_gen_toks (--gen_kwargs, generation_kwargs of the task, or gen_kwargs of a configuration)."
     )
 
 

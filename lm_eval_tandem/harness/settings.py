@@ -125,6 +125,7 @@ def read_settings(given: Mapping[str, Any], engine_arguments: Callable[[str], Co
     efforts: tuple[int, ...] = own["efforts"] or tuple(profile.get("efforts", EFFORTS))
     policy = Policy.parse(own["policy"], len(efforts))
     roles = roles_of(own, bundled, policy, backends, per_role, prices)
+    check_own_files(own["store"], own["ledger"])
     return Settings(
         mentor=roles["mentor"],
         intern=roles["intern"],
@@ -156,6 +157,13 @@ def backend_for(model: str, own: str | None, is_given: bool, usual: str) -> str:
     return GGUF_BACKEND if not is_given and model.endswith(GGUF_SUFFIX) else usual
 
 
+def check_values(given: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments from a file that have no value, and would count as not given."""
+    empty = next((name for name, value in given.items() if value is None), None)
+    if empty is not None:
+        raise ArgumentError(f"{where}: {empty} has no value; give one, or leave the argument out for its default.")
+
+
 def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
     """Refuse batches of no questions, for which a run would wait for ever."""
     for name, value in arguments.items():
@@ -164,6 +172,12 @@ def check_batch_sizes(arguments: Mapping[str, Any]) -> None:
         text = str(value)
         if not text.startswith("auto") and not (text.isdecimal() and int(text) > 0):
             raise ArgumentError(f"{name}={value} has to be a whole number from 1, or auto.")
+
+
+def check_own_files(store: Path | None, ledger: Path | None) -> None:
+    """Refuse one file for the store and the ledger, which would replace it."""
+    if store is not None and ledger is not None and store.resolve() == ledger.resolve():
+        raise ArgumentError(f"store and ledger both name {ledger}; give each a file of its own.")
 
 
 def check_one_policy(given: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_tandem.cascade.prompts import Question
 from lm_eval_tandem.engines import registry
+from lm_eval_tandem.ensembles.reference_file import check_replaceable
 from lm_eval_tandem.ensembles.selection import CONFIDENT
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.harness.ensemble_model import EnsembleLM
@@ -25,9 +26,18 @@ NAME = "reference.json"
 
 
 class QuestionsOnly(EnsembleLM):
-    """Keeps the questions that the harness asks, and answers none; its models have to report confidence."""
+    """Keeps the questions that the harness asks, and answers none; its models have to report confidence.
 
-    def __init__(self, **arguments: Any) -> None:
+    Parameters
+    ----------
+    file, description
+        What `check_replaceable` has to know before the models are loaded.
+    **arguments
+        Of the ensemble.
+    """
+
+    def __init__(self, file: Path, description: Mapping[str, Any], **arguments: Any) -> None:
+        self._file, self._description = file, description
         super().__init__(**models_alone(arguments), aggregation="vote")
         self.questions: list[Question] = []
 
@@ -35,6 +45,7 @@ class QuestionsOnly(EnsembleLM):
         settings = super()._read(arguments)
         for name, role in settings.roles.items():
             registry.check_view(CONFIDENT, role.backend, f"collect --reference of {name}")
+        check_replaceable(self._file, [role.label for role in settings.roles.values()], self._description)
         return settings
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -88,11 +99,13 @@ def collect_from_tasks(
     manager = task_manager(tasks, include)
     check_tasks(tasks, manager)
     make_folder(output)
-    lm = QuestionsOnly(**arguments)
+    description: dict[str, Any] = {"tasks": list(tasks)}
+    lm = QuestionsOnly(output / NAME, description, **arguments)
     try:
         simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, **evaluation)
         engines = {lm.settings.roles[name].label: engine for name, engine in lm.engines.items()}
-        description = {"tasks": list(tasks), "questions": len(lm.questions)}
+        description["questions"] = len(lm.questions)
+        check_replaceable(output / NAME, engines, description)
         collect_reference(engines, lm.questions, output / NAME, description)
     finally:
         lm.close()

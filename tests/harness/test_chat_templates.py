@@ -63,7 +63,7 @@ def test_a_likelihood_has_the_same_context_as_an_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (None, "the tokenizer of .* has no chat template; leave out --apply_chat_template, or"),
+        (None, "the tokenizer of .* has no chat template; leave out apply_chat_template, or"),
         (
             "{{ raise_exception('Odd turns') }}",
             r"does not accept a conversation of the turns system, user.*\(Odd turns\)",

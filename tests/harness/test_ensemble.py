@@ -63,6 +63,16 @@ def read(**given: Any) -> EnsembleSettings:
         ({"aggregation": "best_of", "scorer": "logprob:me"}, "use one of logprob:mentor, logprob:intern"),
         ({"aggregation": "loop", "scorer_step_separator": "x"}, "scorer_step_separator has no effect without scorer"),
         ({"aggregation": "loop", "segment_tokens": "0"}, "segment_tokens=0 has to be 1 or more"),
+        ({"aggregation": "loop", "segment_tokens": -3.0}, "segment_tokens=-3 has to be 1 or more"),
+        ({"aggregation": "loop", "store": "x", "ledger": "x"}, "store and ledger both name x; give each a file"),
+        ({"aggregation": "one"}, "aggregation=one takes the answer of one model, but selection=all selects all 2"),
+        (
+            {
+                "aggregation": "vote",
+                "models": [{"model": f"pair/{role}", "name": "x"} for role in ("mentor", "intern")],
+            },
+            "models gives the name x to two models; give each a name of its own.",
+        ),
         ({"aggregation": "vote", "extract": "("}, "extract=( is no regular expression"),
         (
             {"selection": "zscore", "aggregation": "vote"},
@@ -282,6 +292,27 @@ def test_models_that_say_neither_yes_nor_no_are_warned_of_when_measured_and_when
     collect_from_tasks({**COMMON, "models": "pair/mentor"}, ["tandem_pair_math_train"], tmp_path, (), limit=4)
     (sentence,) = [record.message for record in caplog.records if "Yes and No" in record.message]
     assert sentence.startswith("pair/mentor gives Yes and No together a probability of ")
+
+
+@pytest.mark.usefixtures("loaded_once")
+def test_a_reference_is_replaced_only_by_one_of_the_same_models_and_questions(tmp_path: Path) -> None:
+    def collect(models: str, task: str = "tandem_pair_math_train", limit: int = 4) -> Path:
+        return collect_from_tasks({**COMMON, "models": models}, [task], tmp_path, (), limit=limit)
+
+    file = collect("pair/mentor")
+    kept = file.read_bytes()
+    lost = r"reference.json holds a reference of other {} \(.*, and not .*\), which would be lost; give another folder"
+    with pytest.raises(ArgumentError, match=lost.format("models")):
+        collect("pair")
+    with pytest.raises(ArgumentError, match=lost.format("tasks")):
+        collect("pair/mentor", "tandem_pair_code_train")
+    with pytest.raises(ArgumentError, match=lost.format("questions")):
+        collect("pair/mentor", limit=5)
+    assert file.read_bytes() == kept
+    assert collect("pair/mentor").read_bytes() == kept
+    file.write_text("no reference")
+    with pytest.raises(ArgumentError, match=r"reference.json holds no reference, and would be lost"):
+        collect("pair/mentor")
 
 
 @pytest.mark.usefixtures("loaded_once")

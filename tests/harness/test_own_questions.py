@@ -127,6 +127,16 @@ def test_conversations_are_rendered_and_both_writers_named(tmp_path: Path) -> No
     assert mentor["characters"] + intern["characters"] == len(row["answer"])
 
 
+def test_a_model_without_a_chat_template_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = {role: str(tiny.save(tmp_path / role, "llama", seed)) for seed, role in enumerate(["mentor", "intern"])}
+    Path(models["mentor"], "chat_template.jinja").unlink()
+    config = {"model_args": {**COMMON, **models, "policy": "handoff:5"}, "apply_chat_template": True}
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path, [{"prompt": "One?"}, {"prompt": "Two?"}], config)
+    assert capsys.readouterr().err.count("has no chat template; leave out apply_chat_template, or name a model") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("rows", "config", "more", "sentence"),
     [
@@ -136,6 +146,8 @@ def test_conversations_are_rendered_and_both_writers_named(tmp_path: Path) -> No
         ([{"messages": [{"role": "user", "content": " "}]}], None, (), "line 1 has messages without any text"),
         ([{"messages": "a"}], None, (), "line 1 has messages that are no list"),
         (["[1]"], None, (), "line 1 holds no object"),
+        (['{"prompt": "a", "x": NaN}'], None, (), "line 1 cannot be read as JSON (NaN is no number of JSON)"),
+        (['{"prompt": "a'], None, (), "line 1 is not JSON (Unterminated string starting at character 12)"),
         (["[" * 100_000], None, (), "line 1 cannot be read as JSON"),
         ([{"question": 5}], None, (), "line 1 has a question that is no text"),
         ([{"instruction": "a", "input": 5}], None, (), "line 1 has an instruction that is no text"),

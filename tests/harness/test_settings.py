@@ -160,6 +160,7 @@ def test_a_policy_of_one_model_needs_only_that_model() -> None:
         ({"mentor_backend": ""}, r"mentor_backend= has no value"),
         ({"classifier": ""}, r"classifier= has no value"),
         ({"store": ""}, r"store= has no value"),
+        ({"store": "a/x", "ledger": "a/../a/x"}, r"store and ledger both name a/../a/x; give each a file of its own"),
         ({"efforts": []}, r"efforts= has no value"),
         ({"batch_size": 0}, r"batch_size=0 has to be a whole number from 1, or auto"),
         ({"mentor_batch_size": "²"}, r"mentor_batch_size=² has to be"),

@@ -224,10 +224,16 @@ def parse_reply(reply: str, n: int) -> tuple[list[float], list[int], float | Non
     tokens = content.get("tokens")
     counted = isinstance(tokens, list) and len(tokens) == n and all(is_number(one) and one >= 0 for one in tokens)
     if tokens is not None and not counted:
-        raise Failure(f"the reply's tokens have to be {n} numbers, and are {one_line(tokens, 100)}", retryable=False)
+        raise Failure(
+            f"the reply's tokens have to be a list of {n} numbers, and are {one_line(tokens, 100)}",
+            retryable=False,
+        )
     dollars = content.get("dollars")
     if dollars is not None and not (is_number(dollars) and dollars >= 0):
-        raise Failure(f"the reply's dollars have to be a number, and are {one_line(dollars, 100)}", retryable=False)
+        raise Failure(
+            f"the reply's dollars have to be one number, for all candidates, and are {one_line(dollars, 100)}",
+            retryable=False,
+        )
     return (
         [float(score) for score in scores],
         [int(one) for one in tokens] if tokens is not None else [0] * n,

@@ -74,8 +74,8 @@ def command(
     policy
         The policy to run.
     ledger
-        Whether the run needs a ledger that records features. A task that is not the package's gets a ledger in any
-        case, because a report has its costs from nowhere else.
+        Whether its ledger has to record features. Every run gets a ledger: a report has the whole bill from nowhere
+        else, and of a task that is not the package's all costs.
     changes
         Model arguments of the run that those of the other runs do not have, or have other values of.
     task
@@ -86,9 +86,8 @@ def command(
     kept = {name: value for name, value in models.items() if name not in (*NOT_REPEATED, *changed)}
     arguments = {"policy": policy, **changed, **kept}
     own = task.startswith("tandem_")
-    if ledger or not own:
-        name = slug(f"{task}-{comparison.pair}-{policy}{'-other' * bool(changed)}")
-        arguments["ledger"] = f"RUNS/ledger-{name}.jsonl"
+    name = slug(f"{task}-{comparison.pair}-{policy}{'-other' * bool(changed)}")
+    arguments["ledger"] = f"RUNS/ledger-{name}.jsonl"
     if ledger:
         arguments["record_features"] = True
     words = ["lm_eval --model tandem", f"--model_args {typed(arguments)}", f"--tasks {task}", *like.flags]

@@ -37,6 +37,11 @@ def intern(**arguments: Any) -> Role:
         ({"mixed_precision_dtype": 16}, "mixed_precision_dtype=16 of {} is not known"),
         ({"device": "nonsense"}, "device=nonsense of {} is not known; use cpu, cuda, cuda:0 or mps."),
         ({"device": "cuda:99"}, "device=cuda:99 of {} is not there, since torch finds "),
+        pytest.param(
+            {"device": "cuda"},
+            "device=cuda of {} is not there, since torch finds 0 CUDA devices; use device=cpu, or leave it out.",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         ({"enable_thinking": True}, "{} is to think (enable_thinking), and with backend=hf " + THOUGHT),
         ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit and load_in_8bit of {} were both given"),
         ({"bnb_4bit_quant_type": "nf4"}, "bnb_4bit_quant_type of {} has no effect without load_in_4bit=True"),
@@ -60,7 +65,8 @@ def test_a_value_that_cannot_work_is_refused_before_any_model_is_loaded(
 def test_a_role_that_is_to_think_needs_the_end_of_its_thought(thinking: str) -> None:
     with pytest.raises(ArgumentError, match=r"^mentor is to think .* beside the model's path\.$"):
         TandemLM(mentor=NOWHERE, intern="pair", policy="stage:1", thinking=thinking)
-    with pytest.raises(EngineError, match=f"the model {NOWHERE} could not be loaded"):  # the next thing to fail
+    nowhere = f"the model {NOWHERE} could not be loaded: .*; there is no such folder: give one, a GGUF file, or the id"
+    with pytest.raises(EngineError, match=nowhere):  # the next thing to fail
         TandemLM(mentor=NOWHERE, intern="pair", policy="stage:1", thinking=thinking, think_end_token="</think>")
 
 
