@@ -196,7 +196,7 @@ def test_other_models_alone_are_compared_without_tandem(runs: Path) -> None:
     ]
     assert len(table_of(made, "same-questions").rows) == 1
     (gap, *_) = missing(made, "compared")
-    assert "--model_args policy=cascade,mentor=MENTOR,intern=INTERN " in gap.command
+    assert "--model_args policy=cascade,mentor=MENTOR,intern=INTERN,ledger=RUNS/ledger-" in gap.command
 
 
 # --- the questions in common
