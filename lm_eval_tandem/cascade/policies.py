@@ -102,6 +102,11 @@ class PolicyKind:
         return self.name if self.argument is None else f"{self.name}:N"
 
     @property
+    def has_stages(self) -> bool:
+        """Whether answers depend on the run's efforts and on what its insights are like (`prompts.SETTING`)."""
+        return "judge" in self.needs or (self.argument is not None and self.argument.field == "stage")
+
+    @property
     def is_stepwise(self) -> bool:
         """Whether both models write the answer, and who writes is decided step by step."""
         return self.argument is not None and self.argument.field in ("entropy", "rating")

@@ -236,6 +236,20 @@ def test_of_few_questions_the_closed_gap_has_an_interval(tmp_path: Path) -> None
     assert np.isfinite([found[0], *found[1]]).all()
 
 
+def test_runs_that_have_no_stages_stand_beside_those_of_a_pair_whatever_their_efforts_are(tmp_path: Path) -> None:
+    world = World.random(6)
+    for policy in ("outline:80", "steps:1", "intern", "stage:2", "cascade"):
+        file = world.write(tmp_path / policy.replace(":", "-"), policy)
+        if policy in ("outline:80", "steps:1"):
+            results = json.loads(file.read_text())
+            results["config"]["tandem"]["efforts"] = [100, 500, 1000]
+            file.write_text(json.dumps(results))
+    (comparison,) = group(read([tmp_path]))
+    assert {run.policy for run in comparison.runs} == {"outline:80", "steps:1", "intern", "stage:2", "cascade"}
+    alone = [tmp_path / name for name in ("outline-80", "steps-1")]
+    assert [len(one.runs) for one in group(read(alone))] == [2]
+
+
 def test_runs_on_different_questions_are_refused(tmp_path: Path) -> None:
     World.random(3).write(tmp_path, "intern")
     World.random(2).write(tmp_path, "mentor")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lm_eval_tandem.cascade.policies import POLICIES
+from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources.comparison import POLICY_ORDER, Comparison
 from lm_eval_tandem.reports.sources.joining import Joined, join
@@ -33,15 +35,28 @@ def group(runs: Sequence[Run]) -> list[Comparison]:
     for domain in sorted({run.domain for run in runs}):
         on_domain, partial = on_same_questions([run for run in runs if run.domain == domain])
         check_same_models(on_domain)
-        # one run stands for each pair
-        pairs = {pair_key(run.description): run for run in on_domain if run.has_both_models}
+        pairs = examples(on_domain)
         if not pairs:
             comparisons.append(Comparison(domain, name_without_pair(on_domain), ordered(on_domain), partial))
-        names = pair_names([run.description for run in pairs.values()])
-        for key, example in sorted(pairs.items()):
-            members = [run for run in on_domain if belongs(run, key, example, list(pairs.values()))]
-            comparisons.append(Comparison(domain, names[key], ordered(members), partial))
+        names = pair_names([run.description for run in pairs])
+        for example in sorted(pairs, key=lambda run: pair_key(run.description)):
+            members = [run for run in on_domain if belongs(run, example, pairs)]
+            name = names[pair_key(example.description)]
+            comparisons.append(Comparison(domain, name, ordered(members), partial))
     return comparisons
+
+
+def examples(runs: Sequence[Run]) -> list[Run]:
+    """Return one run of each pair.
+
+    Those whose policy has stages come first: they say what the efforts of a pair are, with which others have nothing
+    to do.
+    """
+    found: list[Run] = []
+    for run in sorted(runs, key=lambda run: not has_stages(run.description)):
+        if run.has_both_models and not any(is_of_pair(run, other) for other in found):
+            found.append(run)
+    return found
 
 
 def on_same_questions(runs: Sequence[Run]) -> tuple[list[Run], tuple[Joined, ...]]:
@@ -79,10 +94,23 @@ def policy_rank(policy: str) -> int:
     return POLICY_ORDER.index(name) if name in POLICY_ORDER else len(POLICY_ORDER)
 
 
-def pair_key(description: Mapping[str, Any]) -> str:
-    """Return a string that is the same for all runs of a pair: its models and `PAIR_SETTINGS`."""
+def pair_key(description: Mapping[str, Any], names: Sequence[str] = PAIR_SETTINGS) -> str:
+    """Return a string that is the same for all runs of the same models with the same settings."""
     models = [description.get(role, {}).get("model", "") for role in ("mentor", "intern")]
-    return json.dumps([models, {name: pair_setting(description, name) for name in PAIR_SETTINGS}], sort_keys=True)
+    return json.dumps([models, {name: pair_setting(description, name) for name in names}], sort_keys=True)
+
+
+def has_stages(description: Mapping[str, Any]) -> bool:
+    """Return whether a run's policy depends on its efforts and insights; so it is taken to be if nothing is known."""
+    kind = POLICIES.get(str(description.get("policy")).partition(":")[0])
+    return kind is None or kind.has_stages
+
+
+def is_of_pair(run: Run, example: Run) -> bool:
+    """Return whether a run with both models is of the pair of another: in all settings that both depend on."""
+    ours, theirs = run.description, example.description
+    names = PAIR_SETTINGS if has_stages(ours) and has_stages(theirs) else [n for n in PAIR_SETTINGS if n not in SETTING]
+    return pair_key(ours, names) == pair_key(theirs, names)
 
 
 def pair_setting(description: Mapping[str, Any], name: str) -> Any:
@@ -95,21 +123,21 @@ def pair_setting(description: Mapping[str, Any], name: str) -> Any:
     return description.get(name)
 
 
-def belongs(run: Run, key: str, example: Run, pairs: Sequence[Run]) -> bool:
+def belongs(run: Run, example: Run, pairs: Sequence[Run]) -> bool:
     """Whether a run is compared with those of a pair.
 
     Parameters
     ----------
     run
         The run.
-    key, example
-        The pair's key, and any run of it.
+    example
+        The pair's run among `pairs`.
     pairs
-        A run of each pair on the domain.
+        A run of each pair on the domain (`examples`).
     """
     if run.is_ensemble:
         return combines(run, example) or not any(combines(run, other) for other in pairs)
-    return not run.policy or pair_key(run.description) == key or is_one_model_of(run, example)
+    return not run.policy or is_of_pair(run, example) or is_one_model_of(run, example)
 
 
 def combines(run: Run, example: Run) -> bool:
