@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_tandem import _paths
+from lm_eval_tandem.cascade.policies import POLICIES
 from lm_eval_tandem.machine import cores
 from lm_eval_tandem.training.collect import STORE
 from lm_eval_tandem.training.reference_questions import NAME as REFERENCE_NAME
@@ -54,7 +55,7 @@ STRATEGY_QUESTIONS = 100
 """Those of the sample that the strategies are asked: some of them take minutes a question."""
 COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
 """The policies that stand beside the strategies."""
-JUDGED = ("cascade", "escalate", "llm_cascade")
+JUDGED = tuple(kind.name for kind in POLICIES.values() if "judge" in kind.needs)
 """The policies that need a classifier."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
 DTYPE, UNPACKED_BATCH = "bfloat16", 32

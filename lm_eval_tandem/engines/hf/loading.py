@@ -94,8 +94,7 @@ def check_device(device: str, whose: str) -> None:
     except RuntimeError:
         raise ArgumentError(f"device={device} of {whose} is not known; use cpu, cuda, cuda:0 or mps.") from None
     there = torch.cuda.device_count()
-    default = asked.index == 0
-    if asked.type == "cuda" and not default and (asked.index or 0) >= there:
+    if asked.type == "cuda" and asked.index != 0 and (asked.index or 0) >= there:
         last = f"; use one from cuda:0 to cuda:{there - 1}, or cpu" if there else "; use device=cpu, or leave it out"
         raise ArgumentError(f"device={device} of {whose} is not there, since torch finds {there} CUDA devices{last}.")
 

@@ -85,13 +85,12 @@ def command(
     models = like.arguments if like.model is None else {"mentor": "MENTOR", "intern": "INTERN"}
     kept = {name: value for name, value in models.items() if name not in (*NOT_REPEATED, *changed)}
     arguments = {"policy": policy, **changed, **kept}
-    own = task.startswith("tandem_")
     name = slug(f"{task}-{comparison.pair}-{policy}{'-other' * bool(changed)}")
     arguments["ledger"] = f"RUNS/ledger-{name}.jsonl"
     if ledger:
         arguments["record_features"] = True
     words = ["lm_eval --model tandem", f"--model_args {typed(arguments)}", f"--tasks {task}", *like.flags]
-    words.append(f"--include_path {'task_configs' if own else 'FOLDER'}")
+    words.append(f"--include_path {'task_configs' if task.startswith('tandem_') else 'FOLDER'}")
     return " ".join([*words, "--log_samples", "--output_path RUNS"])
 
 
