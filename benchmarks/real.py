@@ -55,7 +55,7 @@ STRATEGY_QUESTIONS = 100
 """Those of the sample that the strategies are asked: some of them take minutes a question."""
 COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
 """The policies that stand beside the strategies."""
-JUDGED = tuple(kind.name for kind in POLICIES.values() if "judge" in kind.needs)
+JUDGED = tuple(kind.name for kind in POLICIES.values() if kind.needs_judge)
 """The policies that need a classifier."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
 DTYPE, UNPACKED_BATCH = "bfloat16", 32

@@ -102,9 +102,14 @@ class PolicyKind:
         return self.name if self.argument is None else f"{self.name}:N"
 
     @property
+    def needs_judge(self) -> bool:
+        """Whether a sufficiency classifier decides anything."""
+        return "judge" in self.needs
+
+    @property
     def has_stages(self) -> bool:
         """Whether answers depend on the run's efforts and on what its insights are like (`prompts.SETTING`)."""
-        return "judge" in self.needs or (self.argument is not None and self.argument.field == "stage")
+        return self.needs_judge or (self.argument is not None and self.argument.field == "stage")
 
     @property
     def is_stepwise(self) -> bool:
@@ -176,6 +181,11 @@ POLICIES: dict[str, PolicyKind] = {
     )
 }
 """Every policy by its name, in the order of the documentation."""
+
+
+def kind_of(policy: str) -> PolicyKind | None:
+    """The row of a policy as it is written in `--model_args`, whatever its number is; None for an unknown name."""
+    return POLICIES.get(policy.partition(":")[0])
 
 
 def described() -> list[tuple[str, str]]:
@@ -291,8 +301,8 @@ class Policy:
 
     @property
     def needs_judge(self) -> bool:
-        """Whether a sufficiency classifier decides anything."""
-        return "judge" in self.kind.needs
+        """See `PolicyKind.needs_judge`."""
+        return self.kind.needs_judge
 
     @property
     def mentor_alone(self) -> bool:

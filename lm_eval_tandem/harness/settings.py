@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval_tandem import _paths, pair
 from lm_eval_tandem.accounting import PRICES, Prices
-from lm_eval_tandem.cascade.policies import POLICIES, Policy
+from lm_eval_tandem.cascade.policies import POLICIES, Policy, kind_of
 from lm_eval_tandem.cascade.prompts import HANDOFF, WORDINGS, Guidance, Prompts, Wording
 from lm_eval_tandem.engines import Role
 from lm_eval_tandem.errors import ArgumentError
@@ -192,7 +192,7 @@ def check_one_policy(given: Mapping[str, Any]) -> None:
         `step_end` is given for a policy that does not write step by step.
     """
     policy = str(given.get("policy") or BY_NAME["policy"].default)
-    kind = POLICIES.get(policy.partition(":")[0])
+    kind = kind_of(policy)
     if given.get("step_end") is not None and kind is not None and not kind.is_stepwise:
         stepwise = " and ".join(one.syntax for one in POLICIES.values() if one.is_stepwise)
         raise ArgumentError(f"step_end has no effect with policy={policy}; it is for {stepwise}, so leave it out.")
@@ -204,7 +204,7 @@ def thresholds_of(own: Given, efforts: int, policy: Policy) -> tuple[float, ...]
     if thresholds is None:
         return None
     if not policy.needs_judge:
-        judged = ", ".join(kind.syntax for kind in POLICIES.values() if "judge" in kind.needs)
+        judged = ", ".join(kind.syntax for kind in POLICIES.values() if kind.needs_judge)
         raise ArgumentError(
             f"thresholds has no effect with policy={policy}, under which no classifier decides; it is for {judged}, so "
             "leave it out."

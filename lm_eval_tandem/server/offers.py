@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from lm_eval_tandem.cascade.policies import POLICIES, Policy
+from lm_eval_tandem.cascade.policies import Policy
 from lm_eval_tandem.cascade.question_run import Task
 from lm_eval_tandem.engines import Engine
 from lm_eval_tandem.engines.tokenizer import LocalTokenizer
@@ -98,7 +98,7 @@ class Offers:
             self.names += [f"{TANDEM}/{policy}" for policy in policies]
             described = dict.fromkeys([*policies, str(lm.settings.policy)])
             self.descriptions = [
-                {"name": name, "description": POLICIES[name.partition(":")[0]].description} for name in described
+                {"name": name, "description": Policy.parse(name, len(stages)).kind.description} for name in described
             ]
 
     def _find(self, name: str) -> Offer:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_tandem import _paths, ledger
 from lm_eval_tandem.accounting import Tokens, tflops
-from lm_eval_tandem.cascade.policies import POLICIES, Policy
+from lm_eval_tandem.cascade.policies import POLICIES, Policy, kind_of
 from lm_eval_tandem.cascade.prompts import TEMPLATE
 from lm_eval_tandem.engines import ScoringView, registry
 from lm_eval_tandem.errors import ArgumentError
@@ -242,9 +242,9 @@ def check_metric(metric: str | None, tasks: Sequence[str], manager: Any) -> None
 def check_policies(policies: Sequence[str]) -> None:
     """Raise ArgumentError for a policy that cannot be collected beside the stages."""
     for text in policies:
-        kind = POLICIES.get(text.partition(":")[0])
-        if kind is not None and ("judge" in kind.needs or kind.name in ("stage", "intern", MENTOR)):
-            why = "what a classifier is fitted for" if "judge" in kind.needs else "collected anyway"
+        kind = kind_of(text)
+        if kind is not None and (kind.needs_judge or kind.name in ("stage", "intern", MENTOR)):
+            why = "what a classifier is fitted for" if kind.needs_judge else "collected anyway"
             raise ArgumentError(
                 f"--policies {text} is {why}; give policies beside the stages that need no classifier, as in "
                 "budget_forcing:120,steps:0.5."
@@ -254,7 +254,7 @@ def check_policies(policies: Sequence[str]) -> None:
 
 def check_step_end(arguments: Mapping[str, Any], policies: Sequence[str]) -> None:
     """Raise ArgumentError for an end of steps where no collected policy writes step by step."""
-    if arguments.get("step_end") is None or any(POLICIES[text.partition(":")[0]].is_stepwise for text in policies):
+    if arguments.get("step_end") is None or any(Policy.parse(text, stages=0).is_stepwise for text in policies):
         return
     stepwise = " or ".join(kind.syntax for kind in POLICIES.values() if kind.is_stepwise)
     raise ArgumentError(f"step_end has no effect without --policies {stepwise}; give such a policy, or leave it out.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lm_eval_tandem.cascade.policies import POLICIES
+from lm_eval_tandem.cascade.policies import kind_of
 from lm_eval_tandem.cascade.prompts import SETTING
 from lm_eval_tandem.errors import ArgumentError
 from lm_eval_tandem.reports.sources.comparison import POLICY_ORDER, Comparison
@@ -102,7 +102,7 @@ def pair_key(description: Mapping[str, Any], names: Sequence[str] = PAIR_SETTING
 
 def has_stages(description: Mapping[str, Any]) -> bool:
     """Return whether a run's policy depends on its efforts and insights; so it is taken to be if nothing is known."""
-    kind = POLICIES.get(str(description.get("policy")).partition(":")[0])
+    kind = kind_of(str(description.get("policy")))
     return kind is None or kind.has_stages
 
 
