@@ -1,6 +1,7 @@
 """Real models: collect, fit, and run every policy on GSM8K and HumanEval, in as many sittings as it takes.
 
-    python benchmarks/real.py MODELS [--data FOLDER] [--work FOLDER] [--output FOLDER] [--threads N] [--only STEP,STEP]
+    python benchmarks/real.py MODELS [--data FOLDER] [--work FOLDER] [--output FOLDER] [--threads N] [--dtype TYPE]
+        [--only STEP,STEP]
 
 MODELS is a folder with the GGUF files of Qwen2.5-Coder-1.5B-Instruct (mentor), Qwen2.5-Coder-0.5B-Instruct and
 SmolLM2-135M-Instruct (interns). The order is the one that honest figures need:
@@ -11,7 +12,8 @@ SmolLM2-135M-Instruct (interns). The order is the one that honest figures need:
    over from GSM8K;
 4. `benchmarks/strategies.py` for the first pair: other ways to work together are tried on training questions, and what
    is chosen of each is asked half of those test questions of GSM8K, beside the policies. What llama.cpp cannot run
-   (token by token, and `zscore`) runs on transformers, with the weights of the same files in bfloat16;
+   (token by token, and `zscore`) runs on transformers, with the weights of the same files, in bfloat16 or in
+   the type that --dtype names;
 5. the reports.
 
 A step that is finished is not repeated, and of one that was killed only what is missing is asked again: answers are in
@@ -58,8 +60,9 @@ COMPARED = ("intern", "stage:3", "llm_cascade", "escalate", "cascade", "mentor")
 JUDGED = tuple(kind.name for kind in POLICIES.values() if kind.needs_judge)
 """The policies that need a classifier."""
 ANSWER_TOKENS, WINDOW, BATCH = 512, 2048, 8
-DTYPE, UNPACKED_BATCH = "bfloat16", 32
-"""Of the models in transformers; a step over 32 questions takes twice as long as one over 8."""
+DTYPES, UNPACKED_BATCH = ("bfloat16", "float32"), 32
+"""Of the models in transformers: the first type unless --dtype names the other, which is faster on a processor without
+`avx512_bf16`; a step over 32 questions takes twice as long as one over 8."""
 REFERENCE = Path("reference", REFERENCE_NAME)
 """How they read training questions, below --work."""
 GENERATION = ["--apply_chat_template", "--batch_size", str(BATCH), "--gen_kwargs", f"max_gen_toks={ANSWER_TOKENS}"]
@@ -140,6 +143,7 @@ class Setting:
     work: Path
     output: Path
     threads: int
+    dtype: str = DTYPES[0]
 
     def models_of(self, pair: Pair) -> str:
         """`--model_args` of a pair, without its policy."""
@@ -157,7 +161,7 @@ class Setting:
             found[name] = ";".join(map(str, files))
         if "reference" in own:
             found["reference"] = self.work / own["reference"]
-        engine = {"dtype": DTYPE, "batch_size": UNPACKED_BATCH}
+        engine = {"dtype": self.dtype, "batch_size": UNPACKED_BATCH}
         return {**found, **(engine if unpacked else {"max_length": WINDOW, "threads": self.threads})}
 
     def unpacked(self, file: str) -> Path:
@@ -208,7 +212,7 @@ class Setting:
         for file in (MENTOR, pair.intern):
             folder = self.unpacked(file)
             program = str(Path(__file__).with_name("unpack.py"))
-            command = [sys.executable, program, str(self.models / file), str(folder)]
+            command = [sys.executable, program, str(self.models / file), str(folder), "--dtype", self.dtype]
             yield Step(f"unpack-{folder.name}", command, folder, "tokenizer_config.json")
         models = ",".join(f"{name}={value}" for name, value in self.arguments(read_by_both(pair)).items())
         folder = (self.work / REFERENCE).parent
@@ -234,7 +238,7 @@ class Setting:
             f"strategies-{pair.name}",
             [
                 *(sys.executable, str(Path(__file__).with_name("strategies.py")), "--models", str(self.models)),
-                *("--threads", str(self.threads), "--work", str(self.work)),
+                *("--threads", str(self.threads), "--dtype", self.dtype, "--work", str(self.work)),
                 *("--store", str(self.work / pair.name / STORE)),
                 *("--output", str(written.with_suffix(".md"))),
             ],
@@ -386,6 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/real"))
     parser.add_argument("--output", type=Path, default=Path("results/real"))
     parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the models in transformers")
     parser.add_argument("--only", help="names of steps, or how they begin, with commas between them")
     given = parser.parse_args(arguments)
     for name in (MENTOR, *(pair.intern for pair in PAIRS)):
@@ -393,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(f"real.py: {given.models} holds no {name}; name a folder with the GGUF files.")
     given.output.mkdir(parents=True, exist_ok=True)
     environment = prepare_data(given.data, given.work)
-    setting = Setting(given.models, given.work, given.output, given.threads)
+    setting = Setting(given.models, given.work, given.output, given.threads, given.dtype)
     chosen = tuple(given.only.split(",")) if given.only else ("",)
     for step in all_steps(setting):
         if step.name.startswith(chosen) and not step.finished:

@@ -140,7 +140,7 @@ def of_real_models(setting: real.Setting) -> Trial:
     return Trial(
         models=f"{real.MENTOR} and {first.intern}",
         how=f"greedy, at most {real.ANSWER_TOKENS} tokens, steps end with a blank line; llama.cpp, and transformers in "
-        f"{real.DTYPE} for zscore, average, distribution and gac",
+        f"{setting.dtype} for zscore, average, distribution and gac",
         task="tandem_gsm8k_train",
         questions=20,
         candidates={
@@ -251,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/real"))
     parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--dtype", choices=real.DTYPES, default=real.DTYPES[0], help="of the models in transformers")
     parser.add_argument("--questions", type=int, help="instead of the trial's own number")
     parser.add_argument("--store", type=Path, default=Path("build/strategies.sqlite"))
     parser.add_argument("--output", type=Path)
@@ -258,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.store.parent.mkdir(parents=True, exist_ok=True)
     trial = bundled()
     if given.models is not None:
-        trial = of_real_models(real.Setting(given.models, given.work, given.work, given.threads))
+        trial = of_real_models(real.Setting(given.models, given.work, given.work, given.threads, given.dtype))
     trial = replace(trial, questions=given.questions or trial.questions)
     tried = []
     for strategy, candidates in trial.candidates.items():
