@@ -1,7 +1,7 @@
 """Seconds and bill of a question: ways to work together beside the mentor alone, with real models on this machine.
 
     python benchmarks/local_seconds.py MENTOR.gguf INTERN.gguf CLASSIFIER [--rounds 3] [--questions 8] [--output FILE]
-        [--strategies results/real/coder-0.5b/strategies.json] [--work build/real] [--log FILE]
+        [--strategies results/real/coder-0.5b/strategies.json] [--work build/real] [--dtype TYPE] [--log FILE]
 
 In each round every policy answers the same training questions of GSM8K (which the task reads where it always does), of
 those that `benchmarks/real.py` has not collected, with models that were loaded for it and no store. Seconds are from
@@ -9,8 +9,8 @@ the first call to the last answer, with all questions in flight. Ratios are to t
 medians over the rounds are given with the smallest and the largest. Use a machine with nothing else to do.
 
 With --strategies what `benchmarks/strategies.py` has chosen is asked too; the third model that it names lies beside the
-mentor, and --work is where `benchmarks/real.py` has laid what transformers needs. --log keeps what is measured: the
-same command goes on where it was stopped.
+mentor, --work is where `benchmarks/real.py` has laid what transformers needs, and --dtype the type that it computes in.
+--log keeps what is measured: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def contenders(given: argparse.Namespace) -> dict[str, Candidate]:
     for policy in policies:
         judge = given.classifier if policy in real.JUDGED else None
         found[policy] = "tandem", {**common, "policy": policy, "classifier": judge}
-    setting = real.Setting(given.mentor.parent, given.work, given.work, cores())
+    setting = real.Setting(given.mentor.parent, given.work, given.work, cores(), given.dtype)
     for one in chosen:
         kind, own = one["candidate"]
         found[one["name"]] = kind, setting.arguments(own)
@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=8, help="of a round")
     parser.add_argument("--strategies", type=Path, help="JSON file of benchmarks/strategies.py")
     parser.add_argument("--work", type=Path, default=Path("build/real"), help="as for benchmarks/real.py")
+    parser.add_argument("--dtype", choices=real.DTYPES, default=real.DTYPES[0], help="of the models in transformers")
     parser.add_argument("--log", type=Path, help="JSON Lines file of what is measured")
     parser.add_argument("--output", type=Path, help="Markdown file")
     given = parser.parse_args(arguments)

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from real import DTYPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-DTYPES = ("bfloat16", "float32")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

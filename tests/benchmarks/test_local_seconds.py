@@ -79,6 +79,7 @@ def test_what_was_chosen_is_measured_too_and_nothing_twice(
     ]
     (tmp_path / "strategies.json").write_text(json.dumps(chosen))
     command = [*models, "--questions", "2", "--strategies", str(tmp_path / "strategies.json"), "--work", str(work)]
+    command += ["--dtype", "float32"]
     command += ["--log", str(tmp_path / "log.jsonl"), "--output", str(tmp_path / "t.md")]
     local_seconds.main([*command, "--rounds", "1"])
     first = ["mentor", "intern", "loop", "average"]

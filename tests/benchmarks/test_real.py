@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def test_every_report_has_the_mentor(setting: Any) -> None:
         given = {Path(folder) for folder in cli.parser().parse_args(step.command[3:]).results}
         assert all(given & {folder, folder.parent} for folder in asked)
         assert {setting.output / one.name / task for task in real.TEST_TASKS} <= given
+
+
+def test_models_in_transformers_are_unpacked_to_the_type_that_computes(setting: Any) -> None:
+    in_float32 = dataclasses.replace(setting, dtype="float32")
+    steps = list(in_float32.strategies(real.PAIRS[0]))
+    *unpacking, reference, trying = (step.command for step in steps)
+    assert all(command[-2:] == ["--dtype", "float32"] for command in unpacking)
+    assert "dtype=float32" in reference[reference.index("--model_args") + 1]
+    assert trying[trying.index("--dtype") + 1] == "float32"
+    assert in_float32.arguments(real.read_by_both(real.PAIRS[0]))["dtype"] == "float32"
 
 
 def test_what_is_chosen_of_the_strategies_is_asked_test_questions_afterwards(setting: Any) -> None:
