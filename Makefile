@@ -180,8 +180,9 @@ bench-gpu:
 	@"$(GPU_PYTHON)" benchmarks/gpu.py --minutes $(MINUTES) $(GPU_OPTIONS)
 
 # every policy with real models: MODELS= is a folder with the GGUF files that benchmarks/real.py names. It takes most of
-# a day on two cores, and the same command continues where it was stopped; see docs/real-models.md
-REAL = "$(BIN)/python" benchmarks/real.py "$(MODELS)" $(if $(wildcard $(DATA)/gsm8k_test.jsonl),--data "$(DATA)") --work "$(BUILD)/real"
+# a day on two cores, and the same command continues where it was stopped; REAL_OPTIONS="--dtype float32" is for a processor
+# that has no instructions for bfloat16. See docs/real-models.md
+REAL = "$(BIN)/python" benchmarks/real.py "$(MODELS)" $(if $(wildcard $(DATA)/gsm8k_test.jsonl),--data "$(DATA)") --work "$(BUILD)/real" $(REAL_OPTIONS)
 real: wheel sandbox
 	@test -n "$(MODELS)" || { echo "make real MODELS=FOLDER: name the folder with the GGUF files that benchmarks/real.py lists"; exit 1; }
 	"$(BIN)/python" -m pip install --quiet -c constraints.txt "$(WHEEL)[llamacpp,math]"

@@ -33,8 +33,8 @@ ASSETS = {
 }
 ASSETS |= {"results/pair/report.html": "results/report.html"}
 ASSETS |= {
-    file.relative_to(ROOT).as_posix(): f"results/{file.parents[1].name}.html"
-    for file in sorted(ROOT.glob("results/real/*/report/report.html"))
+    file.relative_to(ROOT).as_posix(): f"results/{file.parents[1].name}{file.parent.name.removeprefix('report')}.html"
+    for file in sorted(ROOT.glob("results/real/*/report*/report.html"))
 }
 """Files that are copied as they are."""
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
