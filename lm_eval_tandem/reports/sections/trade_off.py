@@ -96,7 +96,9 @@ def draw_points(drawing: Drawing, comparison: Comparison, runs: Sequence[Run], p
 def draw_labels(drawing: Drawing, comparison: Comparison, runs: Sequence[Run], points: Sequence[Point]) -> None:
     """Write the names of runs beside their points; of several cascades only the main one and the paper's."""
     labelled = (comparison.cascade, comparison.paper_cascade)
-    labels = ["" if run.policy == "cascade" and run not in labelled else comparison.label(run) for run in runs]
+    names = short_names([comparison.label(run) for run in runs])
+    hidden = [run.policy == "cascade" and run not in labelled for run in runs]
+    labels = ["" if left_out else name for name, left_out in zip(names, hidden, strict=True)]
     positions = place_labels(points, labels, (46, 4, WIDTH, 288))
     for point, label, position in zip(points, labels, positions, strict=True):
         if not label:
@@ -105,6 +107,16 @@ def draw_labels(drawing: Drawing, comparison: Comparison, runs: Sequence[Run], p
             drawing.line([point, (position.x, position.y - 4)], "lead")
         css_class = "strong" if label.startswith("cascade") else ""
         drawing.text(position.x, position.y, label, position.anchor, css_class)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Leave out options in parentheses and the word before an ensemble's strategies, where names stay different.
+
+    >>> short_names(["ensemble:gac (threshold=0.5)", "cascade (pair)", "cascade (paper)"])
+    ['gac', 'cascade (pair)', 'cascade (paper)']
+    """
+    short = [name.partition(" (")[0].removeprefix("ensemble:") for name in names]
+    return [one if short.count(one) == 1 else name for one, name in zip(short, names, strict=True)]
 
 
 def colour(run: Run) -> str:
