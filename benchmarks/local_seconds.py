@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=8, help="of a round")
     parser.add_argument("--strategies", type=Path, help="JSON file of benchmarks/strategies.py")
     parser.add_argument("--work", type=Path, default=Path("build/real"), help="as for benchmarks/real.py")
-    parser.add_argument("--dtype", choices=real.DTYPES, default=real.DTYPES[0], help="of the models in transformers")
+    real.add_dtype(parser)
     parser.add_argument("--log", type=Path, help="JSON Lines file of what is measured")
     parser.add_argument("--output", type=Path, help="Markdown file")
     given = parser.parse_args(arguments)

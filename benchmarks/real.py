@@ -382,6 +382,11 @@ def machine() -> str:
     return f"{name}, {cores()} cores"
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add --dtype, which every program has that runs these models in transformers."""
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the models in transformers")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is not finished yet."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -390,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/real"))
     parser.add_argument("--output", type=Path, default=Path("results/real"))
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the models in transformers")
+    add_dtype(parser)
     parser.add_argument("--only", help="names of steps, or how they begin, with commas between them")
     given = parser.parse_args(arguments)
     for name in (MENTOR, *(pair.intern for pair in PAIRS)):

@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("build/real"))
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--dtype", choices=real.DTYPES, default=real.DTYPES[0], help="of the models in transformers")
+    real.add_dtype(parser)
     parser.add_argument("--questions", type=int, help="instead of the trial's own number")
     parser.add_argument("--store", type=Path, default=Path("build/strategies.sqlite"))
     parser.add_argument("--output", type=Path)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from real import DTYPES
+from real import add_dtype
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    add_dtype(parser)
     given = parser.parse_args(arguments)
     folder, name = str(given.file.parent), given.file.name
     unpacked = GgufConfig(dequantize=True)

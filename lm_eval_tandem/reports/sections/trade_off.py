@@ -97,8 +97,8 @@ def draw_labels(drawing: Drawing, comparison: Comparison, runs: Sequence[Run], p
     """Write the names of runs beside their points; of several cascades only the main one and the paper's."""
     labelled = (comparison.cascade, comparison.paper_cascade)
     names = short_names([comparison.label(run) for run in runs])
-    hidden = [run.policy == "cascade" and run not in labelled for run in runs]
-    labels = ["" if left_out else name for name, left_out in zip(names, hidden, strict=True)]
+    named = zip(runs, names, strict=True)
+    labels = ["" if run.policy == "cascade" and run not in labelled else name for run, name in named]
     positions = place_labels(points, labels, (46, 4, WIDTH, 288))
     for point, label, position in zip(points, labels, positions, strict=True):
         if not label:
